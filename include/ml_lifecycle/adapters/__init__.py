@@ -1,0 +1,1 @@
+"""The only callers of object storage, Great Expectations, Feast, MLflow and Evidently."""

@@ -1,0 +1,1 @@
+"""Routes and releases: what an endpoint serves, and how that changes."""

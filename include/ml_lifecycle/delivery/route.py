@@ -1,0 +1,103 @@
+"""Routes: which versions an endpoint serves. Model servers follow them; they need the lake only.
+
+A revision is an immutable file; ``current.json`` is a pointer swapped atomically. The order of revisions
+is decided in the lifecycle database, the pointer is its copy; a server refuses a lower revision than the
+one it serves.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import AwareDatetime
+
+from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, sha256
+from ml_lifecycle.errors import IntegrityError
+from ml_lifecycle.records import ColumnSpec, Record, TaskType, canonical_json, from_json, to_json
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One version behind an endpoint. Paths are relative to the server's own lake.
+
+    :param role: only a shadow's answers are never returned
+    :param weight: share of the traffic, 0 to 1
+    :param classes: class labels in output order, empty for regression
+    :param registry_path: the feature registry entity keys are resolved with; None takes vectors only
+    :param feature_service: name of the feature service in that registry
+    :param entity_keys: the feature service's entity join keys
+    """
+
+    role: Literal["champion", "canary", "shadow"]
+    version: str
+    model_path: str
+    model_digest: str
+    task: TaskType
+    columns: tuple[ColumnSpec, ...]
+    classes: tuple[str, ...]
+    weight: float = 1.0
+    threshold: float = 0.5
+    registry_path: str | None = None
+    registry_digest: str | None = None
+    feature_service: str | None = None
+    entity_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Route(Record):
+    """What an endpoint serves as of a revision.
+
+    :param ledger_head: digest of the ledger's newest row at the release, so that a rewritten row is found out
+    """
+
+    schema: ClassVar[str] = "route/1"
+    endpoint: str
+    model: str
+    revision: int
+    variants: tuple[Variant, ...]
+    ledger_head: str
+    published_at: AwareDatetime
+
+    @property
+    def champion(self) -> Variant:
+        """The variant in production."""
+        return next(variant for variant in self.variants if variant.role == "champion")
+
+
+def publish(lake: Lake, route: Route) -> None:
+    """Write the revision, then point to it. Publishing the same route again changes nothing.
+
+    :raises IntegrityError: the revision exists with other content. Retry: no.
+    """
+    path = f"routes/{route.endpoint}/{route.revision:08d}.json"
+    data = canonical_json(to_json(route))
+    digest = sha256(data)
+    if lake.exists(path):
+        lake.read_bytes(path, digest)
+    else:
+        lake.write_bytes(path, data)
+    lake.write_json(
+        f"routes/{route.endpoint}/current.json", {"revision": route.revision, "path": path, "digest": digest}
+    )
+
+
+def current(lake: Lake, endpoint: str) -> Route | None:
+    """The published route; None if the endpoint never had one.
+
+    :raises IntegrityError: the revision's bytes were altered. Retry: no.
+    """
+    try:
+        pointer = lake.read_json(f"routes/{endpoint}/current.json")
+    except LakeFileMissingError:
+        return None
+    return read_revision(lake, pointer["path"], pointer["digest"])
+
+
+def read_revision(lake: Lake, path: str, digest: str) -> Route:
+    """One revision, checked against its digest."""
+    route = from_json(Route, json.loads(lake.read_bytes(path, digest)))
+    if f"{route.revision:08d}.json" != path.rsplit("/", 1)[-1]:
+        raise IntegrityError(f"{lake.uri(path)} holds revision {route.revision}")
+    return route

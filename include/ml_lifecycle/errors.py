@@ -1,0 +1,95 @@
+"""Every error the project raises on purpose.
+
+Each class says when it is raised and whether a retry helps; ``retryable`` tells the operators the same.
+A message says what is wrong, where, and what would be right.
+"""
+
+from __future__ import annotations
+
+
+class LifecycleError(Exception):
+    """Base of all errors below. A retry does not help unless a subclass says so."""
+
+    retryable = False
+
+
+class SpecError(LifecycleError):
+    """A model folder is malformed: an unknown key, a wrong type, a missing file. Retry: no, edit the file."""
+
+
+class UnsafeNameError(LifecycleError):
+    """A name that would become a path or an identifier has characters it may not have. Retry: no."""
+
+
+class SourceError(LifecycleError):
+    """A source file is torn, unreadable or lacks a declared column. Retry: no, the file must be replaced."""
+
+
+class SourceNotReadyError(LifecycleError):
+    """A source has no data for the interval yet. Retry: yes, when it has arrived."""
+
+    retryable = True
+
+
+class DataHaltedError(LifecycleError):
+    """A contract rule that halts was broken; the snapshot is quarantined. Retry: no, the data must change."""
+
+
+class FeatureError(LifecycleError):
+    """Features cannot be built or read as declared: a missing view, column or key. Retry: no."""
+
+
+class TrainingError(LifecycleError):
+    """The user's training code raised or returned something that is no estimator. Retry: no, it is code."""
+
+
+class PodFailedError(LifecycleError):
+    """A pod ended without its manifest for no fault of the user's code: evicted, killed. Retry: yes."""
+
+    retryable = True
+
+
+class ConversionError(LifecycleError):
+    """An estimator does not convert to ONNX, or answers differently once converted. Retry: no."""
+
+
+class GateError(LifecycleError):
+    """A candidate missed a gate, or a gate could not be computed. Retry: no, train another model."""
+
+
+class ApprovalError(LifecycleError):
+    """Nobody may approve, the request was rejected or timed out, or it is for other evidence. Retry: no."""
+
+
+class NotApprovedError(LifecycleError):
+    """The ledger holds no approval for exactly this evidence. Retry: no, ask for approval."""
+
+
+class ChampionChangedError(LifecycleError):
+    """Another version became champion after the evidence was made. Retry: no, evaluate against it again."""
+
+
+class LedgerError(LifecycleError):
+    """The ledger's hash chain does not verify. Retry: no, somebody rewrote a row."""
+
+
+class ReleaseConflictError(LifecycleError):
+    """Another release of the endpoint was applied at the same time and won. Retry: no."""
+
+
+class ReleaseChecksError(LifecycleError):
+    """The checks against the running server failed and the release was rolled back. Retry: no."""
+
+
+class NothingToRollBackToError(LifecycleError):
+    """No earlier confirmed release exists. Retry: no."""
+
+
+class ServerUnavailableError(LifecycleError):
+    """A model server, MLflow or the lake did not answer. Retry: yes."""
+
+    retryable = True
+
+
+class IntegrityError(LifecycleError):
+    """Bytes in the lake do not have the digest that names them. Retry: no, they were altered or torn."""

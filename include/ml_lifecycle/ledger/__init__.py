@@ -1,0 +1,1 @@
+"""The lifecycle database and the append-only, hash-chained ledger in it."""

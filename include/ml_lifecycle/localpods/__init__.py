@@ -1,0 +1,1 @@
+"""A loopback server that speaks the Pods API and runs containers as child processes."""

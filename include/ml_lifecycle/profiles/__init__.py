@@ -1,0 +1,1 @@
+"""What "normal" means: mergeable sketches of columns and scores, and distances between them."""

@@ -1,0 +1,1 @@
+"""The model server: Open Inference Protocol V2 over ONNX Runtime."""

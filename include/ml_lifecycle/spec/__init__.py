@@ -1,0 +1,1 @@
+"""Model folders as typed data: ``model.yaml`` and ``contract.yaml``."""

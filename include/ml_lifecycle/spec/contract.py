@@ -1,0 +1,122 @@
+"""The typed form of ``contract.yaml``: what each source's data must look like.
+
+A rule either halts the run and quarantines the snapshot, or warns. Every rule halts unless marked
+``severity: warn``; distribution rules warn unless marked ``halt``, or the very drift that calls for a
+retraining would stop it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ml_lifecycle.spec.types import Duration, Name, Strict, VersionText
+
+RuleSeverity = Literal["halt", "warn"]
+FieldType = Literal["string", "integer", "float", "boolean", "timestamp", "date"]
+Scalar = str | int | float | bool
+
+
+class Distribution(Strict):
+    """How far a field may move from the last validated snapshot.
+
+    :param max_psi: population stability index, 10 quantile bins of the earlier snapshot
+    :param max_missing_increase: rise of the null share, absolute
+    """
+
+    max_psi: float | None = Field(default=None, gt=0)
+    max_missing_increase: float | None = Field(default=None, gt=0, le=1)
+    severity: RuleSeverity = "warn"
+
+
+class ContractField(Strict):
+    """One column: its type and the rules its values must meet."""
+
+    name: str
+    type: FieldType
+    nullable: bool = True
+    max_missing: float | None = Field(default=None, ge=0, le=1)
+    unique: bool = False
+    min: float | None = None
+    max: float | None = None
+    allowed_values: tuple[Scalar, ...] | None = None
+    pattern: str | None = None
+    distribution: Distribution | None = None
+    severity: RuleSeverity = "halt"
+    pii: bool = False
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _rules_fit_the_type(self) -> ContractField:
+        if (self.min is not None or self.max is not None) and self.type not in ("integer", "float"):
+            raise ValueError(f"min and max need type integer or float, not {self.type}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min ({self.min:g}) is above max ({self.max:g})")
+        if self.pattern is not None and self.type != "string":
+            raise ValueError(f"pattern needs type string, not {self.type}")
+        if self.max_missing is not None and not self.nullable:
+            raise ValueError("max_missing needs nullable: true")
+        return self
+
+
+class Freshness(Strict):
+    """The newest event may be at most ``max_staleness`` older than the run's ``as_of``."""
+
+    max_staleness: Duration
+    severity: RuleSeverity = "halt"
+
+
+class Volume(Strict):
+    """Rows a UTC day, over each whole day of the run's interval."""
+
+    min_rows_per_day: int | None = Field(default=None, ge=0)
+    max_rows_per_day: int | None = Field(default=None, ge=0)
+    severity: RuleSeverity = "halt"
+
+
+class Contract(Strict):
+    """What one source's data must look like.
+
+    :param extra_columns: what columns not listed here mean: ``allow``, ``warn`` or ``halt``
+    """
+
+    name: Name
+    version: VersionText
+    fields: tuple[ContractField, ...] = Field(min_length=1)
+    unique_together: tuple[tuple[str, ...], ...] = ()
+    freshness: Freshness | None = None
+    volume: Volume | None = None
+    extra_columns: Literal["allow", "warn", "halt"] = "warn"
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Contract:
+        names = [field.name for field in self.fields]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"fields listed twice: {', '.join(doubled)}")
+        for group in self.unique_together:
+            if unknown := [name for name in group if name not in names]:
+                raise ValueError(f"unique_together names unknown fields: {', '.join(unknown)}")
+        return self
+
+
+class ContractFile(Strict):
+    """``contract.yaml``: either one ``contract:`` or several under ``contracts:``."""
+
+    contract: Contract | None = None
+    contracts: tuple[Contract, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ContractFile:
+        if (self.contract is None) == (not self.contracts):
+            raise ValueError("write either contract: (one) or contracts: (a list)")
+        names = [contract.name for contract in self.all]
+        if len(set(names)) != len(names):
+            raise ValueError("two contracts have the same name")
+        return self
+
+    @property
+    def all(self) -> tuple[Contract, ...]:
+        """Every contract of the file."""
+        return (self.contract,) if self.contract is not None else self.contracts

@@ -1,0 +1,286 @@
+"""The typed form of ``model.yaml``: everything about one model that is not code."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+
+from ml_lifecycle.records import Severity, TaskType
+from ml_lifecycle.spec.types import ConnectionId, Duration, Name, Strict
+
+Cron = Annotated[str, StringConstraints(pattern=r"^(\S+ ){4}\S+$")]
+
+
+class Source(Strict):
+    """Where rows come from.
+
+    :param uri: fsspec URL or path of the files, ``*`` and ``**`` allowed; relative ones are relative to the
+        lake. ``{start}`` and ``{end}`` are not expanded: files are filtered by their rows' event time.
+    :param event_time: when a row's event happened; None for a static table, which is read whole each time
+    :param known_at: when a row became known; rows known at or after ``as_of`` are left out
+    :param keys: what identifies a row
+    :param contract: name of its contract in ``contract.yaml``; None leaves it unchecked
+    """
+
+    uri: str
+    format: Literal["csv", "parquet", "json"] = "parquet"
+    connection: ConnectionId | None = None
+    event_time: str | None = None
+    known_at: str | None = None
+    keys: tuple[str, ...] = ()
+    partition: Literal["day", "month", "year"] = "month"
+    contract: Name | None = None
+
+    @model_validator(mode="after")
+    def _known_at_needs_event_time(self) -> Source:
+        if self.known_at is not None and self.event_time is None:
+            raise ValueError("known_at needs event_time")
+        return self
+
+
+class Labels(Strict):
+    """What is predicted, and when it becomes known.
+
+    :param table: the frame that ``features.py``'s ``tables()`` returns with the labels
+    :param column: the label's column in it
+    :param keys: entity keys that join a label to its prediction
+    :param event_time: column with the moment the prediction is for
+    :param known_at: column with the moment the label became known
+    :param delay: how late a label may become known; the embargo between training rows and holdout
+    """
+
+    table: str = "labels"
+    column: str
+    keys: tuple[str, ...] = Field(min_length=1)
+    event_time: str = "event_timestamp"
+    known_at: str = "known_at"
+    delay: Duration = timedelta(0)
+
+
+class Features(Strict):
+    """The Feast feature service that makes the model's inputs.
+
+    :param service: name of the FeatureService in ``features.py``
+    """
+
+    service: str
+
+
+class TrainingData(Strict):
+    """Which rows are trained on.
+
+    :param start: no row before this moment
+    :param window: only the newest span before the holdout; None means everything since ``start``
+    :param holdout: length of the newest span, kept for the evaluation
+    """
+
+    start: AwareDatetime
+    window: Duration | None = None
+    holdout: Duration
+
+
+class Resources(Strict):
+    """Kubernetes quantities; ``gpu`` counts whole devices."""
+
+    cpu: str = "1"
+    memory: str = "2Gi"
+    gpu: int = Field(default=0, ge=0)
+
+
+class Training(Strict):
+    """How the model is trained.
+
+    :param parameters: handed to ``training.py``'s ``train()`` unchanged
+    :param image: container image of the pod; None leaves the connection's default
+    :param lock: optional lock file in the model folder that the pod's environment is made from
+    """
+
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    resources: Resources = Resources()
+    timeout: Duration = timedelta(hours=1)
+    image: str | None = None
+    lock: str | None = None
+    data: TrainingData
+
+
+class Gate(Strict):
+    """One condition a candidate must meet.
+
+    :param metric: e.g. ``roc_auc``, ``log_loss``, ``skill``, ``calibration_error``, ``accuracy``, ``rmse``
+    :param max_regression: how much worse than the champion on the same rows is still accepted
+    :param max_segment_gap: how much worse than the whole the worst segment of ``segment`` may be
+    """
+
+    metric: Name
+    min: float | None = None
+    max: float | None = None
+    max_regression: float | None = Field(default=None, ge=0)
+    max_segment_gap: float | None = Field(default=None, ge=0)
+    segment: str | None = None
+    min_segment_rows: int = Field(default=200, ge=1)
+
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> Gate:
+        if (
+            self.min is None
+            and self.max is None
+            and self.max_regression is None
+            and self.max_segment_gap is None
+        ):
+            raise ValueError("a gate needs min, max, max_regression or max_segment_gap")
+        if (self.max_segment_gap is None) != (self.segment is None):
+            raise ValueError("max_segment_gap and segment go together")
+        return self
+
+
+class Parity(Strict):
+    """How far the ONNX file's answers may be from the original estimator's, on every holdout row.
+
+    :param absolute: largest absolute difference of a probability or prediction
+    :param relative: largest relative difference where the answer is at least ``relative_floor``
+    :param flips: rows whose decision may differ
+    """
+
+    absolute: float = Field(default=1e-4, ge=0)
+    relative: float = Field(default=1e-2, ge=0)
+    relative_floor: float = Field(default=1e-2, gt=0)
+    flips: int = Field(default=0, ge=0)
+
+
+class Evaluation(Strict):
+    """The gates. Parity with the original estimator and finite answers are always checked."""
+
+    gates: tuple[Gate, ...] = Field(min_length=1)
+    parity: Parity = Parity()
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+
+
+class Approvers(Strict):
+    """Who may approve. Whoever started the training or the promotion is taken off the list.
+
+    :param users: Airflow user names
+    :param deadline: an unanswered request counts as rejected after this long
+    """
+
+    users: tuple[str, ...] = Field(min_length=1)
+    deadline: Duration = timedelta(days=3)
+
+
+class Environment(Strict):
+    """Airflow connections of one place where models are served; nothing is shared between two.
+
+    :param server: the model server (host, port, password = token)
+    :param lake: the lake that server reads routes and models from and logs predictions to
+    :param online_store: Feast's online store
+    """
+
+    server: ConnectionId
+    lake: ConnectionId
+    online_store: ConnectionId
+
+
+class Delivery(Strict):
+    """How a release reaches production.
+
+    :param endpoint: name under which clients call the model; the model's name by default
+    :param max_latency_ms: p99 over the release checks' requests; None leaves latency unchecked
+    """
+
+    endpoint: Name | None = None
+    strategy: Literal["blue_green"] = "blue_green"
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    check_timeout: Duration = timedelta(seconds=60)
+
+
+class Alert(Strict):
+    """Condition, threshold and severity mapped to an action.
+
+    :param metric: a finding's metric, e.g. ``psi``, ``missing_share``, ``skill``, ``calibration_error``
+    :param columns: only these columns; all by default
+    :param min_rows: below this many rows the condition is measured but never alerts
+    """
+
+    metric: Name
+    above: float | None = None
+    below: float | None = None
+    columns: tuple[str, ...] | None = None
+    severity: Severity = "warning"
+    action: Literal["notify", "retrain"] = "notify"
+    min_rows: int = Field(default=500, ge=1)
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> Alert:
+        if (self.above is None) == (self.below is None):
+            raise ValueError("an alert needs exactly one of above and below")
+        return self
+
+
+class Monitoring(Strict):
+    """What is watched, a window at a time."""
+
+    window: Duration = timedelta(days=1)
+    alerts: tuple[Alert, ...] = ()
+
+
+class Notify(Strict):
+    """An Airflow notifier by import path, with its arguments."""
+
+    notifier: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    min_severity: Severity = "warning"
+
+
+class Schedules(Strict):
+    """Cron expressions (UTC) of the scheduled DAGs; None leaves a DAG to REST and triggers."""
+
+    train: Cron | None = None
+    monitor: Cron | None = None
+    score: Cron | None = None
+
+
+class Connections(Strict):
+    """Airflow connections that all of a model's stages share."""
+
+    lake: ConnectionId = "ml_lifecycle_lake"
+    database: ConnectionId = "ml_lifecycle_database"
+    mlflow: ConnectionId = "ml_lifecycle_mlflow"
+    pods: ConnectionId = "ml_lifecycle_pods"
+
+
+class ModelSpec(Strict):
+    """``model.yaml``, version 1."""
+
+    spec: Literal[1]
+    name: Name
+    description: str
+    task: TaskType
+    owner: str
+    team: str = ""
+    tags: tuple[str, ...] = ()
+    access_control: dict[str, Any] = Field(default_factory=dict)
+    schedules: Schedules = Schedules()
+    connections: Connections = Connections()
+    sources: dict[Name, Source] = Field(min_length=1)
+    labels: Labels
+    features: Features
+    training: Training
+    evaluation: Evaluation
+    approvers: Approvers
+    environments: dict[Name, Environment]
+    delivery: Delivery = Delivery()
+    monitoring: Monitoring = Monitoring()
+    notify: tuple[Notify, ...] = ()
+
+    @model_validator(mode="after")
+    def _needs_staging_and_production(self) -> ModelSpec:
+        if missing := [name for name in ("staging", "production") if name not in self.environments]:
+            raise ValueError(f"environments lacks {' and '.join(missing)}")
+        return self
+
+    @property
+    def endpoint(self) -> str:
+        """The name clients call the model by."""
+        return self.delivery.endpoint or self.name

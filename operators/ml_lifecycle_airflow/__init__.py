@@ -1,0 +1,1 @@
+"""Airflow operators, sensors, triggers, hooks and the DAG builder."""
