@@ -13,7 +13,6 @@ import hashlib
 import json
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
@@ -399,9 +398,13 @@ class Scoring(Record):
 R = TypeVar("R", bound=Record)
 
 
-@cache
-def _adapter(cls: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+_ADAPTERS: dict[type[Record], TypeAdapter[Any]] = {}
+
+
+def _adapter(cls: type[Record]) -> TypeAdapter[Any]:
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def to_json(record: Record) -> dict[str, Any]:
