@@ -75,15 +75,21 @@ class Answers:
         return np.asarray(np.argmax(self.outputs, axis=1))
 
 
-def label_texts(labels: pl.Series) -> pl.Series:
-    """Labels as text, the form :attr:`~ml_lifecycle.records.Training.classes` has.
+def plain_labels(labels: pl.Series) -> pl.Series:
+    """Class labels as a classifier is fitted on and ONNX can answer them: int64 or text.
 
-    Booleans become ``0`` and ``1``, whole floats lose their ``.0``: both are what a classifier is fitted on.
+    Booleans become 0 and 1, floats without a fraction int64.
     """
-    whole = labels.dtype.is_float() and bool((labels.drop_nulls() % 1 == 0).all())
-    if whole or labels.dtype == pl.Boolean:
-        labels = labels.cast(pl.Int64)
+    if labels.dtype.is_float() and not bool((labels.drop_nulls() % 1 == 0).all()):
+        return labels
+    if labels.dtype.is_numeric() or labels.dtype == pl.Boolean:
+        return labels.cast(pl.Int64)
     return labels.cast(pl.String)
+
+
+def label_texts(labels: pl.Series) -> pl.Series:
+    """Class labels as text, the form :attr:`~ml_lifecycle.records.Training.classes` has."""
+    return plain_labels(labels).cast(pl.String)
 
 
 def class_indices(labels: pl.Series, classes: Sequence[str]) -> Array:
@@ -107,8 +113,8 @@ def roc_auc(answers: Answers) -> float:
     return float(u / (positives * negatives))
 
 
-def average_precision(answers: Answers) -> float:
-    """Precision at each distinct threshold, weighted by the recall gained there, without interpolation.
+def pr_auc(answers: Answers) -> float:
+    """Average precision: that of each distinct threshold, weighted by the recall gained, no interpolation.
 
     Manning, Raghavan & Schütze, *Introduction to Information Retrieval*, 2008, chapter 8.4.
     """
@@ -208,6 +214,16 @@ def mae(answers: Answers) -> float:
     return float(np.mean(np.abs(_errors(answers))))
 
 
+def median_ae(answers: Answers) -> float:
+    """Median absolute error, in the label's unit."""
+    return float(np.median(np.abs(_errors(answers))))
+
+
+def bias(answers: Answers) -> float:
+    """Distance of the mean answer from the mean label, in the label's unit and without its sign."""
+    return float(abs(np.mean(_errors(answers))))
+
+
 def r2(answers: Answers) -> float:
     """1 − squared error / squared distance from the rows' own mean: Murphy's skill score on the MSE."""
     spread = float(np.sum((answers.truth - np.mean(answers.truth)) ** 2))
@@ -244,16 +260,16 @@ METRICS: dict[TaskType, dict[str, Metric]] = {
     "binary": {
         **_BOTH,
         "roc_auc": roc_auc,
-        "average_precision": average_precision,
+        "pr_auc": pr_auc,
         "brier": brier,
         "precision": precision,
         "recall": recall,
         "f1": f1,
     },
     "multiclass": {**_BOTH, "f1_macro": f1_macro},
-    "regression": {"rmse": rmse, "mae": mae, "r2": r2, "skill": r2},
+    "regression": {"rmse": rmse, "mae": mae, "median_ae": median_ae, "bias": bias, "r2": r2, "skill": r2},
 }
-LOWER_IS_BETTER = frozenset({"log_loss", "brier", "calibration_error", "rmse", "mae"})
+LOWER_IS_BETTER = frozenset({"log_loss", "brier", "calibration_error", "rmse", "mae", "median_ae", "bias"})
 
 
 def measure(metric: str, answers: Answers) -> float:

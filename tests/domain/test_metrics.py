@@ -44,7 +44,7 @@ def test_binary_metrics_are_scikit_learns() -> None:
     truth, score, decided = answers.truth, answers.score, answers.score >= 0.4
     expected = {
         "roc_auc": sk.roc_auc_score(truth, score),
-        "average_precision": sk.average_precision_score(truth, score),
+        "pr_auc": sk.average_precision_score(truth, score),
         "log_loss": sk.log_loss(truth, np.clip(score, 1.2e-7, 1 - 1.2e-7)),
         "brier": sk.brier_score_loss(truth, score),
         "accuracy": sk.accuracy_score(truth, decided),
@@ -75,6 +75,8 @@ def test_regression_metrics_are_scikit_learns() -> None:
     values, _ = measure_all(answers)
     assert values["rmse"] == pytest.approx(sk.root_mean_squared_error(answers.truth, answers.outputs))
     assert values["mae"] == pytest.approx(sk.mean_absolute_error(answers.truth, answers.outputs))
+    assert values["median_ae"] == pytest.approx(sk.median_absolute_error(answers.truth, answers.outputs))
+    assert values["bias"] == pytest.approx(abs(answers.outputs.mean() - answers.truth.mean()))
     assert values["r2"] == values["skill"] == pytest.approx(sk.r2_score(answers.truth, answers.outputs))
 
 
@@ -96,7 +98,7 @@ def test_a_perfect_probability_falls_into_the_last_bin() -> None:
     assert measure("calibration_error", answers) == 0
 
 
-@pytest.mark.parametrize("metric", ["roc_auc", "average_precision", "skill"])
+@pytest.mark.parametrize("metric", ["roc_auc", "pr_auc", "skill"])
 def test_one_class_only_is_refused(metric: str) -> None:
     with pytest.raises(MetricError, match="classes"):
         measure(metric, Answers("binary", np.zeros(10, dtype=np.int64), np.tile([0.7, 0.3], (10, 1))))

@@ -57,8 +57,8 @@ def as_served(frame: pl.DataFrame, columns: Sequence[ColumnSpec]) -> pl.DataFram
     for column in columns:
         if column.type in ("int", "bool") and frame[column.name].null_count():
             raise FeatureError(
-                f"column {column.name!r} is {column.type} and has {frame[column.name].null_count()} nulls, which "
-                "that type cannot hold: make it a float feature"
+                f"column {column.name!r} is {column.type} and has {frame[column.name].null_count()} nulls, "
+                "which that type cannot hold: make it a float feature"
             )
     return frame.select(_as_served(column) for column in columns)
 
@@ -115,9 +115,9 @@ def convert(estimator: Any, columns: Sequence[ColumnSpec], task: TaskType) -> by
         open_session(data)
     except Exception as error:  # skl2onnx raises whatever its converters do; all of it means the same here
         raise ConversionError(
-            f"{_describe(estimator)} does not convert to ONNX: {type(error).__name__}: {error}. skl2onnx's list of "
-            "supported scikit-learn parts says which do; a pipeline starts with a ColumnTransformer or with "
-            "steps that take every column"
+            f"{_describe(estimator)} does not convert to ONNX: {type(error).__name__}: {error}. "
+            "Use parts that skl2onnx supports, in a pipeline that starts with a ColumnTransformer or with a "
+            "step that takes every column"
         ) from error
     return data
 
@@ -150,7 +150,7 @@ def _name_outputs(graph: Any, task: TaskType) -> None:
     names = ["label", "probabilities"] if task != "regression" else ["prediction"]
     if len(model.output) != len(names):
         found = [output.name for output in model.output]
-        raise ConversionError(f"expected {len(names)} outputs for {task}, the graph has {found}")
+        raise ValueError(f"expected {len(names)} outputs for {task}, the graph has {found}")
     if task != "regression":
         for output, name in zip(model.output, names, strict=True):
             if output.name != name:
@@ -181,7 +181,7 @@ def open_session(data: bytes, threads: int = 1) -> Any:
 
 
 def predict(session: Any, inputs: Mapping[str, Array]) -> Prediction:
-    """The session's answers to :func:`feeds`' inputs; those of columns the model has no use for are left out."""
+    """The session's answers to :func:`feeds`' inputs, of which it takes those the model has."""
     wanted = {item.name for item in session.get_inputs()}
     names = [item.name for item in session.get_outputs()]
     answers = dict(zip(names, session.run(names, {key: inputs[key] for key in wanted}), strict=True))
