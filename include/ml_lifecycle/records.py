@@ -247,6 +247,7 @@ class Evaluation(Record):
 
     :param champion_version: registry version compared with on the same rows; None without a champion
     :param golden_path: a few rows with the answers expected of a server (JSON, a V2 request and response)
+    :param for_record: its data end before the champion's: whatever its gates say, it is no candidate
     """
 
     schema: ClassVar[str] = "evaluation/1"
@@ -264,6 +265,7 @@ class Evaluation(Record):
     golden_path: str
     report_path: str
     holdout_rows: int
+    for_record: bool = False
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,7 @@ def _log_model(client: Any, training: Training, evaluation: Evaluation, model: b
         saved = sha256(Path(target, "model.onnx").read_bytes())
         if saved != training.model_digest:
             raise IntegrityError(f"MLflow would store {saved} for the model {training.model_digest}")
-        Path(folder, "evaluation.html").write_bytes(report)
+        Path(folder, f"evaluation-{evaluation.digest[:12]}.html").write_bytes(report)
         client.log_artifacts(training.mlflow_run_id, folder)
 
 
