@@ -11,7 +11,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -155,6 +155,16 @@ class Lake:
             name = str(found)
             if not os.path.basename(name).startswith("."):
                 yield name[len(self._root) + 1 :]
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """Names of the folders directly below ``prefix``, sorted; never from a listing cache."""
+        root = self.full_path(prefix)
+        self._fs.invalidate_cache(root)
+        try:
+            found = self._fs.ls(root, detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(os.path.basename(entry["name"]) for entry in found if entry["type"] == "directory")
 
     def delete(self, path: str) -> None:
         """Remove the file; missing is fine."""
