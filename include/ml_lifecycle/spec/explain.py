@@ -69,7 +69,8 @@ def _explain_one(error: Any, root: Schema, document: Document) -> tuple[Path, bo
     if kind == "missing":
         schema = _schema_at(root, path)
         about = schema.get("description", "")
-        return path, True, "missing key", [f"it is {_noun(root, schema)}" + (f": {about}" if about else "")]
+        meaning = [f"meaning: {about}"] if about else []
+        return path, True, "missing key", [f"must be {_noun(root, schema)}", *meaning]
     if kind == "extra_forbidden":
         allowed = list(_resolve(root, _schema_at(root, path[:-1])).get("properties", {}))
         return path, True, "unknown key", suggest(str(path[-1]), allowed)
@@ -82,7 +83,7 @@ def _explain_one(error: Any, root: Schema, document: Document) -> tuple[Path, bo
     if kind == "value_error":
         reason = error["ctx"]["error"]
         if isinstance(reason, FieldError) and (*path, reason.field) in document.values:
-            path = (*path, reason.field)
+            return (*path, reason.field), False, reason.message, []
         return path, False, str(reason), []
     if kind in ("too_short", "string_too_short"):
         # Entries that are wrong are not counted: that is no mistake of its own.
@@ -132,7 +133,7 @@ def _noun(root: Schema, schema: Schema) -> str:
     if schema.get("format") == "date-time":
         return "a moment with its time zone, such as 2013-01-01T00:00:00Z"
     bounds = [f"{words} {schema[key]:.12g}" for key, words in _BOUNDS.items() if key in schema]
-    noun = _NOUNS[schema["type"]]
+    noun = _NOUNS.get(str(schema.get("type")), "another kind of value")
     return f"{noun}, {' and '.join(bounds)}" if bounds else noun
 
 
