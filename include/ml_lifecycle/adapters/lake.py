@@ -88,6 +88,16 @@ class Lake:
         """The folder, when the lake is one; None on object stores."""
         return self._root if self._local else None
 
+    @property
+    def root(self) -> str:
+        """The lake's root as the filesystem knows it."""
+        return cast("str", self._root)
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec filesystem, for libraries that read through one."""
+        return self._fs
+
     def exists(self, path: str) -> bool:
         """Whether the file is there, whole. A folder is no file."""
         return bool(self._fs.isfile(self.full_path(path)))

@@ -27,9 +27,13 @@ class Source(Strict):
 
     :param uri: fsspec URL or path of the files, ``*`` and ``**`` allowed; relative ones are relative to the
         lake. ``{start}`` and ``{end}`` are not expanded: files are filtered by their rows' event time.
-    :param event_time: when a row's event happened; None for a static table, which is read whole each time
-    :param known_at: when a row became known; rows known at or after ``as_of`` are left out
-    :param keys: what identifies a row
+    :param event_time: when a row's event happened; None for a static table, which is read whole each time.
+        Rows at or after the end of the run's interval are left out
+    :param known_at: when a row became known; rows known at or after ``as_of`` are left out. It replaces the
+        cut by event time: a schedule is known before its events. A row without it is known at its event
+    :param keys: what identifies a row, together with ``event_time``. Of rows with the same identity the one
+        with the newest ``known_at`` stays; name ``known_at`` here as well to keep every revision
+    :param null_values: texts that mean a missing value in CSV
     :param contract: name of its contract in ``contract.yaml``; None leaves it unchecked
     """
 
@@ -40,6 +44,7 @@ class Source(Strict):
     known_at: Text | None = None
     keys: tuple[Text, ...] = ()
     partition: Literal["day", "month", "year"] = "month"
+    null_values: tuple[str, ...] = ("",)
     contract: Name | None = None
 
     @model_validator(mode="after")
