@@ -76,6 +76,16 @@ class Lake:
         """The folder, when the lake is one; None on object stores."""
         return self._root if self._local else None
 
+    @property
+    def root(self) -> str:
+        """The lake's root as the filesystem knows it."""
+        return cast("str", self._root)
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec filesystem, for libraries that read through one."""
+        return self._fs
+
     def exists(self, path: str) -> bool:
         """Whether the file is there, whole."""
         return bool(self._fs.exists(self.full_path(path)))
