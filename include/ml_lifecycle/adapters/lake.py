@@ -11,10 +11,11 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, BinaryIO, cast
 
 import fsspec
+import polars as pl
 from fsspec.implementations.local import LocalFileSystem
 
 from ml_lifecycle.errors import IntegrityError, LifecycleError, UnsafeNameError
@@ -155,6 +156,25 @@ class Lake:
             name = str(found)
             if not os.path.basename(name).startswith("."):
                 yield name[len(self._root) + 1 :]
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Sizes in bytes of the files below ``prefix`` by relative path, sorted, temporary ones left out."""
+        root = self.full_path(prefix)
+        self._fs.invalidate_cache(root)  # other processes write here
+        found = self._fs.find(root, detail=True) if self._fs.exists(root) else {}
+        return {
+            str(name)[len(self._root) + 1 :]: int(entry["size"])
+            for name, entry in sorted(found.items())
+            if not os.path.basename(name).startswith(".")
+        }
+
+    def scan(self, paths: Sequence[str]) -> pl.LazyFrame:
+        """Parquet files, one or more, as one lazy frame; on a local folder only what is used is read."""
+        if self._local:
+            return pl.scan_parquet(
+                [self.full_path(path) for path in paths], glob=False, hive_partitioning=False
+            )
+        return pl.scan_parquet([cast("IO[bytes]", self.open(path)) for path in paths])
 
     def delete(self, path: str) -> None:
         """Remove the file; missing is fine."""
