@@ -458,3 +458,8 @@ def canonical_json(value: Any) -> bytes:
 def digest_of(value: Any) -> str:
     """SHA-256 of :func:`canonical_json`: the name of whatever ``value`` are the inputs of."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sortable(moment: datetime) -> str:
+    """Text that sorts as moments do and may be a path segment: ``20130401T000000.000000Z``."""
+    return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
