@@ -7,15 +7,22 @@ retraining would stop it.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ml_lifecycle.spec.types import Duration, Name, Strict, VersionText
+from ml_lifecycle.spec.types import FieldError, Name, PositiveDuration, Strict, Text, VersionText
 
 RuleSeverity = Literal["halt", "warn"]
 FieldType = Literal["string", "integer", "float", "boolean", "timestamp", "date"]
 Scalar = str | int | float | bool
+_VALUE_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "string": ((str,), "text (quote it)"),
+    "integer": ((int,), "whole numbers"),
+    "float": ((int, float), "numbers"),
+    "boolean": ((bool,), "true or false"),
+}
 
 
 class Distribution(Strict):
@@ -31,16 +38,23 @@ class Distribution(Strict):
 
 
 class ContractField(Strict):
-    """One column: its type and the rules its values must meet."""
+    """One column: its type and the rules its values must meet.
 
-    name: str
+    :param max_missing: largest share of nulls, 0 to 1
+    :param unique: no value but null occurs twice in the snapshot
+    :param pattern: regular expression that the whole of each value must match
+    :param severity: what a broken rule of this field does: halt the run, or warn
+    :param pii: whether it holds personal data
+    """
+
+    name: Text
     type: FieldType
     nullable: bool = True
     max_missing: float | None = Field(default=None, ge=0, le=1)
     unique: bool = False
     min: float | None = None
     max: float | None = None
-    allowed_values: tuple[Scalar, ...] | None = None
+    allowed_values: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
     pattern: str | None = None
     distribution: Distribution | None = None
     severity: RuleSeverity = "halt"
@@ -49,21 +63,42 @@ class ContractField(Strict):
 
     @model_validator(mode="after")
     def _rules_fit_the_type(self) -> ContractField:
-        if (self.min is not None or self.max is not None) and self.type not in ("integer", "float"):
-            raise ValueError(f"min and max need type integer or float, not {self.type}")
+        for bound in ("min", "max"):
+            if getattr(self, bound) is not None and self.type not in ("integer", "float"):
+                raise FieldError(bound, f"needs type integer or float, not {self.type}")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min ({self.min:g}) is above max ({self.max:g})")
+            raise FieldError("min", f"{self.min:g} is above max ({self.max:g})")
         if self.pattern is not None and self.type != "string":
-            raise ValueError(f"pattern needs type string, not {self.type}")
+            raise FieldError("pattern", f"needs type string, not {self.type}")
         if self.max_missing is not None and not self.nullable:
-            raise ValueError("max_missing needs nullable: true")
+            raise FieldError("max_missing", "needs nullable: true")
+        return self
+
+    @model_validator(mode="after")
+    def _pattern_compiles(self) -> ContractField:
+        try:
+            re.compile(self.pattern or "")
+        except re.error as error:
+            raise FieldError("pattern", f"{self.pattern!r} is not a regular expression: {error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _allowed_values_fit_the_type(self) -> ContractField:
+        if self.allowed_values is None:
+            return self
+        if self.type not in _VALUE_TYPES:
+            raise FieldError("allowed_values", f"cannot be used with type {self.type}")
+        types, expected = _VALUE_TYPES[self.type]
+        for value in self.allowed_values:
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                raise FieldError("allowed_values", f"must be {expected} for type {self.type}, not {value!r}")
         return self
 
 
 class Freshness(Strict):
     """The newest event may be at most ``max_staleness`` older than the run's ``as_of``."""
 
-    max_staleness: Duration
+    max_staleness: PositiveDuration
     severity: RuleSeverity = "halt"
 
 
@@ -73,6 +108,13 @@ class Volume(Strict):
     min_rows_per_day: int | None = Field(default=None, ge=0)
     max_rows_per_day: int | None = Field(default=None, ge=0)
     severity: RuleSeverity = "halt"
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Volume:
+        low, high = self.min_rows_per_day, self.max_rows_per_day
+        if low is not None and high is not None and low > high:
+            raise FieldError("min_rows_per_day", f"{low} is above max_rows_per_day ({high})")
+        return self
 
 
 class Contract(Strict):
@@ -94,10 +136,10 @@ class Contract(Strict):
     def _names_are_known(self) -> Contract:
         names = [field.name for field in self.fields]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"fields listed twice: {', '.join(doubled)}")
+            raise FieldError("fields", f"listed twice: {', '.join(doubled)}")
         for group in self.unique_together:
             if unknown := [name for name in group if name not in names]:
-                raise ValueError(f"unique_together names unknown fields: {', '.join(unknown)}")
+                raise FieldError("unique_together", f"names unknown fields: {', '.join(unknown)}")
         return self
 
 
@@ -113,7 +155,7 @@ class ContractFile(Strict):
             raise ValueError("write either contract: (one) or contracts: (a list)")
         names = [contract.name for contract in self.all]
         if len(set(names)) != len(names):
-            raise ValueError("two contracts have the same name")
+            raise FieldError("contracts", "two have the same name")
         return self
 
     @property

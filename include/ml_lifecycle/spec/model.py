@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
 from ml_lifecycle.records import Severity, TaskType
-from ml_lifecycle.spec.types import ConnectionId, Duration, Name, Strict
-
-Cron = Annotated[str, StringConstraints(pattern=r"^(\S+ ){4}\S+$")]
+from ml_lifecycle.spec.types import (
+    ConnectionId,
+    Cpu,
+    Cron,
+    Duration,
+    FieldError,
+    Memory,
+    Name,
+    PositiveDuration,
+    Strict,
+    Text,
+)
 
 
 class Source(Strict):
@@ -18,25 +27,30 @@ class Source(Strict):
 
     :param uri: fsspec URL or path of the files, ``*`` and ``**`` allowed; relative ones are relative to the
         lake. ``{start}`` and ``{end}`` are not expanded: files are filtered by their rows' event time.
-    :param event_time: when a row's event happened; None for a static table, which is read whole each time
-    :param known_at: when a row became known; rows known at or after ``as_of`` are left out
-    :param keys: what identifies a row
+    :param event_time: when a row's event happened; None for a static table, which is read whole each time.
+        Rows at or after the end of the run's interval are left out
+    :param known_at: when a row became known; rows known at or after ``as_of`` are left out. It replaces the
+        cut by event time: a schedule is known before its events. A row without it is known at its event
+    :param keys: what identifies a row, together with ``event_time``. Of rows with the same identity the one
+        with the newest ``known_at`` stays; name ``known_at`` here as well to keep every revision
+    :param null_values: texts that mean a missing value in CSV
     :param contract: name of its contract in ``contract.yaml``; None leaves it unchecked
     """
 
-    uri: str
+    uri: Text
     format: Literal["csv", "parquet", "json"] = "parquet"
     connection: ConnectionId | None = None
-    event_time: str | None = None
-    known_at: str | None = None
-    keys: tuple[str, ...] = ()
+    event_time: Text | None = None
+    known_at: Text | None = None
+    keys: tuple[Text, ...] = ()
     partition: Literal["day", "month", "year"] = "month"
+    null_values: tuple[str, ...] = ("",)
     contract: Name | None = None
 
     @model_validator(mode="after")
     def _known_at_needs_event_time(self) -> Source:
         if self.known_at is not None and self.event_time is None:
-            raise ValueError("known_at needs event_time")
+            raise FieldError("known_at", "needs event_time")
         return self
 
 
@@ -51,11 +65,11 @@ class Labels(Strict):
     :param delay: how late a label may become known; the embargo between training rows and holdout
     """
 
-    table: str = "labels"
-    column: str
-    keys: tuple[str, ...] = Field(min_length=1)
-    event_time: str = "event_timestamp"
-    known_at: str = "known_at"
+    table: Text = "labels"
+    column: Text
+    keys: tuple[Text, ...] = Field(min_length=1)
+    event_time: Text = "event_timestamp"
+    known_at: Text = "known_at"
     delay: Duration = timedelta(0)
 
 
@@ -65,7 +79,7 @@ class Features(Strict):
     :param service: name of the FeatureService in ``features.py``
     """
 
-    service: str
+    service: Text
 
 
 class TrainingData(Strict):
@@ -77,15 +91,15 @@ class TrainingData(Strict):
     """
 
     start: AwareDatetime
-    window: Duration | None = None
-    holdout: Duration
+    window: PositiveDuration | None = None
+    holdout: PositiveDuration
 
 
 class Resources(Strict):
     """Kubernetes quantities; ``gpu`` counts whole devices."""
 
-    cpu: str = "1"
-    memory: str = "2Gi"
+    cpu: Cpu = "1"
+    memory: Memory = "2Gi"
     gpu: int = Field(default=0, ge=0)
 
 
@@ -98,18 +112,18 @@ class Training(Strict):
     """
 
     parameters: dict[str, Any] = Field(default_factory=dict)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     resources: Resources = Resources()
-    timeout: Duration = timedelta(hours=1)
-    image: str | None = None
-    lock: str | None = None
+    timeout: PositiveDuration = timedelta(hours=1)
+    image: Text | None = None
+    lock: Text | None = None
     data: TrainingData
 
 
 class Gate(Strict):
     """One condition a candidate must meet.
 
-    :param metric: e.g. ``roc_auc``, ``log_loss``, ``skill``, ``calibration_error``, ``accuracy``, ``rmse``
+    :param metric: what is measured, e.g. ``roc_auc``, ``log_loss``, ``skill``, ``accuracy``, ``rmse``
     :param max_regression: how much worse than the champion on the same rows is still accepted
     :param max_segment_gap: how much worse than the whole the worst segment of ``segment`` may be
     """
@@ -119,7 +133,7 @@ class Gate(Strict):
     max: float | None = None
     max_regression: float | None = Field(default=None, ge=0)
     max_segment_gap: float | None = Field(default=None, ge=0)
-    segment: str | None = None
+    segment: Text | None = None
     min_segment_rows: int = Field(default=200, ge=1)
 
     @model_validator(mode="after")
@@ -131,6 +145,8 @@ class Gate(Strict):
             and self.max_segment_gap is None
         ):
             raise ValueError("a gate needs min, max, max_regression or max_segment_gap")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise FieldError("min", f"{self.min:g} is above max ({self.max:g})")
         if (self.max_segment_gap is None) != (self.segment is None):
             raise ValueError("max_segment_gap and segment go together")
         return self
@@ -165,8 +181,8 @@ class Approvers(Strict):
     :param deadline: an unanswered request counts as rejected after this long
     """
 
-    users: tuple[str, ...] = Field(min_length=1)
-    deadline: Duration = timedelta(days=3)
+    users: tuple[Text, ...] = Field(min_length=1)
+    deadline: PositiveDuration = timedelta(days=3)
 
 
 class Environment(Strict):
@@ -192,7 +208,7 @@ class Delivery(Strict):
     endpoint: Name | None = None
     strategy: Literal["blue_green"] = "blue_green"
     max_latency_ms: float | None = Field(default=None, gt=0)
-    check_timeout: Duration = timedelta(seconds=60)
+    check_timeout: PositiveDuration = timedelta(seconds=60)
 
 
 class Alert(Strict):
@@ -206,7 +222,7 @@ class Alert(Strict):
     metric: Name
     above: float | None = None
     below: float | None = None
-    columns: tuple[str, ...] | None = None
+    columns: tuple[Text, ...] | None = None
     severity: Severity = "warning"
     action: Literal["notify", "retrain"] = "notify"
     min_rows: int = Field(default=500, ge=1)
@@ -221,14 +237,14 @@ class Alert(Strict):
 class Monitoring(Strict):
     """What is watched, a window at a time."""
 
-    window: Duration = timedelta(days=1)
+    window: PositiveDuration = timedelta(days=1)
     alerts: tuple[Alert, ...] = ()
 
 
 class Notify(Strict):
     """An Airflow notifier by import path, with its arguments."""
 
-    notifier: str
+    notifier: Text
     arguments: dict[str, Any] = Field(default_factory=dict)
     min_severity: Severity = "warning"
 
@@ -257,7 +273,7 @@ class ModelSpec(Strict):
     name: Name
     description: str
     task: TaskType
-    owner: str
+    owner: Text
     team: str = ""
     tags: tuple[str, ...] = ()
     access_control: dict[str, Any] = Field(default_factory=dict)
@@ -277,7 +293,7 @@ class ModelSpec(Strict):
     @model_validator(mode="after")
     def _needs_staging_and_production(self) -> ModelSpec:
         if missing := [name for name in ("staging", "production") if name not in self.environments]:
-            raise ValueError(f"environments lacks {' and '.join(missing)}")
+            raise FieldError("environments", f"lacks {' and '.join(missing)}")
         return self
 
     @property

@@ -1,4 +1,8 @@
-"""Small types shared by the specs."""
+"""Small types shared by the specs.
+
+Each says in its JSON Schema what would be right (``patternErrorMessage``, which editors show as well): the
+loader's errors and an editor's squiggles read the same.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,30 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
     StringConstraints,
     WithJsonSchema,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_PARAMETER = re.compile(r"\s*:param (\w+): (.*?)(?=\s*:param |\Z)", re.DOTALL)
+
+
+class FieldError(ValueError):
+    """A rule between several fields is broken; ``field`` is the one to point at. Retry: no."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
 
 
 class Strict(BaseModel):
@@ -23,13 +42,34 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The schema with each field's ``:param`` line as its description and defaults as YAML has them."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        text = " ".join((cls.__doc__ or "").split())
+        schema["description"] = text.partition(" :param ")[0].replace("``", "'")
+        described = dict(_PARAMETER.findall(text))
+        for name, field in cls.model_fields.items():
+            if name in described:
+                schema["properties"][name]["description"] = described[name].replace("``", "'")
+            if isinstance(field.default, timedelta):
+                schema["properties"][name]["default"] = format_duration(field.default)
+            elif isinstance(field.default, BaseModel):
+                schema["properties"][name]["default"] = field.default.model_dump(mode="json")
+        return schema
+
 
 def parse_duration(value: Any) -> Any:
     """``"24h"`` → timedelta. Units: s, m, h, d, w."""
     if isinstance(value, timedelta):
         return value
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)([smhdw])", value)):
-        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    if isinstance(value, str) and (match := re.fullmatch(r"([0-9]{1,9})([smhdw])", value)):
+        try:
+            return timedelta(**{_UNITS[match[2]]: int(match[1])})
+        except OverflowError as error:
+            raise ValueError(f"{value!r} is longer than two million years") from error
     raise ValueError(f"{value!r} is not a duration: write a whole number and a unit, such as 30m, 24h or 7d")
 
 
@@ -42,22 +82,70 @@ def format_duration(value: timedelta) -> str:
     return f"{seconds}s"
 
 
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(parse_duration),
-    PlainSerializer(format_duration, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+[smhdw]$", "examples": ["30m", "24h", "7d"]}),
+def _not_zero(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("must be longer than zero")
+    return value
+
+
+def _text(pattern: str, rule: str) -> Any:
+    return Field(pattern=pattern, json_schema_extra={"patternErrorMessage": rule})
+
+
+_DURATION_SCHEMA = WithJsonSchema(
+    {
+        "type": "string",
+        "pattern": r"^[0-9]{1,9}[smhdw]$",
+        "patternErrorMessage": "must be a whole number and a unit, such as 30m, 24h or 7d",
+        "examples": ["30m", "24h", "7d"],
+    }
+)
+_AS_TEXT = PlainSerializer(format_duration, return_type=str)
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), _AS_TEXT, _DURATION_SCHEMA]
+
+# A window, a deadline, a timeout: none makes sense with no length.
+PositiveDuration = Annotated[
+    timedelta, BeforeValidator(parse_duration), AfterValidator(_not_zero), _AS_TEXT, _DURATION_SCHEMA
 ]
 
-# Versions are text: 2.10 and 2.1 differ. The loader hands scalars over as they are written.
+# Versions are text: 2.10 and 2.1 differ. The loader hands an unquoted one over as it is written.
 VersionText = Annotated[
     str,
-    BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
     StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$"),
+    WithJsonSchema(
+        {
+            "type": ["string", "number"],
+            "pattern": r"^[0-9]+(\.[0-9]+)*$",
+            "patternErrorMessage": "must be numbers and dots, such as 2.1",
+        }
+    ),
 ]
 
 # Becomes a DAG id, a path segment and an endpoint's name.
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Name = Annotated[
+    str,
+    _text(
+        r"^[a-z][a-z0-9_]{0,62}$",
+        "must be lower-case letters, digits and '_', a letter first, 63 characters at most",
+    ),
+]
 
 # An Airflow connection id.
-ConnectionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,200}$")]
+ConnectionId = Annotated[
+    str, _text(r"^[A-Za-z0-9_.-]{1,200}$", "must be an Airflow connection id: letters, digits, '_', '.', '-'")
+]
+
+# A column, a user, a path: anything but nothing.
+Text = Annotated[str, Field(min_length=1)]
+
+Cron = Annotated[
+    str,
+    _text(r"^([A-Za-z0-9*/,#?-]+ ){4}[A-Za-z0-9*/,#?-]+$", 'must be five cron fields, such as "0 3 * * *"'),
+]
+
+# Kubernetes quantities.
+Cpu = Annotated[str, _text(r"^([0-9]+m|[0-9]+(\.[0-9]+)?)$", 'must be a CPU quantity, such as "2" or 500m')]
+Memory = Annotated[
+    str, _text(r"^[0-9]+(\.[0-9]+)?([KMGT]i|[kMGT])?$", "must be a memory quantity, such as 512Mi or 2Gi")
+]

@@ -1,0 +1,353 @@
+"""Source files: finding them through fsspec, telling whether one changed, reading one whole.
+
+What is read is canonical (see :mod:`ml_lifecycle.adapters.tables`): text is parsed by the source's
+contract, integers and floats are 64 bits wide, timestamps are UTC in microseconds (those without a zone
+are taken as UTC), NaN is null. Text of a CSV column that no contract declares stays text.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, cast
+
+import fsspec
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.adapters.tables import POLARS_TYPES, TIMESTAMP
+from ml_lifecycle.errors import SourceError, SourceNotReadyError
+from ml_lifecycle.spec.contract import Contract, FieldType
+from ml_lifecycle.spec.model import Source
+
+StorageOptions = Mapping[str, Mapping[str, Any]]
+"""fsspec's storage options by connection id."""
+
+# What filesystems call the thing that changes with a file's content, surest first.
+_STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
+_TORN = (
+    EOFError,
+    csv.Error,
+    gzip.BadGzipFile,
+    zipfile.BadZipFile,
+    zlib.error,
+    pa.ArrowInvalid,
+    pl.exceptions.PolarsError,
+    UnicodeDecodeError,
+)
+_WHOLE_DOUBLE = 2.0**53
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file as it was when listed.
+
+    :param name: relative to the lake if it lies there, else its full path
+    :param fingerprint: changes when the file does
+    """
+
+    name: str
+    fingerprint: str
+    path: str
+    filesystem: Any
+
+    def open(self, compression: Literal["infer"] | None = None) -> Any:
+        """Open for reading bytes.
+
+        :raises SourceNotReadyError: it has gone since it was listed. Retry: yes.
+        """
+        try:
+            return self.filesystem.open(self.path, "rb", compression=compression)
+        except FileNotFoundError as error:
+            raise SourceNotReadyError(f"{self.name} was deleted while it was being read") from error
+
+
+def list_files(name: str, source: Source, lake: Lake, storage_options: StorageOptions) -> list[SourceFile]:
+    """The files of source ``name``, sorted; hidden ones (``.part``, ``_SUCCESS``) are left out.
+
+    :raises SourceNotReadyError: there is none. Retry: yes, when it has arrived.
+    :raises SourceError: its connection is unknown or its path leaves the lake. Retry: no.
+    """
+    filesystem, pattern, base = _locate(name, source, lake, storage_options)
+    found: dict[str, dict[str, Any]] = filesystem.glob(pattern, detail=True)
+    files = []
+    for path, info in sorted(found.items()):
+        if info["type"] != "file" or path.rsplit("/", 1)[-1].startswith((".", "_")):
+            continue
+        files.append(
+            SourceFile(path.removeprefix(base), _fingerprint(filesystem, path, info), path, filesystem)
+        )
+    if not files:
+        raise SourceNotReadyError(f"source {name!r}: no file matches {source.uri!r} in {filesystem.protocol}")
+    return files
+
+
+def _locate(name: str, source: Source, lake: Lake, storage_options: StorageOptions) -> tuple[Any, str, str]:
+    """Filesystem, glob pattern, and the prefix to leave out of file names."""
+    options: Mapping[str, Any] = {}
+    if source.connection is not None:
+        if source.connection not in storage_options:
+            raise SourceError(
+                f"source {name!r} names the connection {source.connection!r}, but no storage options were "
+                f"given for it; given are: {', '.join(sorted(storage_options)) or 'none'}"
+            )
+        options = storage_options[source.connection]
+    if "://" in source.uri or source.uri.startswith("/"):
+        filesystem, pattern = fsspec.core.url_to_fs(source.uri, **options)
+        return filesystem, pattern, ""
+    if ".." in source.uri.split("/"):
+        raise SourceError(f"source {name!r}: {source.uri!r} leaves the lake; write a full URL instead")
+    root = lake.root
+    return lake.filesystem, f"{glob.escape(root)}/{source.uri}", f"{root}/"
+
+
+def _fingerprint(filesystem: Any, path: str, info: Mapping[str, Any]) -> str:
+    stamps = [f"{key}={info[key]}" for key in _STAMPS if info.get(key) is not None]
+    if not stamps:
+        return f"sha256={sha256(filesystem.cat_file(path))}"
+    # A file replaced within one tick of the clock has the same time, but another inode.
+    inode = [f"ino={info['ino']}"] if info.get("ino") else []
+    return ";".join([f"size={info.get('size')}", *stamps, *inode])
+
+
+def declared_types(source: Source, contract: Contract | None) -> dict[str, FieldType]:
+    """The types that a source's columns are read as: the contract's, and times for the time columns."""
+    types: dict[str, FieldType] = {}
+    if contract is not None:
+        types = {field.name: field.type for field in contract.fields}
+    for column in (source.event_time, source.known_at):
+        if column is not None and types.get(column) != "date":
+            types[column] = "timestamp"
+    return types
+
+
+def read_file(name: str, source: Source, contract: Contract | None, file: SourceFile) -> pl.DataFrame:
+    """The file's rows in canonical types, in no particular order.
+
+    A typed column of another kind than declared is left as it is, for the validation to report.
+
+    :raises SourceError: the file is torn, lacks a column the source names, or holds text that is not of
+        its column's type. Retry: no, the file must be replaced.
+    :raises SourceNotReadyError: the file has gone. Retry: yes.
+    """
+    try:
+        raw = _READERS[source.format](source, file)
+    except _TORN as error:
+        raise SourceError(
+            f"source {name!r}: {file.name} is torn or no {source.format} file: {error}"
+        ) from error
+    if lacking := [column for column in _needed(source) if column not in raw.columns]:
+        raise SourceError(
+            f"source {name!r}: {file.name} has no column {', '.join(map(repr, lacking))}; "
+            f"it has {', '.join(raw.columns) or 'none'}"
+        )
+    types = declared_types(source, contract)
+    hidden = {field.name for field in contract.fields if field.pii} if contract is not None else set()
+    first_row = 2 if source.format == "csv" else 1
+    columns = []
+    for column in raw.iter_columns():
+        where = f"source {name!r}: {file.name}, column {column.name!r}"
+        canonical = _canonical(column, types.get(column.name), where)
+        if isinstance(canonical, _BadText):
+            shown = "a value" if column.name in hidden else repr(column[canonical.index])
+            raise SourceError(
+                f"{where}, row {canonical.index + first_row}: {shown} is not of type "
+                f"{types[column.name]} ({canonical.count} such values in the file)"
+            )
+        columns.append(canonical)
+    frame = pl.DataFrame(columns)
+    for column_name in (source.event_time, source.known_at):
+        if column_name is not None and frame.schema[column_name] not in (TIMESTAMP, pl.Date):
+            raise SourceError(
+                f"source {name!r}: {file.name}, column {column_name!r} holds {frame.schema[column_name]}, "
+                "but must hold timestamps or dates"
+            )
+    return frame
+
+
+def _needed(source: Source) -> list[str]:
+    """The columns that the source itself names."""
+    return [column for column in (source.event_time, source.known_at, *source.keys) if column is not None]
+
+
+def newest_event(name: str, source: Source, file: SourceFile) -> datetime | None:
+    """The newest event time in a file; of Parquet only the footer is read where it has statistics.
+
+    :raises SourceError: as :func:`read_file`. Retry: no.
+    """
+    assert source.event_time is not None
+    if source.format == "parquet" and (newest := _newest_in_footer(source.event_time, file)) is not None:
+        return newest
+    times = read_file(name, source, None, file)[source.event_time]
+    return cast("datetime | None", times.cast(TIMESTAMP).max())
+
+
+def _newest_in_footer(column: str, file: SourceFile) -> datetime | None:
+    try:
+        with file.open() as handle:
+            footer = pa.parquet.read_metadata(handle)
+    except (pa.ArrowInvalid, OSError):
+        return None  # reading the whole file then gives the one clear error
+    newest: list[datetime] = []
+    for group in (footer.row_group(index) for index in range(footer.num_row_groups)):
+        chunks = [group.column(index) for index in range(group.num_columns)]
+        statistics = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == column), None)
+        if statistics is None or not statistics.has_min_max or not isinstance(statistics.max, datetime):
+            return None
+        newest.append(statistics.max)
+    found = pl.Series(newest).max() if newest else None
+    return _utc(pl.Series([found]))[0] if found is not None else None
+
+
+def _read_parquet(_source: Source, file: SourceFile) -> pl.DataFrame:
+    with file.open() as handle:
+        return pl.read_parquet(io.BytesIO(handle.read()))
+
+
+def _read_json(source: Source, file: SourceFile) -> pl.DataFrame:
+    with file.open("infer") as handle:
+        data = handle.read()
+    if not data.strip():  # no rows are no lines, and then nothing names the columns
+        return pl.DataFrame(schema=dict.fromkeys(_needed(source), pl.Null))
+    return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
+
+
+def _read_csv(source: Source, file: SourceFile) -> pl.DataFrame:
+    """Every cell as text. PyArrow's reader, because Polars' fills up a line that has too few fields."""
+    with file.open("infer") as handle:
+        data = handle.read()
+    header = next(csv.reader([io.BytesIO(data).readline().decode("utf-8-sig")]), [])
+    if doubled := sorted({column for column in header if header.count(column) > 1}):
+        raise pa.ArrowInvalid(f"the header names {', '.join(doubled)} more than once")
+    if data.count(b'"') % 2:
+        raise pa.ArrowInvalid("a quotation mark is never closed")
+    table = pa.csv.read_csv(
+        io.BytesIO(data),
+        read_options=pa.csv.ReadOptions(use_threads=False),  # with threads errors carry no row number
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(header, pa.large_string()),
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            null_values=list(source.null_values),
+        ),
+    )
+    return cast("pl.DataFrame", pl.from_arrow(table))
+
+
+_READERS: Mapping[str, Callable[[Source, SourceFile], pl.DataFrame]] = {
+    "csv": _read_csv,
+    "json": _read_json,
+    "parquet": _read_parquet,
+}
+
+
+@dataclass(frozen=True)
+class _BadText:
+    """Text that is not of its column's type: where first, and how often."""
+
+    index: int
+    count: int
+
+
+def _canonical(column: pl.Series, kind: FieldType | None, where: str) -> pl.Series | _BadText:
+    column = _widened(column, where)
+    if kind is None or column.dtype == POLARS_TYPES[kind]:
+        return column
+    if column.dtype == pl.String:
+        return _parsed(column, kind)
+    target = POLARS_TYPES[kind]
+    lossless = (
+        column.dtype == pl.Null
+        or (column.dtype == pl.Int64 and kind == "float")
+        or (column.dtype == pl.Date and kind == "timestamp")
+        or (column.dtype == pl.Float64 and kind == "integer" and _all_whole(column))
+        or (column.dtype == TIMESTAMP and kind == "date" and (column == column.dt.truncate("1d")).all())
+    )
+    return column.cast(target) if lossless else column
+
+
+def _all_whole(column: pl.Series) -> bool:
+    return bool(((column == column.floor()) & (column.abs() < _WHOLE_DOUBLE)).all())
+
+
+def _widened(column: pl.Series, where: str) -> pl.Series:
+    """The column as one of the six canonical types, whatever its width, unit or encoding."""
+    dtype = column.dtype
+    if dtype in (pl.String, pl.Boolean, pl.Date, pl.Null, pl.Int64):
+        return column
+    if dtype.is_integer():
+        if dtype == pl.UInt64 and not (column <= 2**63 - 1).all():
+            raise SourceError(f"{where} holds integers above 2^63 - 1; write them as text")
+        return column.cast(pl.Int64)
+    if dtype.is_float() or dtype.is_decimal():
+        # Adding zero turns -0.0 into 0.0: they are equal, so they must have equal bytes.
+        return column.cast(pl.Float64).fill_nan(None) + 0.0
+    if dtype in (pl.Categorical, pl.Enum):
+        return column.cast(pl.String)
+    if dtype == pl.Datetime:
+        return _utc(column)
+    raise SourceError(f"{where} has type {dtype}, which a snapshot cannot hold; write one plain value a cell")
+
+
+def _utc(column: pl.Series) -> pl.Series:
+    zone = cast("pl.Datetime", column.dtype).time_zone
+    moments = column.dt.replace_time_zone("UTC") if zone is None else column.dt.convert_time_zone("UTC")
+    return moments.cast(TIMESTAMP)
+
+
+def _parsed(column: pl.Series, kind: FieldType) -> pl.Series | _BadText:
+    """Text as ``kind``; blank text is null."""
+    text = column.str.strip_chars().replace("", None)
+    parsed = text.to_frame("text").select(_PARSERS[kind]).to_series().alias(column.name)
+    bad = parsed.is_null() & text.is_not_null()
+    if bad.any():
+        return _BadText(cast("int", bad.arg_max()), int(bad.sum()))
+    return parsed.fill_nan(None) + 0.0 if kind == "float" else parsed
+
+
+_TEXT = pl.col("text")
+_ISO = _TEXT.str.replace(" ", "T", literal=True)
+_AS_FLOAT = _TEXT.cast(pl.Float64, strict=False)
+
+
+def _naive(expression: pl.Expr) -> pl.Expr:
+    return expression.dt.replace_time_zone("UTC")
+
+
+def _zoned_formats(formats: Sequence[str]) -> list[pl.Expr]:
+    return [_ISO.str.to_datetime(f, time_unit="us", time_zone="UTC", strict=False) for f in formats]
+
+
+_PARSERS: Mapping[FieldType, pl.Expr] = {
+    # "3.0" is how a column of integers with gaps leaves a float-only tool.
+    "integer": pl.coalesce(
+        _TEXT.cast(pl.Int64, strict=False),
+        pl.when((_AS_FLOAT.floor() == _AS_FLOAT) & (_AS_FLOAT.abs() < _WHOLE_DOUBLE)).then(
+            _AS_FLOAT.cast(pl.Int64, strict=False)
+        ),
+    ),
+    "float": _AS_FLOAT,
+    "boolean": _TEXT.str.to_lowercase().replace_strict(
+        {"true": True, "false": False, "1": True, "0": False}, default=None, return_dtype=pl.Boolean
+    ),
+    "timestamp": pl.coalesce(
+        *_zoned_formats(("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M%#z")),
+        *(
+            _naive(_ISO.str.to_datetime(f, time_unit="us", strict=False))
+            for f in ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M")
+        ),
+        _naive(_TEXT.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))),
+    ),
+    "date": _TEXT.str.to_date("%Y-%m-%d", strict=False),
+}

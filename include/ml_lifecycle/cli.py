@@ -1,0 +1,126 @@
+"""The command ``ml-lifecycle``. Exit codes: 0 fine, 1 the input is wrong, 2 the command line is.
+
+A new command is a :class:`Command` in :data:`COMMANDS`. A name of two words, such as ``ledger verify``,
+becomes a group with a subcommand. What a command needs it imports when it runs, so that help and argument
+errors cost nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_lifecycle.errors import LifecycleError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand.
+
+    :param name: one word, or two: group and subcommand
+    :param run: returns the exit code; a :class:`LifecycleError` is shown and exits with 1
+    """
+
+    name: str
+    summary: str
+    arguments: Callable[[argparse.ArgumentParser], Any]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="a model folder, such as dags/models/flight_delay")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from ml_lifecycle.spec.folder import load_folder
+
+    folder = load_folder(arguments.folder)
+    spec = folder.spec
+    rows = {
+        "model": f"{spec.name}, {spec.task}: {spec.description}",
+        "sources": ", ".join(
+            f"{name} ({source.contract or 'no contract'})" for name, source in spec.sources.items()
+        ),
+        "gates": ", ".join(gate.metric for gate in spec.evaluation.gates),
+        "alerts": ", ".join(alert.metric for alert in spec.monitoring.alerts) or "none",
+        "approvers": ", ".join(spec.approvers.users),
+        "environments": ", ".join(spec.environments),
+        "spec digest": folder.spec_digest,
+        "code digest": folder.code_digest,
+    }
+    print(f"{folder.path}: fine")
+    for label, text in rows.items():
+        print(f"  {label:<13} {text}")
+    return 0
+
+
+def _schema_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", choices=("model", "contract"), default="model")
+    parser.add_argument("--output", type=Path, help="write to this file instead of the terminal")
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from ml_lifecycle.spec.schema import json_schema
+
+    text = json.dumps(json_schema(arguments.file), indent=2, ensure_ascii=False) + "\n"
+    if arguments.output is None:
+        sys.stdout.write(text)
+    else:
+        arguments.output.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _new_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="the model's name: lower-case letters, digits and '_'")
+    parser.add_argument("--into", type=Path, default=Path("dags/models"), help="default: %(default)s")
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from ml_lifecycle.spec.scaffold import new_folder
+
+    folder = new_folder(arguments.name, arguments.into)
+    print(f"{folder}: written. Start with its model.yaml; check it with: ml-lifecycle check {folder}")
+    return 0
+
+
+COMMANDS = (
+    Command("check", "check a model folder, and show every mistake in it", _check_arguments, _check),
+    Command("schema", "print the JSON Schema of a spec file, for editors", _schema_arguments, _schema),
+    Command("new", "write a working model folder to start from", _new_arguments, _new),
+)
+
+
+def build_parser(commands: Sequence[Command] = COMMANDS) -> argparse.ArgumentParser:
+    """The command line of ``commands``."""
+    parser = argparse.ArgumentParser(prog="ml-lifecycle", description="Models and their whole life.")
+    top = parser.add_subparsers(required=True, metavar="COMMAND")
+    groups: dict[str, Any] = {}
+    for command in commands:
+        group, _, word = command.name.rpartition(" ")
+        if group and group not in groups:
+            made = top.add_parser(group, help=f"commands about the {group}")
+            groups[group] = made.add_subparsers(required=True, metavar="COMMAND")
+        within = groups[group] if group else top
+        subparser = within.add_parser(word, help=command.summary, description=command.summary)
+        command.arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (LifecycleError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""A model folder as one value: its spec, its contracts, and digests over what it says and what it runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import stat
+import sys
+import traceback
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from ml_lifecycle.adapters.lake import sha256
+from ml_lifecycle.errors import SpecError
+from ml_lifecycle.records import digest_of
+from ml_lifecycle.spec.contract import Contract, ContractFile
+from ml_lifecycle.spec.crosscheck import REQUIRED_FUNCTIONS, check_contracts, check_model, check_python
+from ml_lifecycle.spec.loader import Parsed, read_spec
+from ml_lifecycle.spec.model import ModelSpec
+from ml_lifecycle.spec.problems import Problem, SourceFile, spec_error
+
+MAX_FILE_BYTES = 5 * 2**20
+MAX_FOLDER_BYTES = 20 * 2**20
+MAX_FILES = 500
+
+_REQUIRED_FILES = {
+    "model.yaml": "the spec",
+    "contract.yaml": "what the sources must look like",
+    "features.py": "Feast objects and tables(sources)",
+    "training.py": "train(training_set, labels, parameters, seed)",
+    "dag.py": "the three lines that make the model's DAGs",
+}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that passed every check.
+
+    :param contracts: by name
+    :param spec_digest: of what ``model.yaml`` means, whatever its comments and formatting
+    :param code_digest: of :func:`pack_folder`'s bytes
+    """
+
+    path: Path
+    spec: ModelSpec
+    contracts: dict[str, Contract]
+    spec_digest: str
+    code_digest: str
+
+
+def load_folder(path: str | os.PathLike[str]) -> ModelFolder:
+    """Load and check a model folder. Runs none of its code.
+
+    :raises SpecError: something in it is malformed or missing; the text names every mistake. Retry: no.
+    """
+    folder = Path(path)
+    files = _read_files(folder)
+    problems = [
+        Problem(f"{folder / name}: missing file: it holds {what}")
+        for name, what in _REQUIRED_FILES.items()
+        if name not in files
+    ]
+    model, contracts = _read_specs(folder, files, problems)
+    if model is not None:
+        problems += check_model(model, Path(os.path.abspath(folder)).name, files)
+    if model is not None and contracts is not None:
+        problems += check_contracts(model, contracts)
+    for name, function in REQUIRED_FUNCTIONS.items():
+        if (data := files.get(name)) is not None:
+            problems += check_python(_source(folder / name, data), data, function)
+    if problems or model is None or contracts is None:
+        raise spec_error(problems)
+    return ModelFolder(
+        path=folder,
+        spec=model.value,
+        contracts={contract.name: contract for contract in contracts.value.all},
+        spec_digest=digest_of(model.value.model_dump(mode="json")),
+        code_digest=sha256(_pack(files)),
+    )
+
+
+def pack_folder(path: str | os.PathLike[str]) -> bytes:
+    """The folder as a zip whose bytes depend on names and contents alone, on every machine.
+
+    Left out: ``__pycache__`` and whatever starts with a dot.
+
+    :raises SpecError: a link leads out of the folder, or a file is too large. Retry: no.
+    """
+    return _pack(_read_files(Path(path)))
+
+
+def load_module(folder_path: str | os.PathLike[str], stem: str) -> ModuleType:
+    """Run ``features.py`` or ``training.py`` of a folder, once for each state of the folder.
+
+    The module's name holds the folder's digest and place, so that two models, or two versions of one,
+    never share a module.
+
+    :param stem: ``features`` or ``training``
+    :raises SpecError: the file is missing, or raised while it was imported. Retry: no.
+    """
+    folder = Path(os.path.abspath(folder_path))
+    files = _read_files(folder)
+    file = folder / f"{stem}.py"
+    if file.name not in files:
+        raise SpecError(f"{file}: missing file")
+    identity = digest_of([str(folder), sha256(_pack(files))])[:16]
+    name = f"ml_lifecycle_folder_{folder.name}_{stem}_{identity}"
+    if name in sys.modules:
+        return sys.modules[name]
+    found = importlib.util.spec_from_file_location(name, file)
+    if found is None:
+        raise SpecError(f"{file}: cannot be imported")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    try:
+        # The bytes that were digested are those that run; Python's cache of old bytecode is not asked.
+        exec(compile(files[file.name], str(file), "exec", dont_inherit=True), module.__dict__)
+    except BaseException as error:
+        del sys.modules[name]
+        if not isinstance(error, Exception):
+            raise
+        # Whatever the user's code raises is the folder's fault, and is shown with its place in the file.
+        raise SpecError(f"{_place(error, file)}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _read_specs(
+    folder: Path, files: dict[str, bytes], problems: list[Problem]
+) -> tuple[Parsed[ModelSpec] | None, Parsed[ContractFile] | None]:
+    model: Parsed[ModelSpec] | None = None
+    contracts: Parsed[ContractFile] | None = None
+    if "model.yaml" in files:
+        model, found = read_spec(ModelSpec, files["model.yaml"], str(folder / "model.yaml"))
+        problems += found
+    if "contract.yaml" in files:
+        contracts, found = read_spec(ContractFile, files["contract.yaml"], str(folder / "contract.yaml"))
+        problems += found
+    return model, contracts
+
+
+def _source(path: Path, data: bytes) -> SourceFile:
+    return SourceFile(str(path), data.decode("utf-8", errors="replace"))
+
+
+def _read_files(folder: Path) -> dict[str, bytes]:
+    """Every file that counts, by its path below ``folder`` with ``/``, sorted."""
+    if not folder.is_dir():
+        raise SpecError(f"{folder}: no such folder")
+    files: dict[str, bytes] = {}
+    total = 0
+    for path in sorted(_walk(folder)):
+        name = path.relative_to(folder).as_posix()
+        if not name.isprintable():
+            raise SpecError(f"{folder}: file name {name!r} has unprintable characters: rename it")
+        data = _read_file(path, folder)
+        total += len(data)
+        files[name] = data
+        if len(files) > MAX_FILES or total > MAX_FOLDER_BYTES:
+            raise SpecError(
+                f"{folder}: more than {MAX_FILES} files or {MAX_FOLDER_BYTES >> 20} MiB: "
+                "data belongs into the lake, not in a model folder"
+            )
+    return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path.name == "__pycache__":
+            continue
+        if not path.is_dir():
+            yield path
+        elif path.is_symlink():
+            raise SpecError(f"{path}: a link to a folder: copy the folder here instead")
+        else:
+            yield from _walk(path)
+
+
+def _read_file(path: Path, folder: Path) -> bytes:
+    try:
+        real = path.resolve(strict=True)
+        if not real.is_relative_to(folder.resolve()):
+            raise SpecError(f"{path}: a link that leads out of the folder: copy the file here instead")
+        status = real.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise SpecError(f"{path}: not a plain file: remove it")
+        if status.st_size > MAX_FILE_BYTES:
+            raise SpecError(
+                f"{path}: {status.st_size:,} bytes, at most {MAX_FILE_BYTES:,} are allowed: "
+                "data belongs into the lake, not in a model folder"
+            )
+        return real.read_bytes()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise SpecError(f"{path}: cannot be read: {error}") from error
+
+
+def _pack(files: dict[str, bytes]) -> bytes:
+    """Stored, not compressed: zlib's output differs between its versions."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            archive.writestr(entry, files[name])
+    return buffer.getvalue()
+
+
+def _place(error: Exception, file: Path) -> str:
+    """The innermost line of ``file`` in the traceback."""
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
+    ]
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        lines.append(error.lineno)
+    return f"{file}:{lines[-1]}" if lines else str(file)
