@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,6 +27,7 @@ from ml_lifecycle.records import (
     digest_of,
     to_json,
 )
+from ml_lifecycle.serving.client import ModelClient
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.stages.approve import make_evidence, record_decision, request_approval
 
@@ -152,3 +156,72 @@ def approve(
     ledger, key = Ledger(database), RequestKey("delays__promote", f"{run_id}__{evidence.digest}", "approve")
     request_approval(ledger, evidence, key, ("ben", "cem"), NOW)
     record_decision(ledger, evidence, key, "approve", "ben", NOW, champion=champion)
+
+
+def make_model(slope: float) -> bytes:
+    """An ONNX file that predicts ``slope * distance + hour``."""
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["slope"], value_float=float(slope)),
+            helper.make_node("Mul", ["distance", "slope"], ["scaled"]),
+            helper.make_node("Cast", ["hour"], ["hour_float"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["scaled", "hour_float"], ["prediction"]),
+        ],
+        "delays",
+        [
+            helper.make_tensor_value_info("distance", TensorProto.FLOAT, [None, 1]),
+            helper.make_tensor_value_info("hour", TensorProto.INT64, [None, 1]),
+        ],
+        [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, [None, 1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def make_golden(slope: float, absolute: float = 1e-4) -> dict[str, Any]:
+    """What a server with :func:`make_model`'s file answers to three rows."""
+    distances, hours = [100.0, 250.5, -3.0], [7, 12, 23]
+    return {
+        "request": {
+            "inputs": [
+                {"name": "distance", "datatype": "FP32", "shape": [3], "data": distances},
+                {"name": "hour", "datatype": "INT64", "shape": [3], "data": hours},
+            ]
+        },
+        "expected": {"prediction": [slope * d + h for d, h in zip(distances, hours, strict=True)]},
+        "absolute": absolute,
+    }
+
+
+class Server:
+    """``python -m ml_lifecycle.serving`` on a free port, as a process of its own."""
+
+    def __init__(self, lake: Lake) -> None:
+        command = [sys.executable, "-m", "ml_lifecycle.serving", "--lake", lake.url]
+        self._process = subprocess.Popen(
+            [*command, "--environment", "production", "--poll-seconds", "0.02"],
+            env={
+                **os.environ,
+                "ML_LIFECYCLE_SERVER_TOKEN": "a token of the tests",
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert " on http://" in line, f"the server did not start: {line!r}"
+        self.url = line.split(" on ")[1].strip()
+
+    def client(self) -> ModelClient:
+        return ModelClient(self.url, "a token of the tests")
+
+    def stop(self) -> None:
+        assert self._process.stdout is not None
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()

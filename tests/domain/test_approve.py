@@ -209,7 +209,7 @@ class TestDecision:
             decide(ledger, evidence, "approve", "ben")
         (open_one,) = open_requests(ledger.database, "delays")
         assert (open_one.version, open_one.assigned) == ("10", ASSIGNED)
-        with pytest.raises(ApprovalError, match="version 3 of delays is superseded.*for version 10"):
+        with pytest.raises(ApprovalError, match=r"version 3 of delays is superseded.*for version 10"):
             request_approval(ledger, evidence, replace(KEY, attempt=2), ASSIGNED, NOW)
 
     def test_asking_again_is_the_same_request(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.route import Route
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.records import ColumnSpec
@@ -54,6 +55,12 @@ class Golden:
     request: Mapping[str, Any]
     expected: Mapping[str, Sequence[Any]]
     absolute: float
+
+    @classmethod
+    def read(cls, lake: Lake, path: str) -> Golden:
+        """The evaluation's ``golden.json``."""
+        data = lake.read_json(path)
+        return cls(data["request"], data["expected"], data["absolute"])
 
 
 def wait_for_revision(

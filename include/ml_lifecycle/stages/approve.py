@@ -75,8 +75,8 @@ def make_evidence(
         snapshot_digest=training.snapshot_digest,
         champion_version=evaluation.champion_version,
         champion_digest=evaluation.champion_digest,
-        evaluation_path=version.evaluation_path,
-        training_path=version.training_path,
+        evaluation_path=evaluation.path,
+        training_path=training.path,
         requested_by=version.requested_by,
     )
     check_champion(draft, champion)

@@ -201,7 +201,7 @@ def _read_candidate(source: Lake, evidence: Evidence, version: ModelVersion) -> 
         evidence=evidence,
         training=training,
         entity_keys=_read(source, TrainingSet, training.training_set_path).entity_keys,
-        golden=Golden(**source.read_json(evaluation.golden_path)),
+        golden=Golden.read(source, evaluation.golden_path),
     )
 
 
