@@ -49,7 +49,8 @@ def check_field(values: list[Any], dtype: Any = None, **field: Any) -> dict[str,
         ("allowed_values", ["A", "B", None], {"type": "string", "allowed_values": ["A"]}, 1, "e.g. B"),
         ("allowed_values", [1, 2, None], {"type": "integer", "allowed_values": [1]}, 1, "e.g. 2"),
         ("allowed_values", [True, False, None], {"type": "boolean", "allowed_values": [True]}, 1, "False"),
-        ("pattern", ["ab", "b", None], {"type": "string", "pattern": "^(?=a)"}, 1, "e.g. b"),
+        ("pattern", ["A1x"], {"type": "string", "pattern": "[A-Z][0-9]+"}, 1, "A1x"),
+        ("pattern", ["ab", "b", None, "c"], {"type": "string", "pattern": "(?=a).b|c"}, 1, "e.g. b"),
     ],
 )
 def test_broken_rule(
@@ -69,7 +70,7 @@ def test_broken_rule(
         ([1.5, None], {"type": "float", "max_missing": 0.5, "min": 0, "max": 1.5}),
         ([1, None], {"type": "integer", "min": 0, "allowed_values": [1]}),
         ([None, None], {"type": "string", "max_missing": 1, "allowed_values": ["A"], "pattern": "x"}),
-        (["7"], {"type": "string", "allowed_values": [7]}),
+        (["A1", "B22"], {"type": "string", "pattern": "[A-Z][0-9]+"}),
     ],
 )
 def test_kept_rules(values: list[Any], field: dict[str, Any]) -> None:

@@ -108,7 +108,7 @@ def _value_rules(source: str, item: ContractField) -> list[Rule]:
             )
         )
     if item.allowed_values is not None:
-        values = [str(value) if item.type == "string" else value for value in item.allowed_values]
+        values = list(item.allowed_values)
         rules.append(
             rule(
                 "allowed_values",
@@ -119,13 +119,15 @@ def _value_rules(source: str, item: ContractField) -> list[Rule]:
             )
         )
     if item.pattern is not None:
+        # Great Expectations searches; a contract's pattern is about the whole value.
+        whole = rf"\A(?:{item.pattern})\Z"
         rules.append(
             rule(
                 "pattern",
-                f"text in which {item.pattern} is found",
+                f"text that matches {item.pattern}",
                 "ExpectColumnValuesToMatchRegex",
-                _lacks_pattern(column, item.pattern),
-                regex=item.pattern,
+                _lacks_pattern(column, whole),
+                regex=whole,
             )
         )
     return rules
