@@ -200,9 +200,11 @@ def test_altered_revisions_and_pointers_are_refused(publisher: Publisher) -> Non
     lake.write_bytes("routes/late/00000002.json", good)
     follower.now += 5
     assert follower.error() == ""
-    for pointer in (b"", b"[]", b"{}", b'{"revision": 3}'):
+    for pointer in (b"[]", b"{}", b'{"revision": 3}'):
         lake.write_bytes("routes/late/current.json", pointer)
         assert "is no pointer to a route" in follower.error()
+    lake.write_bytes("routes/late/current.json", b"")
+    assert "current.json is not JSON" in follower.error()
     lake.delete("routes/late/current.json")
     assert "has vanished" in follower.error()
     served = follower.plane.served("late")
