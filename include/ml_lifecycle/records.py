@@ -341,7 +341,13 @@ class Release(Record):
     """One change of what an endpoint serves.
 
     :param environment: the environment's name in the spec, e.g. ``production``
-    :param rolled_back_to: the release whose version is live again after a rollback
+    :param kind: ``deploy`` of a new version, ``restore`` of an earlier release's, or ``withdraw``: nothing is
+        served, because the first release ever failed
+    :param previous_revision: what was live when it began
+    :param restores: the ``deploy`` release whose version a ``restore`` serves again
+    :param replaces: the release that a ``restore`` or ``withdraw`` takes out of service
+    :param requested_by: who asked for it; None for schedules and triggers
+    :param request: which wish of people to go back it fulfils; None for deployments and automatic rollbacks
     """
 
     schema: ClassVar[str] = "release/1"
@@ -357,6 +363,11 @@ class Release(Record):
     created_at: AwareDatetime
     previous_revision: int | None = None
     reason: str = ""
+    kind: Literal["deploy", "restore", "withdraw"] = "deploy"
+    restores: int | None = None
+    replaces: int | None = None
+    requested_by: str | None = None
+    request: str | None = None
 
 
 @dataclass(frozen=True)
@@ -458,3 +469,8 @@ def canonical_json(value: Any) -> bytes:
 def digest_of(value: Any) -> str:
     """SHA-256 of :func:`canonical_json`: the name of whatever ``value`` are the inputs of."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sortable(moment: datetime) -> str:
+    """Text that sorts as moments do and may be a path segment: ``20130401T000000.000000Z``."""
+    return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")

@@ -14,12 +14,15 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ml_lifecycle.errors import IntegrityError, LifecycleError, UnsafeNameError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # A folder where a file should be, or a file where a folder should be, is a missing file too.
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -179,6 +182,27 @@ class Lake:
         except FileNotFoundError:
             return []
         return sorted(os.path.basename(entry["name"]) for entry in found if entry["type"] == "directory")
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Sizes in bytes of the files below ``prefix`` by relative path, sorted, temporary ones left out."""
+        root = self.full_path(prefix)
+        self._fs.invalidate_cache(root)  # other processes write here
+        found = self._fs.find(root, detail=True) if self._fs.exists(root) else {}
+        return {
+            str(name)[len(self._root) + 1 :]: int(entry["size"])
+            for name, entry in sorted(found.items())
+            if not os.path.basename(name).startswith(".")
+        }
+
+    def scan(self, paths: Sequence[str]) -> pl.LazyFrame:
+        """Parquet files, one or more, as one lazy frame; on a local folder only what is used is read."""
+        import polars as pl  # the model server has a lake and no use for data frames
+
+        if self._local:
+            return pl.scan_parquet(
+                [self.full_path(path) for path in paths], glob=False, hive_partitioning=False
+            )
+        return pl.scan_parquet([cast("IO[bytes]", self.open(path)) for path in paths])
 
     def delete(self, path: str) -> None:
         """Remove the file; missing is fine."""

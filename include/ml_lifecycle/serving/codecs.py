@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import uuid
+import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
@@ -37,7 +38,7 @@ def parse_request(body: bytes) -> InferRequest:
     if not isinstance(data, dict):
         raise BadRequestError('the body must be a JSON object with "inputs"')
     if unknown := sorted(data.keys() - _REQUEST_KEYS):
-        raise BadRequestError(f"unknown keys {unknown}: a request has {sorted(_REQUEST_KEYS)}")
+        raise BadRequestError(f"unknown keys {_few(unknown)}: a request has {sorted(_REQUEST_KEYS)}")
     inputs = data.get("inputs")
     if not isinstance(inputs, list) or not inputs:
         raise BadRequestError('"inputs" must be a list of at least one tensor')
@@ -72,11 +73,11 @@ def _parse_tensor(number: int, tensor: Any) -> Tensor:
     if not isinstance(tensor, dict):
         raise BadRequestError(f"{where} must be an object with name, datatype, shape and data")
     name, datatype, shape, data = (tensor.get(key) for key in ("name", "datatype", "shape", "data"))
-    if not isinstance(name, str) or not name:
-        raise BadRequestError(f'{where}: "name" must be text')
+    if not isinstance(name, str) or not 0 < len(name) <= 200:
+        raise BadRequestError(f'{where}: "name" must be text of 1 to 200 characters')
     where = f"{where} ({name!r})"
     if not isinstance(datatype, str) or datatype not in _KNOWN_DATATYPES:
-        raise BadRequestError(f"{where}: datatype {datatype!r} is not one of {sorted(_KNOWN_DATATYPES)}")
+        raise BadRequestError(f"{where}: datatype {datatype!r:.40} is not one of {sorted(_KNOWN_DATATYPES)}")
     if (
         not isinstance(shape, list)
         or len(shape) not in (1, 2)
@@ -109,10 +110,12 @@ def decode_query(body: bytes, variant: Variant, max_rows: int) -> Query:
     rows = request.inputs[0].shape[0]
     _check_rows(request.inputs, rows, max_rows)
     if unknown := sorted(set(request.outputs) - set(OUTPUTS[variant.task])):
-        raise BadRequestError(f"unknown outputs {unknown}; the model gives {list(OUTPUTS[variant.task])}")
-    names = [tensor.name for tensor in request.inputs]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise BadRequestError(f"inputs given more than once: {repeated}")
+        raise BadRequestError(
+            f"unknown outputs {_few(unknown)}; the model gives {list(OUTPUTS[variant.task])}"
+        )
+    names = Counter(tensor.name for tensor in request.inputs)
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise BadRequestError(f"inputs given more than once: {_few(repeated)}")
     features, entities = None, _entity_parameter(request.parameters, rows)
     by_entity = variant.entity_keys and set(names) == set(variant.entity_keys)
     if by_entity and set(names) != {column.name for column in variant.columns}:
@@ -124,9 +127,15 @@ def decode_query(body: bytes, variant: Variant, max_rows: int) -> Query:
         features=features,
         entities=entities,
         event_times=_event_times(request.parameters, rows),
-        id=request.id or uuid.uuid4().hex,
+        id=request.id or f"{random.getrandbits(128):032x}",
         outputs=request.outputs,
     )
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first few: an answer must not grow with what a request invents."""
+    shown = ", ".join(f"{name!r:.60}" for name in names[:5])
+    return f"[{shown}]" if len(names) <= 5 else f"[{shown} and {len(names) - 5} more]"
 
 
 def _check_rows(inputs: Iterable[Tensor], rows: int, max_rows: int) -> None:
@@ -164,7 +173,7 @@ def _check_names(given: Iterable[str], variant: Variant) -> None:
     if unknown := sorted(set(given) - set(columns)):
         near = difflib.get_close_matches(unknown[0], columns, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise BadRequestError(f"unknown inputs {unknown}{hint}; {_allowed(variant)}")
+        raise BadRequestError(f"unknown inputs {_few(unknown)}{hint}; {_allowed(variant)}")
     if missing := [name for name in columns if name not in given]:
         raise BadRequestError(f"inputs are missing: {missing}; {_allowed(variant)}")
 

@@ -47,7 +47,8 @@ def make_features(
     :raises BadRequestError: a value has the wrong type, is null where it must not be, or is too large.
         Retry: no.
     """
-    arrays = {spec.name: _array(spec, values[spec.name], origin) for spec in specs}
+    with np.errstate(over="raise"):
+        arrays = {spec.name: _array(spec, values[spec.name], origin) for spec in specs}
     return Features(len(values[specs[0].name]), values, arrays, origin)
 
 
@@ -57,8 +58,7 @@ def _array(spec: ColumnSpec, values: Sequence[Any], origin: Origin) -> NDArray[A
         values = ["" if value is None else value for value in values]
     try:
         # None becomes NaN in a float array.
-        with np.errstate(over="raise"):
-            return np.array(values, dtype=_DTYPES[spec.type]).reshape(-1, 1)
+        return np.array(values, dtype=_DTYPES[spec.type]).reshape(-1, 1)
     except (FloatingPointError, OverflowError) as error:
         limit = "32-bit float" if spec.type == "float" else "64-bit integer"
         raise BadRequestError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -37,7 +38,7 @@ def explain(
 
     :param errors: of ``pydantic.ValidationError.errors()``
     """
-    root = cls.model_json_schema()
+    root = _schema_of(cls)
     seen: set[tuple[Path, str]] = set()
     for error in errors:
         path, mark_key, message, hints = _explain_one(error, root, document)
@@ -47,6 +48,11 @@ def explain(
         missing = error["type"] == "missing"
         mark = document.key_mark(path[:-1] if missing else path) if mark_key else document.value_mark(path)
         yield source.problem(mark, f"{show_path(path)}: {message}" if path else message, hints)
+
+
+@cache
+def _schema_of(cls: type[BaseModel]) -> Schema:
+    return cls.model_json_schema()
 
 
 def show_path(path: Path) -> str:

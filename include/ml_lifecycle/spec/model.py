@@ -123,7 +123,7 @@ class Training(Strict):
 class Gate(Strict):
     """One condition a candidate must meet.
 
-    :param metric: what is measured, e.g. ``roc_auc``, ``log_loss``, ``skill``, ``calibration_error``, ``accuracy``, ``rmse``
+    :param metric: what is measured, e.g. ``roc_auc``, ``log_loss``, ``skill``, ``accuracy``, ``rmse``
     :param max_regression: how much worse than the champion on the same rows is still accepted
     :param max_segment_gap: how much worse than the whole the worst segment of ``segment`` may be
     """

@@ -1,0 +1,308 @@
+"""Deploy: change what an endpoint serves, blue-green, and take it back by itself if the checks fail.
+
+Killed anywhere and called again, :func:`deploy` and :func:`rollback` go on from what the lifecycle database
+says. Until a release is confirmed, what was live before it is live: the route is published, every server
+loads it beside the old one and swaps, the checks run, and only then the champion changes.
+
+An endpoint whose first release ever fails has nothing to go back to: a route without variants is published,
+and it serves nothing again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.delivery.checks import Client, Clock, Golden, run_checks, wait_for_revision
+from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases, published_heads
+from ml_lifecycle.delivery.route import Variant
+from ml_lifecycle.errors import (
+    IntegrityError,
+    NotApprovedError,
+    NothingToRollBackToError,
+    ReleaseChecksError,
+    ReleaseConflictError,
+    ServerUnavailableError,
+    SpecError,
+)
+from ml_lifecycle.ledger.database import Database
+from ml_lifecycle.ledger.ledger import Ledger
+from ml_lifecycle.records import (
+    Evaluation,
+    Evidence,
+    ModelVersion,
+    Record,
+    Release,
+    Training,
+    TrainingSet,
+    from_json,
+)
+from ml_lifecycle.spec.model import ModelSpec
+from ml_lifecycle.stages.approve import check_champion, check_evidence, evaluation_digest
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Target:
+    """An environment at work.
+
+    :param environment: its name in the spec
+    :param lake: the lake its servers follow
+    :param clients: one a server
+    """
+
+    environment: str
+    lake: Lake
+    clients: Sequence[Client]
+
+
+@dataclass(frozen=True)
+class RegistryFile:
+    """An export of the feature registry in the source lake; servers resolve entity keys with it."""
+
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """What is read from the source lake about the version to be released."""
+
+    evidence: Evidence
+    training: Training
+    entity_keys: tuple[str, ...]
+    golden: Golden
+
+
+def deploy(
+    spec: ModelSpec,
+    target: Target,
+    source: Lake,
+    database: Database,
+    evidence: Evidence,
+    version: ModelVersion,
+    clock: Clock,
+    *,
+    registry: RegistryFile | None = None,
+    requested_by: str | None = None,
+) -> Release:
+    """Release a version in one environment; returns the confirmed release.
+
+    :param source: the lake the stages wrote to
+    :raises NotApprovedError: production, and the ledger has no approval of exactly this evidence. Retry: no.
+    :raises ChampionChangedError: production, and the champion is not the one compared with. Retry: no.
+    :raises ReleaseChecksError: the servers did not serve it as they should; what was live is live. Retry: no.
+    :raises ReleaseConflictError: another release of the endpoint is under way, or won. Retry: no.
+    :raises IntegrityError: evidence, records or bytes do not fit each other. Retry: no.
+    :raises LedgerError: the ledger was rewritten. Retry: no.
+    :raises ServerUnavailableError: no server answered before anything was changed. Retry: yes.
+    """
+    if target.environment not in spec.environments:
+        known = ", ".join(spec.environments)
+        raise SpecError(f"model {spec.name} has no environment {target.environment!r}, only {known}")
+    candidate = _read_candidate(source, evidence, version)
+    releases = Releases(database)
+    finished = _finish_left_behind(spec, target, releases, clock)
+    if finished is not None and finished.replaces is not None:
+        replaced = releases.get(target.environment, spec.endpoint, finished.replaces)
+        if replaced.evidence_digest == evidence.digest:
+            raise _rolled_back(replaced, finished.reason)
+    live = releases.live(target.environment, spec.endpoint)
+    if live is not None and live.evidence_digest == evidence.digest:
+        return releases.apply(live, target.lake, clock.now())
+    if target.environment == PRODUCTION:
+        _require_approval(spec, target, database, evidence, live)
+    for client in target.clients:
+        client.ready()
+    deployment = Deployment(
+        model=spec.name,
+        environment=target.environment,
+        endpoint=spec.endpoint,
+        version=version.version,
+        model_digest=version.model_digest,
+        evidence_digest=evidence.digest,
+        strategy=spec.delivery.strategy,
+        variants=(_copy_variant(spec, source, target.lake, candidate, registry),),
+        expected=None if live is None else live.revision,
+        requested_by=requested_by,
+    )
+    release = releases.apply(releases.begin(deployment, clock.now()), target.lake, clock.now())
+    failures = _check(spec, target, releases, release, candidate.golden, clock)
+    if not failures:
+        return releases.confirmed(release, clock.now())
+    reason = "; ".join(failures)
+    restore = releases.begin_restore(release, clock.now(), reason=reason, requested_by=requested_by)
+    _finish(spec, target, releases, restore, clock)
+    raise _rolled_back(release, reason)
+
+
+def rollback(
+    spec: ModelSpec,
+    target: Target,
+    database: Database,
+    clock: Clock,
+    *,
+    request: str,
+    requested_by: str | None,
+    reason: str,
+) -> Release:
+    """Serve the newest earlier release again that was confirmed and never rolled back.
+
+    A release under way is taken back instead, and what is live is published anew. Either way the approval
+    of what is taken out of service ends.
+
+    :param request: a name for this rollback, such as the run's id; called again with it, none further is made
+    :raises NothingToRollBackToError: there is no such release. Retry: no.
+    :raises ReleaseConflictError: another rollback was under way, or a release was confirmed at the same
+        moment. Retry: no, look at what is live first.
+    :raises ServerUnavailableError: it is published and live, but a server does not follow. Retry: yes.
+    """
+    releases = Releases(database)
+    where = target.environment, spec.endpoint
+    restore = releases.requested(*where, request)
+    if restore is None:
+        finished = _finish_left_behind(spec, target, releases, clock)
+        if finished is not None and finished.request is not None:
+            raise ReleaseConflictError(
+                f"the rollback {finished.request} was under way: it is finished, version "
+                f"{finished.version} is live"
+            )
+        replaced = releases.under_way(*where) or releases.live(*where)
+        if replaced is None:
+            raise NothingToRollBackToError(f"{target.environment}/{spec.endpoint} serves nothing")
+        restore = releases.begin_restore(
+            replaced, clock.now(), reason=reason, requested_by=requested_by, request=request
+        )
+    restore, silent = _finish(spec, target, releases, restore, clock)
+    if silent:
+        raise ServerUnavailableError(f"revision {restore.revision} is published, but {'; '.join(silent)}")
+    return restore
+
+
+def _read_candidate(source: Lake, evidence: Evidence, version: ModelVersion) -> _Candidate:
+    check_evidence(evidence)
+    training = _read(source, Training, evidence.training_path)
+    evaluation = _read(source, Evaluation, evidence.evaluation_path)
+    facts = {
+        "model": (version.name, evidence.model),
+        "version": (version.version, evidence.version),
+        "registered model digest": (version.model_digest, evidence.model_digest),
+        "trained model digest": (training.model_digest, evidence.model_digest),
+        "evaluated model digest": (evaluation.model_digest, evidence.model_digest),
+        "evaluation": (evaluation_digest(evaluation), evidence.evaluation_digest),
+    }
+    for fact, (found, expected) in facts.items():
+        if found != expected:
+            raise IntegrityError(f"{fact} is {found}, the evidence says {expected}")
+    return _Candidate(
+        evidence=evidence,
+        training=training,
+        entity_keys=_read(source, TrainingSet, training.training_set_path).entity_keys,
+        golden=Golden.read(source, evaluation.golden_path),
+    )
+
+
+def _read(lake: Lake, cls: type[R], path: str) -> R:
+    manifest = path if path.endswith(".json") else f"{path}/manifest.json"
+    data: dict[str, Any] = lake.read_json(manifest)
+    return from_json(cls, data)
+
+
+def _require_approval(
+    spec: ModelSpec, target: Target, database: Database, evidence: Evidence, champion: Release | None
+) -> None:
+    ledger = Ledger(database)
+    ledger.verify(published_heads(target.lake, spec.endpoint))
+    if ledger.approval_for(evidence.digest) is None:
+        raise NotApprovedError(
+            f"the ledger has no approval of version {evidence.version} of {evidence.model} "
+            f"with evidence {evidence.digest}: ask for one by its promotion"
+        )
+    check_champion(evidence, champion)
+
+
+def _copy_variant(
+    spec: ModelSpec, source: Lake, lake: Lake, candidate: _Candidate, registry: RegistryFile | None
+) -> Variant:
+    training = candidate.training
+    model_path = f"models/{training.model_digest}.onnx"
+    _copy(source, training.model_path, lake, model_path, training.model_digest)
+    registry_path = None
+    if registry is not None:
+        registry_path = f"registries/{registry.digest}"
+        _copy(source, registry.path, lake, registry_path, registry.digest)
+    return Variant(
+        role="champion",
+        version=candidate.evidence.version,
+        model_path=model_path,
+        model_digest=training.model_digest,
+        task=spec.task,
+        columns=training.columns,
+        classes=training.classes,
+        threshold=spec.evaluation.threshold,
+        registry_path=registry_path,
+        registry_digest=None if registry is None else registry.digest,
+        feature_service=None if registry is None else spec.features.service,
+        entity_keys=() if registry is None else candidate.entity_keys,
+    )
+
+
+def _copy(source: Lake, path: str, lake: Lake, to: str, digest: str) -> None:
+    """Named by its digest, it may be there already; torn or altered bytes are replaced."""
+    if not (lake.exists(to) and sha256(lake.read_bytes(to)) == digest):
+        lake.write_bytes(to, source.read_bytes(path, digest))
+
+
+def _check(
+    spec: ModelSpec, target: Target, releases: Releases, release: Release, golden: Golden, clock: Clock
+) -> list[str]:
+    if silent := _await_servers(spec, target, release, clock):
+        return silent
+    route = releases.route(release)
+    return [
+        failure
+        for client in target.clients
+        for failure in run_checks(client, route, golden, spec.delivery.max_latency_ms)
+    ]
+
+
+def _await_servers(spec: ModelSpec, target: Target, release: Release, clock: Clock) -> list[str]:
+    seconds = spec.delivery.check_timeout.total_seconds()
+    waits = (
+        wait_for_revision(client, spec.endpoint, release.revision, seconds, clock)
+        for client in target.clients
+    )
+    return [failure for failure in waits if failure is not None]
+
+
+def _finish(
+    spec: ModelSpec, target: Target, releases: Releases, restore: Release, clock: Clock
+) -> tuple[Release, list[str]]:
+    """Publish and confirm a restore, then see whether the servers follow; returns which do not.
+
+    It needs no checks, they passed when its version was first released. A server that is down will serve it
+    when it comes up.
+    """
+    applied = releases.apply(restore, target.lake, clock.now())
+    confirmed = releases.confirmed(applied, clock.now())
+    if confirmed.kind == "withdraw":
+        return confirmed, []
+    return confirmed, _await_servers(spec, target, confirmed, clock)
+
+
+def _finish_left_behind(spec: ModelSpec, target: Target, releases: Releases, clock: Clock) -> Release | None:
+    """Finish a restore whose process was killed, and return it."""
+    restore = releases.under_way(target.environment, spec.endpoint)
+    if restore is None or restore.kind == "deploy":
+        return None
+    return _finish(spec, target, releases, restore, clock)[0]
+
+
+def _rolled_back(release: Release, reason: str) -> ReleaseChecksError:
+    return ReleaseChecksError(
+        f"version {release.version} of {release.model} failed in {release.environment} as revision "
+        f"{release.revision} and was rolled back: {reason}"
+    )
