@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import secrets
+import shlex
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -86,6 +87,8 @@ def _node(arguments: argparse.Namespace) -> Node:
     }
     state = arguments.state_dir.absolute()
     python = arguments.python.absolute()
+    if not os.access(python, os.X_OK):
+        raise ValueError(f"--python {python} is no program; it must be the interpreter that pods run")
     secret_folder = SecretFolder(arguments.secrets_dir and arguments.secrets_dir.absolute())
     return Node(PodStore(state), capacity, secret_folder, python, _python_folder(state, python))
 
@@ -96,7 +99,7 @@ def _python_folder(state: Path, python: Path) -> Path:
     folder.mkdir(exist_ok=True)
     for name in ("python", "python3"):
         script = folder / name
-        script.write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
+        script.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python))} "$@"\n')
         script.chmod(0o700)
     return folder
 
@@ -117,6 +120,10 @@ def _token(path: Path | None) -> str:
 def _serve(arguments: argparse.Namespace, node: Node) -> None:
     token = _token(arguments.token_file)
     listener = _listen(arguments.host, arguments.port)
+    if arguments.host not in ("127.0.0.1", "localhost"):
+        log.warning(
+            "listening on %s: whoever has the token and can reach it runs commands here", arguments.host
+        )
     address = f"http://{arguments.host}:{listener.getsockname()[1]}"
 
     @asynccontextmanager

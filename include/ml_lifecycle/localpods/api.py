@@ -65,7 +65,7 @@ def create_app(
             Route(namespace + "/events", list_events),
         ],
         middleware=[Middleware(RequireToken, token=token)],
-        exception_handlers={ApiError: _refuse, HTTPException: _refuse_http},
+        exception_handlers={ApiError: _refuse, HTTPException: _refuse_http, Exception: _fail},
         lifespan=lifespan,
     )
     app.state.node = node
@@ -278,3 +278,8 @@ def _refuse_http(request: Request, error: Exception) -> Response:
     reason = {404: "NotFound", 405: "MethodNotAllowed"}.get(error.status_code, "BadRequest")
     message = f"{request.method} {request.url.path}: {error.detail}; localpods offers pods and events only"
     return _status(ApiError(error.status_code, reason, message))
+
+
+def _fail(request: Request, error: Exception) -> Response:
+    """A fault of this server's, such as a full disk; the log has the rest."""
+    return _status(ApiError(500, "InternalError", f"Internal error: {type(error).__name__}: {error}"))

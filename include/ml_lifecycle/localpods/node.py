@@ -115,8 +115,8 @@ class Node:
             if not existing.gone:
                 raise already_exists(pod.name)
             self._forget(existing)
-        self._pods[namespace, pod.name] = pod
         self._save(pod)
+        self._pods[namespace, pod.name] = pod
         self._start_what_fits()
         return pod
 

@@ -77,7 +77,7 @@ class PodProcess:
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL to the whole process group; the shim sees to what has left it."""
+        """Have the shim send SIGKILL to the container's first process, then to all its descendants."""
         self._signal(signal.SIGUSR1)
 
     def memory(self) -> int:

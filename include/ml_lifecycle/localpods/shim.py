@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 
 MAX_LINE = 256 * 1024
 RESET = [signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM, signal.SIGUSR1, signal.SIGXFSZ]
@@ -100,7 +101,7 @@ def _pass_on(number: int, container: int) -> None:
     if number == signal.SIGTERM:
         os.kill(container, signal.SIGTERM)
     elif number == signal.SIGUSR1:
-        os.killpg(container, signal.SIGKILL)
+        os.kill(container, signal.SIGKILL)  # its end is the end of all the others
 
 
 def _ended(container: int) -> bool:
@@ -114,7 +115,8 @@ def _ended(container: int) -> bool:
 
 def _bury(container: int) -> int:
     """Kill its process group and every adopted orphan, as the end of PID 1 does; returns its wait status."""
-    os.killpg(container, signal.SIGKILL)
+    with suppress(ProcessLookupError, PermissionError):  # nobody is left in it; macOS says so with EPERM
+        os.killpg(container, signal.SIGKILL)
     result = 0
     while True:
         for child in _children():
