@@ -367,6 +367,14 @@ def test_eviction_fails_the_pod_and_says_so(cluster: Cluster) -> None:
     assert "evict" in status["message"]
 
 
+def test_being_told_to_stop_at_once_is_not_missed(cluster: Cluster) -> None:
+    for attempt in range(5):
+        cluster.create(f"brief{attempt}", SLEEP)
+        cluster.call("POST", f"pods/brief{attempt}/eviction", 201, json={})
+    for attempt in range(5):
+        assert terminated(cluster.ended(f"brief{attempt}")) == (143, "Error")
+
+
 def test_a_deadline_ends_the_pod(cluster: Cluster) -> None:
     cluster.create("late", SLEEP, activeDeadlineSeconds=1)
     status = cluster.ended("late")

@@ -40,6 +40,8 @@ class PodProcess:
         for name in ("work", "tmp"):
             (self.folder / name).mkdir(mode=0o700)
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        # The shim inherits these as blocked: one sent before it can handle them waits until it does.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
         try:
             # Locked before the shim exists and inherited by it: at no time can it seem to be gone.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,6 +55,7 @@ class PodProcess:
                 start_new_session=True,
             )
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(lock)
 
     def wait(self) -> Exit:

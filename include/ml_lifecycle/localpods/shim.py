@@ -52,6 +52,7 @@ def _catch_signals() -> int:
         signal.signal(number, lambda _number, _frame: None)
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGUSR1})  # blocked until here
     return wake
 
 
