@@ -11,11 +11,12 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.exc import StatementError
 
 from ml_lifecycle.ledger.database import Database, DatabaseUrlError
-from ml_lifecycle.ledger.tables import metadata, watermarks
-from ml_lifecycle.ledger.watermarks import advance_watermark, watermark
+from ml_lifecycle.ledger.intervals import claim_interval
+from ml_lifecycle.ledger.tables import intervals, metadata
 from ml_lifecycle.ledger.windows import record_window, recorded_windows
 from ml_lifecycle.records import Interval
 
+START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -26,10 +27,19 @@ def database(tmp_path: Path) -> Database:
     return database
 
 
+def claim(database: Database, run_id: str, as_of: datetime, given: Interval | None = None) -> Interval:
+    return claim_interval(database, "delays__train", run_id, as_of, given=given, first_start=START)
+
+
+def ends(database: Database) -> list[datetime]:
+    with database.read() as connection:
+        return list(connection.scalars(select(intervals.c.end).order_by(intervals.c.end)))
+
+
 def migrate_and_write(url: str, name: str) -> None:
     database = Database(url)
     database.migrate()
-    advance_watermark(database, "delays", name, NOW)
+    claim(database, name, NOW)
 
 
 def test_migrations_make_the_declared_tables(database: Database) -> None:
@@ -38,9 +48,9 @@ def test_migrations_make_the_declared_tables(database: Database) -> None:
 
 
 def test_migrating_again_keeps_what_is_there(database: Database) -> None:
-    advance_watermark(database, "delays", "ingest", NOW)
+    claim(database, "one", NOW)
     database.migrate()
-    assert watermark(database, "delays", "ingest") == NOW
+    assert ends(database) == [NOW]
 
 
 def test_several_processes_migrate_at_once(tmp_path: Path) -> None:
@@ -53,38 +63,40 @@ def test_several_processes_migrate_at_once(tmp_path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 3
     with Database(url).read() as connection:
-        assert connection.scalar(select(func.count()).select_from(watermarks)) == 3
+        assert connection.scalar(select(func.count()).select_from(intervals)) == 3
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
 
 
 def test_an_exception_undoes_the_whole_transaction(database: Database) -> None:
     def write_and_fail() -> None:
         with database.write() as connection:
-            connection.execute(insert(watermarks).values(model="delays", name="ingest", moment=NOW))
+            connection.execute(insert(intervals).values(dag_id="d", run_id="r", start=START, end=NOW))
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
         write_and_fail()
-    assert watermark(database, "delays", "ingest") is None
+    assert ends(database) == []
 
 
 def test_a_reader_is_not_held_up_by_a_writer(database: Database) -> None:
     with database.write() as connection:
-        connection.execute(insert(watermarks).values(model="delays", name="ingest", moment=NOW))
-        assert watermark(database, "delays", "ingest") is None
+        connection.execute(insert(intervals).values(dag_id="d", run_id="r", start=START, end=NOW))
+        assert ends(database) == []
 
 
 def test_times_are_utc(database: Database) -> None:
     east = datetime(2026, 3, 1, 14, 0, 0, 123456, tzinfo=timezone(timedelta(hours=2)))
-    advance_watermark(database, "delays", "ingest", east)
-    stored = watermark(database, "delays", "ingest")
+    claim(database, "one", east)
+    (stored,) = ends(database)
     assert stored == east
     assert stored.isoformat() == "2026-03-01T12:00:00.123456+00:00"
 
 
 def test_a_time_without_offset_is_refused(database: Database) -> None:
     with pytest.raises(StatementError, match="has no offset"):
-        advance_watermark(database, "delays", "ingest", datetime(2026, 3, 1))  # noqa: DTZ001
+        with database.write() as connection:
+            naive = datetime(2026, 3, 1)  # noqa: DTZ001
+            connection.execute(insert(intervals).values(dag_id="d", run_id="r", start=naive, end=NOW))
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
@@ -93,13 +105,23 @@ def test_a_database_in_memory_is_refused(url: str) -> None:
         Database(url)
 
 
-def test_a_watermark_only_moves_forward(database: Database) -> None:
+def test_runs_follow_each_other_without_gap_or_overlap(database: Database) -> None:
     later = NOW + timedelta(hours=1)
-    assert advance_watermark(database, "delays", "ingest", NOW) == NOW
-    assert advance_watermark(database, "delays", "ingest", later) == later
-    assert advance_watermark(database, "delays", "ingest", NOW) == later
-    assert watermark(database, "delays", "ingest") == later
-    assert watermark(database, "other", "ingest") is None
+    assert claim(database, "one", NOW) == Interval(START, NOW)
+    assert claim(database, "two", later) == Interval(NOW, later)
+    assert claim(database, "one", NOW) == Interval(START, NOW)
+
+
+def test_a_backfill_follows_what_ended_before_it(database: Database) -> None:
+    claim(database, "one", NOW)
+    claim(database, "late", NOW + timedelta(days=9))
+    assert claim(database, "between", NOW + timedelta(days=1)) == Interval(NOW, NOW + timedelta(days=1))
+
+
+def test_a_given_interval_is_kept(database: Database) -> None:
+    given = Interval(START, START + timedelta(days=1))
+    assert claim(database, "one", NOW, given) == given
+    assert claim(database, "one", NOW) == given
 
 
 def test_a_window_is_one_row_however_often_it_is_monitored(database: Database) -> None:

@@ -349,7 +349,7 @@ def test_failed_ingest_leaves_no_snapshot(lake: Lake) -> None:
 
 def test_unknown_contract_table_and_connection_are_named(lake: Lake) -> None:
     put(raw(lake), "a.parquet", events("2013-01-02", 2))
-    with pytest.raises(SpecError, match="'events'; contract.yaml has other"):
+    with pytest.raises(SpecError, match=r"'events'; contract\.yaml has other"):
         ingest(event_spec(), lake, JANUARY, contracts=contract("other", FIELDS))
     with pytest.raises(SourceError, match="has no table 'labels'; it has events"):
         read_table(lake, ingest(event_spec(), lake, JANUARY), "labels")

@@ -12,7 +12,7 @@ from time import monotonic, sleep
 import numpy as np
 import polars as pl
 import pytest
-from training_world import (
+from tests.domain.training_world import (
     COLUMNS,
     HOLDOUT_ROWS,
     make_folder,

@@ -69,7 +69,7 @@ def test_an_orderly_stop_exits_with_0(
 
 
 def test_vectors_need_neither_pandas_nor_feast(publisher: Publisher, start: Callable[..., Server]) -> None:
-    """Importing them would triple an idle server's memory; native libraries show in the memory map."""
+    """They would take an idle server from 75 to 200 MiB; native libraries show in the memory map."""
     publisher("late", "binary", 1, "1")
     server = start(publisher.lake, "--online-store", "sqlite:////nowhere.db")
     with server.client() as client:

@@ -16,10 +16,11 @@ import polars as pl
 import pytest
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.predictions import SCHEMA
 from ml_lifecycle.delivery.route import Pointer
 from ml_lifecycle.serving.codecs import decode_query, encode_prediction
 from ml_lifecycle.serving.metrics import Metrics
-from ml_lifecycle.serving.prediction_log import SCHEMA, LogEntry, PredictionLog
+from ml_lifecycle.serving.prediction_log import LogEntry, PredictionLog
 from ml_lifecycle.serving.routes import RouteLoader
 from tests.serving.conftest import Publisher, Server, logged, row, wait_until
 

@@ -87,14 +87,17 @@ service = FeatureService(
 def tables(sources: Mapping[str, pl.LazyFrame]) -> Mapping[str, pl.LazyFrame]:
     """A feature row counts from just after its event time: the moment it became known."""
     route = pl.format("{}-{}", "origin", "dest").alias("route")
-    flights = sources["flights"].with_columns(route)
+    # A flight without an aircraft yet asks for, and is remembered by, the empty tail number.
+    flights = sources["flights"].with_columns(route, pl.col("tailnum").fill_null(""))
     # Flights that never land (cancelled, diverted) have no arrival: they say nothing, and have no label.
-    landed = sources["arrivals"].select(
-        "flight_id", "landed_at", late=(pl.col("arr_delay") > LATE_MINUTES).cast(pl.Int64)
-    ).join(
-        flights.select("flight_id", "origin", "route", "tailnum", "scheduled_departure"),
-        on="flight_id",
-        how="inner",
+    landed = (
+        sources["arrivals"]
+        .select("flight_id", "landed_at", late=(pl.col("arr_delay") > LATE_MINUTES).cast(pl.Int64))
+        .join(
+            flights.select("flight_id", "origin", "route", "tailnum", "scheduled_departure"),
+            on="flight_id",
+            how="inner",
+        )
     )
     return {
         "flight_schedule": _schedule(flights),
@@ -143,7 +146,7 @@ def _weather(observations: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _late_share(landed: pl.LazyFrame, key: str, span: str, name: str) -> pl.LazyFrame:
-    """The share of late arrivals over the ``span`` up to each landing; landings at one instant share a row."""
+    """The share of late arrivals over the ``span`` up to each landing; one row an instant."""
     share = pl.col("late").mean().alias(name)
     return (
         landed.sort(key, "landed_at")
@@ -157,5 +160,3 @@ def _late_share(landed: pl.LazyFrame, key: str, span: str, name: str) -> pl.Lazy
 def _planes(registry: pl.LazyFrame) -> pl.LazyFrame:
     long_known = pl.lit(datetime(2000, 1, 1, tzinfo=UTC)).cast(pl.Datetime("us", "UTC"))
     return registry.select("tailnum", "manufacturer", "year_built", "seats", event_timestamp=long_known)
-
-

@@ -83,6 +83,8 @@ class Expectations:
         import great_expectations
         import great_expectations.expectations
 
+        # This module sets its own level while it is imported.
+        logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
         self._gx = great_expectations
         self._classes = great_expectations.expectations
         self._context = great_expectations.get_context(mode="ephemeral")

@@ -15,13 +15,13 @@ from typing import Any
 
 from ml_lifecycle.adapters.lake import sha256
 from ml_lifecycle.errors import IntegrityError, ServerUnavailableError
-from ml_lifecycle.records import ColumnSpec, Evaluation, Training
+from ml_lifecycle.records import Evaluation, Training
 
 TAG = "ml_lifecycle"
 _MODEL_FOLDER = "model"
+_ATTEMPTS = 3
 _MAX_PARAM = 6000  # MLflow refuses longer values
 _UNAVAILABLE = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
-_COLUMN_TYPES = {"float": "float", "int": "long", "bool": "boolean", "string": "string"}
 
 
 def _client(tracking_uri: str) -> Any:
@@ -54,18 +54,31 @@ def log_training(
     :param files: artifacts, by name
     :raises ServerUnavailableError: MLflow does not answer. Retry: yes.
     """
-    from mlflow.entities import Metric, Param, RunTag
-
     with _answering(tracking_uri):
         client = _client(tracking_uri)
         experiment = _experiment(client, tracking_uri, training.run.model)
-        run = _only_run(client, experiment, training)
-        run_id: str = run.info.run_id
-        if run.info.status == "FINISHED":
-            return run_id
-        at = int(training.run.as_of.timestamp() * 1000)  # a fixed time: the same metric again is the same row
-        numbers = training.metrics | {f"resources.{key}": value for key, value in training.resources.items()}
-        client.log_batch(
+        for _ in range(_ATTEMPTS):
+            run = _only_run(client, experiment, training)
+            run_id: str = run.info.run_id
+            if run.info.status == "FINISHED" or _finish_run(client, run_id, training, files, tags):
+                return run_id
+    raise ServerUnavailableError(
+        f"the MLflow runs of training {training.digest} are deleted while being logged"
+    )
+
+
+def _finish_run(
+    client: Any, run_id: str, training: Training, files: Mapping[str, bytes], tags: Mapping[str, str]
+) -> bool:
+    """Log everything and end the run; False if it was given up meanwhile for one made at the same time."""
+    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.exceptions import MlflowException
+
+    at = int(training.run.as_of.timestamp() * 1000)  # a fixed time: the same metric again is the same row
+    numbers = training.metrics | {f"resources.{key}": value for key, value in training.resources.items()}
+    try:
+        _log_batch(
+            client,
             run_id,
             metrics=[Metric(key, value, at, 0) for key, value in numbers.items()],
             params=[Param(key, value) for key, value in _flat(training.parameters)],
@@ -76,7 +89,23 @@ def log_training(
                 Path(folder, name).write_bytes(data)
             client.log_artifacts(run_id, folder)
         client.set_terminated(run_id, "FINISHED")
-        return run_id
+    except MlflowException:
+        if client.get_run(run_id).info.lifecycle_stage != "deleted":
+            raise
+        return False
+    return True
+
+
+def _log_batch(client: Any, run_id: str | None, **content: Any) -> None:
+    """Log; once more if somebody logged the same rows in between, which MLflow then finds there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_batch(run_id, **content)
+    except MlflowException as error:
+        if error.error_code != "BAD_REQUEST":
+            raise
+        client.log_batch(run_id, **content)
 
 
 def _experiment(client: Any, tracking_uri: str, name: str) -> str:
@@ -104,7 +133,7 @@ def _artifact_location(tracking_uri: str, name: str) -> str | None:
 
 
 def _only_run(client: Any, experiment: str, training: Training) -> Any:
-    """The training's run; of two that were made at once, everybody keeps the one with the lowest id."""
+    """The training's run; of several that were made at once, everybody keeps the oldest."""
     query = f"tags.`{TAG}.training_digest` = '{training.digest}'"
     if not client.search_runs([experiment], query):
         client.create_run(
@@ -112,10 +141,25 @@ def _only_run(client: Any, experiment: str, training: Training) -> Any:
             run_name=f"{training.run.model}-{training.digest[:12]}",
             tags={f"{TAG}.training_digest": training.digest},
         )
-    kept, *others = sorted(client.search_runs([experiment], query), key=lambda run: run.info.run_id)
+    kept, *others = sorted(
+        client.search_runs([experiment], query), key=lambda run: (run.info.start_time, run.info.run_id)
+    )
     for other in others:
-        client.delete_run(other.info.run_id)
+        with _gone_already():
+            client.delete_run(other.info.run_id)
     return kept
+
+
+@contextlib.contextmanager
+def _gone_already() -> Iterator[None]:
+    """Somebody else cleans up the same thing at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            raise
 
 
 def _lineage(training: Training) -> dict[str, str]:
@@ -176,7 +220,8 @@ def register_version(
         # Two registrations at once each made one: both keep the lowest.
         kept, *others = _versions(client, name, training, evaluation)
         for version in others:
-            client.delete_model_version(name, version)
+            with _gone_already():
+                client.delete_model_version(name, version)
         return kept
 
 
@@ -207,7 +252,7 @@ def _log_model(client: Any, training: Training, evaluation: Evaluation, model: b
 
     at = int(evaluation.run.as_of.timestamp() * 1000)
     metrics = [Metric(f"evaluation.{key}", value, at, 0) for key, value in evaluation.metrics.items()]
-    client.log_batch(training.mlflow_run_id, metrics=metrics)
+    _log_batch(client, training.mlflow_run_id, metrics=metrics)
     graph = onnx.load_from_string(model)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, _MODEL_FOLDER)
@@ -228,24 +273,19 @@ def _log_model(client: Any, training: Training, evaluation: Evaluation, model: b
 
 
 def _signature(training: Training, graph: Any) -> Any:
+    """Named tensors, as the graph has them; of a DataFrame MLflow would feed vectors, not ``[n, 1]``."""
     import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
-    from onnx import TensorProto
+    from mlflow.types import Schema, TensorSpec
+    from onnx.helper import tensor_dtype_to_np_dtype
 
-    def column(spec: ColumnSpec) -> Any:
-        return ColSpec(_COLUMN_TYPES[spec.type], spec.name, required=not spec.nullable)
+    def spec(tensor: Any, *shape: int) -> Any:
+        kind = np.dtype(tensor_dtype_to_np_dtype(tensor.type.tensor_type.elem_type))
+        return TensorSpec(kind, (-1, *shape), tensor.name)
 
-    number = np.dtype(np.float32)
-    if training.classes:
-        whole = graph.graph.output[0].type.tensor_type.elem_type == TensorProto.INT64
-        outputs = [
-            TensorSpec(np.dtype(np.int64 if whole else np.str_), (-1,), "label"),
-            TensorSpec(number, (-1, len(training.classes)), "probabilities"),
-        ]
-    else:
-        outputs = [TensorSpec(number, (-1,), "prediction")]
-    return ModelSignature(Schema([column(spec) for spec in training.columns]), Schema(outputs))
+    first, *rest = graph.graph.output
+    outputs = [spec(first), *(spec(tensor, len(training.classes)) for tensor in rest)]
+    return ModelSignature(Schema([spec(tensor, 1) for tensor in graph.graph.input]), Schema(outputs))
 
 
 def set_candidate(tracking_uri: str, model: str, version: str) -> None:

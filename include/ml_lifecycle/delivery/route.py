@@ -112,7 +112,7 @@ def read_pointer(lake: Lake, endpoint: str) -> Pointer | None:
         return Pointer(**lake.read_json(path))
     except LakeFileMissingError:
         return None
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         raise IntegrityError(f"{lake.uri(path)} is no pointer to a route: {error}") from error
 
 

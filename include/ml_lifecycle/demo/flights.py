@@ -1,4 +1,4 @@
-"""The example's world: every flight out of New York in 2013, arriving file by file as an airline would send them.
+"""The example's world: every flight out of New York in 2013, arriving in files as an airline would send them.
 
 :func:`land` writes what became known in a span of time:
 
@@ -36,7 +36,6 @@ _ORIGIN_ZONE = "America/New_York"
 # airports.csv leaves the four airports in Puerto Rico and the Virgin Islands out; all share one zone.
 _UNLISTED_ZONE = "America/Puerto_Rico"
 _PUBLISHED_BEFORE_LOCAL_DAY = timedelta(hours=7)  # 17:00 UTC, when the flight's local date is taken as UTC
-_STEP = timedelta(days=1)
 _NULLS = ["NA", ""]
 
 
@@ -44,29 +43,42 @@ class FlightDataMissingError(LifecycleError):
     """The example's data are not installed. Retry: no, install the extra the message names."""
 
 
-def land(folder: str | os.PathLike[str], start: datetime, end: datetime) -> tuple[Path, ...]:
+def land(
+    folder: str | os.PathLike[str], start: datetime, end: datetime, every: timedelta = timedelta(days=1)
+) -> tuple[Path, ...]:
     """Write the files that arrive in ``start <= t < end``, one a source and day; returns their paths.
 
     A day is counted from ``start``, so consecutive calls never share a file, and a repeated call writes the
     same bytes. A file appears whole: it is renamed into place.
 
     :param folder: where ``flights/``, ``arrivals/``, ``weather/`` and ``planes.csv`` go
+    :param every: the span of one file; longer for a backlog that nobody wants in hundreds of files
     :raises FlightDataMissingError: the distribution with the data is not installed. Retry: no.
     """
     root = Path(folder)
-    written = [_write(root / "planes.csv", planes())]
+    registry = root / "planes.csv"
+    written = [registry if registry.exists() else _write(registry, planes())]
     for table, (frame, moment) in _events().items():
         day = start
         while day < end:
-            rows = _between(frame, moment, Interval(day, min(day + _STEP, end)))
+            rows = _between(frame, moment, Interval(day, min(day + every, end)))
             written.append(_write(root / table / f"{day:%Y-%m-%dT%H%M}.csv", rows))
-            day += _STEP
+            day += every
     return tuple(written)
 
 
 def schedule(window: Interval) -> pl.DataFrame:
-    """The scheduled flights that depart in ``window``: what a client asks predictions for."""
-    return _between(_departures(), "scheduled_departure", window)
+    """The flights scheduled to depart in ``window`` by their entity keys: what a client asks about.
+
+    :return: ``scheduled_departure``, ``flight_id``, ``origin``, ``route``, ``tailnum`` (empty if unknown)
+    """
+    return _between(_departures(), "scheduled_departure", window).select(
+        "scheduled_departure",
+        "flight_id",
+        "origin",
+        pl.format("{}-{}", "origin", "dest").alias("route"),
+        pl.col("tailnum").fill_null(""),
+    )
 
 
 @functools.cache
@@ -84,7 +96,9 @@ def _events() -> Mapping[str, tuple[pl.DataFrame, str]]:
         "arrivals": (_arrivals(), "landed_at"),
         "weather": (_weather(), "observed_at"),
     }
-    return {table: (frame.sort(moment, maintain_order=True), moment) for table, (frame, moment) in known.items()}
+    return {
+        table: (frame.sort(moment, maintain_order=True), moment) for table, (frame, moment) in known.items()
+    }
 
 
 @functools.cache
@@ -183,7 +197,8 @@ def _read(name: str) -> pl.DataFrame:
         files = importlib.metadata.files(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise FlightDataMissingError(
-            f"the example's data are not installed: pip install 'airflow-ml-lifecycle[demo]' (PyPI {DISTRIBUTION})"
+            f"the example's data are not installed: pip install 'airflow-ml-lifecycle[demo]', "
+            f"which brings PyPI's {DISTRIBUTION}"
         ) from error
     path = next((Path(str(file.locate())) for file in files if file.name == name), None)
     if path is None or not path.exists():

@@ -113,12 +113,13 @@ approval_requests = Table(
 )
 Index("ix_approval_requests_open", approval_requests.c.model, approval_requests.c.outcome)
 
-watermarks = Table(
-    "watermarks",
+intervals = Table(
+    "intervals",
     metadata,
-    Column("model", String(64), primary_key=True),
-    Column("name", String(64), primary_key=True),
-    Column("moment", UtcDateTime, nullable=False),
+    Column("dag_id", String(250), primary_key=True),
+    Column("run_id", String(250), primary_key=True),
+    Column("start", UtcDateTime, nullable=False),
+    Column("end", UtcDateTime, nullable=False),
 )
 
 windows = Table(

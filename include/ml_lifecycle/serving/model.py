@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_lifecycle.adapters.onnx import open_session
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.records import ColumnSpec, TaskType
 from ml_lifecycle.serving.columns import Features, make_features
 from ml_lifecycle.serving.errors import ModelFailedError, RouteRefusedError
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 OUTPUTS: Mapping[TaskType, tuple[str, ...]] = {
     "binary": ("label", "probabilities"),
@@ -42,7 +40,7 @@ class OnnxModel:
 
     def __init__(self, data: bytes, variant: Variant, threads: int = 1) -> None:
         self.variant = variant
-        self._session = _open_session(data, variant, threads)
+        self._session = _open(data, variant, threads)
         self._inputs = tuple(node.name for node in self._session.get_inputs())
         self._outputs = OUTPUTS[variant.task]
         self._check_interface()
@@ -103,17 +101,9 @@ class OnnxModel:
             )
 
 
-def _open_session(data: bytes, variant: Variant, threads: int) -> InferenceSession:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # The arena keeps a replaced model's memory; without it a server that swaps models does not grow.
-    options.enable_cpu_mem_arena = False
+def _open(data: bytes, variant: Variant, threads: int) -> Any:
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return open_session(data, threads)
     except Exception as error:  # ONNX Runtime's own exceptions share no base but Exception
         raise RouteRefusedError(f"{variant.model_path} does not load as an ONNX model: {error}") from error
 

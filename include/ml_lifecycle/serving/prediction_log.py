@@ -17,6 +17,7 @@ import orjson
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.predictions import SCHEMA
 from ml_lifecycle.serving.dataplane import Prediction
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.model import Outputs
@@ -24,25 +25,6 @@ from ml_lifecycle.serving.model import Outputs
 log = logging.getLogger(__name__)
 
 SCHEMA_NAME = "prediction_log/1"
-SCHEMA: dict[str, pl.DataType] = {
-    "prediction_id": pl.String(),
-    "row": pl.Int64(),
-    "received_at": pl.Datetime("us", "UTC"),
-    "event_time": pl.Datetime("us", "UTC"),
-    "entity_keys": pl.String(),
-    "endpoint": pl.String(),
-    "route_revision": pl.Int64(),
-    "variant": pl.String(),
-    "returned": pl.Boolean(),
-    "model_version": pl.String(),
-    "model_digest": pl.String(),
-    "features": pl.String(),
-    "features_from": pl.String(),
-    "outputs": pl.String(),
-    "score": pl.Float64(),
-    "latency_ms": pl.Float64(),
-    "status": pl.Int64(),
-}
 
 Folder = tuple[str, date]
 

@@ -25,7 +25,7 @@ ReaderFactory = Callable[[bytes, str, str], Reader]
 
 
 def feast_reader(registry: bytes, service: str, online_store: str) -> Reader:
-    """A reader of Feast's online store. Importing Feast takes seconds and 200 MiB, hence only here."""
+    """A reader of Feast's online store. Importing Feast takes seconds and 130 MiB, hence only here."""
     from ml_lifecycle.adapters.feast_online import OnlineReader
 
     reader: Reader = OnlineReader(registry, service, online_store)

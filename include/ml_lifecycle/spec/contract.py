@@ -40,11 +40,13 @@ class Distribution(Strict):
 class ContractField(Strict):
     """One column: its type and the rules its values must meet.
 
+    :param nullable: some values may be missing; all of them only with ``max_missing: 1``
     :param max_missing: largest share of nulls, 0 to 1
     :param unique: no value but null occurs twice in the snapshot
     :param pattern: regular expression that the whole of each value must match
     :param severity: what a broken rule of this field does: halt the run, or warn
-    :param pii: whether it holds personal data
+    :param pii: whether it holds personal data: its values stay out of messages and reports, and are masked
+        in the quarantine
     """
 
     name: Text

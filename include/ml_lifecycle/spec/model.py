@@ -77,9 +77,12 @@ class Features(Strict):
     """The Feast feature service that makes the model's inputs.
 
     :param service: name of the FeatureService in ``features.py``
+    :param lookback: the longest span of events that a feature's value depends on; a materialisation then
+        computes from that much history before its window. None computes from all there is.
     """
 
     service: Text
+    lookback: Duration | None = None
 
 
 class TrainingData(Strict):

@@ -26,29 +26,13 @@ def type_batch(source: str, contract: Contract, columns: Mapping[str, str], know
     """
     rules = []
     for item in contract.fields:
-        halts = item.severity == "halt"
-        rules.append(
-            Rule(
-                source, "present", item.name, halts, "a column", "ExpectColumnToExist", {"column": item.name}
-            )
-        )
-        if item.name in columns:
-            expected = ARROW_NAMES[item.type]
-            arguments = {"column": item.name, "value_set": [expected]}
-            shown = (item.name,)
-            rules.append(
-                Rule(
-                    source,
-                    "type",
-                    item.name,
-                    halts,
-                    f"{item.type} ({expected})",
-                    "ExpectColumnValuesToBeInSet",
-                    arguments,
-                    ~pl.col(item.name).is_in([expected]),
-                    shown,
-                )
-            )
+        name, halts, arrow = item.name, item.severity == "halt", ARROW_NAMES[item.type]
+        exists = {"column": name}
+        rules.append(Rule(source, "present", name, halts, "a column", "ExpectColumnToExist", exists))
+        if name in columns:
+            right, wrong = {"column": name, "value_set": [arrow]}, ~pl.col(name).is_in([arrow])
+            expected, stock = f"{item.type} ({arrow})", "ExpectColumnValuesToBeInSet"
+            rules.append(Rule(source, "type", name, halts, expected, stock, right, wrong, (name,)))
     if contract.extra_columns != "allow":
         allowed = {item.name for item in contract.fields} | set(known)
         rules.append(
@@ -99,22 +83,17 @@ def _value_rules(source: str, item: ContractField) -> list[Rule]:
         arguments = {"column": name, **arguments}
         return Rule(source, kind, name, halts, expected, expectation, arguments, offending, shown)
 
+    def missing(kind: str, expected: str, mostly: float) -> Rule:
+        return rule(kind, expected, "ExpectColumnValuesToNotBeNull", column.is_null(), mostly=mostly)
+
     rules = []
     if not item.nullable:
-        rules.append(
-            rule("not_null", "a value in every row", "ExpectColumnValuesToNotBeNull", column.is_null())
-        )
+        rules.append(missing("not_null", "a value in every row", 1))
     elif item.max_missing is None:
         # Nullable means that some values may be missing; for all of them, say max_missing: 1.
-        text, mostly = "at least one value (or max_missing: 1)", 1e-12
-        rules.append(
-            rule("max_missing", text, "ExpectColumnValuesToNotBeNull", column.is_null(), mostly=mostly)
-        )
+        rules.append(missing("max_missing", "at least one value (or max_missing: 1)", 1e-12))
     elif item.max_missing < 1:
-        text, mostly = f"at most {item.max_missing:.2%} missing", 1 - item.max_missing
-        rules.append(
-            rule("max_missing", text, "ExpectColumnValuesToNotBeNull", column.is_null(), mostly=mostly)
-        )
+        rules.append(missing("max_missing", f"at most {item.max_missing:.2%} missing", 1 - item.max_missing))
     if item.min is not None or item.max is not None:
         low = -math.inf if item.min is None else item.min
         high = math.inf if item.max is None else item.max
@@ -129,7 +108,7 @@ def _value_rules(source: str, item: ContractField) -> list[Rule]:
             )
         )
     if item.allowed_values is not None:
-        values = [str(value) if item.type == "string" else value for value in item.allowed_values]
+        values = list(item.allowed_values)
         rules.append(
             rule(
                 "allowed_values",
@@ -140,13 +119,15 @@ def _value_rules(source: str, item: ContractField) -> list[Rule]:
             )
         )
     if item.pattern is not None:
+        # Great Expectations searches; a contract's pattern is about the whole value.
+        whole = rf"\A(?:{item.pattern})\Z"
         rules.append(
             rule(
                 "pattern",
-                f"text in which {item.pattern} is found",
+                f"text that matches {item.pattern}",
                 "ExpectColumnValuesToMatchRegex",
-                _lacks_pattern(column, item.pattern),
-                regex=item.pattern,
+                _lacks_pattern(column, whole),
+                regex=whole,
             )
         )
     return rules

@@ -1,4 +1,4 @@
-"""Ledger, releases, approval requests, watermarks, windows."""
+"""Ledger, releases, approval requests, intervals, windows."""
 
 from __future__ import annotations
 
@@ -75,11 +75,12 @@ def upgrade() -> None:
     op.create_index("ix_approval_requests_evidence_digest", "approval_requests", ["evidence_digest"])
     op.create_index("ix_approval_requests_open", "approval_requests", ["model", "outcome"])
     op.create_table(
-        "watermarks",
-        sa.Column("model", sa.String(64), nullable=False),
-        sa.Column("name", sa.String(64), nullable=False),
-        sa.Column("moment", _MOMENT, nullable=False),
-        sa.PrimaryKeyConstraint("model", "name", name="pk_watermarks"),
+        "intervals",
+        sa.Column("dag_id", sa.String(250), nullable=False),
+        sa.Column("run_id", sa.String(250), nullable=False),
+        sa.Column("start", _MOMENT, nullable=False),
+        sa.Column("end", _MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("dag_id", "run_id", name="pk_intervals"),
     )
     op.create_table(
         "windows",
@@ -95,5 +96,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop the tables."""
-    for table in ("windows", "watermarks", "approval_requests", "releases", "ledger"):
+    for table in ("windows", "intervals", "approval_requests", "releases", "ledger"):
         op.drop_table(table)

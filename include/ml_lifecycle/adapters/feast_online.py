@@ -1,0 +1,209 @@
+"""Feast's SQLite online store made safe for backfills and readers, and the reader a model server uses.
+
+The store differs from Feast's in three ways: a write never replaces a newer value, so windows may be
+materialised in any order; readers are never blocked by a writer (write-ahead log) nor stopped by one that
+died, whose half-written view is rolled back; and times are microseconds since 1970 in UTC, whatever the
+zone of the process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from feast import FeatureStore, FeatureView, RepoConfig
+from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.infra.online_stores.helpers import extract_text_and_num
+from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig, _quote_id, _table_id
+from feast.protos.feast.core.Registry_pb2 import Registry
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+
+from ml_lifecycle.adapters.feast_repo import repo_config
+from ml_lifecycle.errors import FeatureError
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_BUSY_SECONDS = 30
+_KEYS_A_QUERY = 10_000  # SQLite takes 32,766 variables
+
+WriteRow = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
+ReadRow = tuple[datetime | None, dict[str, Value] | None]
+
+
+class NewestWinsSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):  # type: ignore[misc]  # no types
+    """What RepoConfig validates the online store's section with."""
+
+    type: Literal["ml_lifecycle.adapters.feast_online.NewestWinsSqliteOnlineStore"] = (
+        "ml_lifecycle.adapters.feast_online.NewestWinsSqliteOnlineStore"
+    )
+
+
+class NewestWinsSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # Feast has no types
+    """A row a feature, as in Feast's; the newer event stays, and of one event the newer creation."""
+
+    _conn: sqlite3.Connection | None = None
+
+    def _get_conn(self, config: RepoConfig) -> sqlite3.Connection:
+        if self._conn is None:
+            path = Path(self._get_db_path(config))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._conn = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False)
+            self._conn.execute("PRAGMA journal_mode = WAL")
+            self._conn.execute("PRAGMA synchronous = NORMAL")
+        return self._conn
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[WriteRow],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Write all rows or none; a value whose event is older than the stored one's changes nothing."""
+        statement = (
+            f"INSERT INTO {_name(config, table)} AS stored "
+            "(entity_key, feature_name, value, value_text, event_ts, created_ts) VALUES (?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, "
+            "value_text = excluded.value_text, event_ts = excluded.event_ts, "
+            "created_ts = excluded.created_ts WHERE (excluded.event_ts, ifnull(excluded.created_ts, 0)) "
+            ">= (stored.event_ts, ifnull(stored.created_ts, 0))"
+        )
+        connection = self._get_conn(config)
+        with connection:
+            connection.executemany(statement, _parameters(config, data))
+        if progress:
+            progress(len(data))
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[ReadRow]:
+        """Event time and values of each key in order; ``(None, None)`` for a key that has none."""
+        encoded = [_encode(config, key) for key in entity_keys]
+        found: dict[bytes, ReadRow] = {}
+        for first in range(0, len(encoded), _KEYS_A_QUERY):
+            found.update(self._read(config, table, encoded[first : first + _KEYS_A_QUERY]))
+        return [found.get(key, (None, None)) for key in encoded]
+
+    def _read(
+        self, config: RepoConfig, table: FeatureView, keys: Sequence[bytes]
+    ) -> Iterator[tuple[bytes, ReadRow]]:
+        query = (
+            f"SELECT entity_key, feature_name, value, event_ts FROM {_name(config, table)} "
+            f"WHERE entity_key IN ({','.join('?' * len(keys))}) ORDER BY entity_key"
+        )
+        try:
+            rows = self._get_conn(config).execute(query, keys).fetchall()
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            rows = []  # nothing was ever materialised
+        for key, group in itertools.groupby(rows, key=lambda row: row[0]):
+            values, newest = {}, 0
+            for _, feature, value, event in group:
+                values[feature] = Value.FromString(value)
+                newest = max(newest, event)
+            yield key, (_EPOCH + timedelta(microseconds=newest), values)
+
+
+class OnlineReader:
+    """Reads a feature service's values by entity keys, through Feast's own ``get_online_features``.
+
+    :param registry: an exported registry; what happens to any other registry does not matter to it
+    :param service: name of the feature service
+    :param online_store: URL, ``sqlite:////absolute/path.db``
+    :raises FeatureError: the registry has no such service, or the URL is of no known kind. Retry: no.
+    """
+
+    def __init__(self, registry: bytes, service: str, online_store: str) -> None:
+        proto = Registry.FromString(registry)
+        found = {spec.spec.name: spec.spec.project for spec in proto.feature_services}
+        if service not in found:
+            raise FeatureError(f"the registry has no feature service {service!r}; it has {sorted(found)}")
+        self._folder = tempfile.TemporaryDirectory(prefix="feast-")
+        path = Path(self._folder.name) / "registry.pb"
+        path.write_bytes(registry)
+        self._store = FeatureStore(config=repo_config(found[service], Path(self._folder.name), online_store))
+        self._service = self._store.get_feature_service(service)
+        self._keys, self._lifetimes = self._layout()
+
+    def read(
+        self, entities: Mapping[str, Sequence[object]], as_of: datetime | Sequence[datetime] | None = None
+    ) -> dict[str, list[object]]:
+        """One list a feature, rows in the keys' order, None where there is no value.
+
+        :param entities: join key → one value a row; a null key has no values
+        :param as_of: the moment, or each row's own, at which a value older than its view's time to live is
+            None, as in training; without it values of any age are returned, as Feast does
+        :raises FeatureError: a join key is missing, or the lists differ in length. Retry: no.
+        """
+        if missing := sorted(self._keys - entities.keys()):
+            raise FeatureError(
+                f"entity keys {missing} are missing; {self._service.name!r} needs {sorted(self._keys)}"
+            )
+        lengths = {key: len(values) for key, values in entities.items()}
+        if len(set(lengths.values())) != 1:
+            raise FeatureError(f"entity keys differ in length: {lengths}")
+        rows = next(iter(lengths.values()))
+        if rows == 0:
+            return {name: [] for name in self._lifetimes}
+        response = self._store.get_online_features(
+            features=self._service, entity_rows={key: list(entities[key]) for key in self._keys}
+        )
+        values = response.to_dict()
+        if as_of is not None:
+            moments = [as_of] * rows if isinstance(as_of, datetime) else list(as_of)
+            self._expire(values, response.proto, moments)
+        return {name: values[name] for name in self._lifetimes}
+
+    def _layout(self) -> tuple[set[str], dict[str, timedelta | None]]:
+        """The join keys that are needed, and by feature, in the service's order, the time to live."""
+        keys: set[str] = set()
+        lifetimes: dict[str, timedelta | None] = {}
+        for projection in self._service.feature_view_projections:
+            view = self._store.registry.get_any_feature_view(projection.name, self._store.project)
+            for column in getattr(view, "entity_columns", ()):
+                keys.add(projection.join_key_map.get(column.name, column.name))
+            lifetimes |= {feature.name: getattr(view, "ttl", None) or None for feature in projection.features}
+        return keys, lifetimes
+
+    def _expire(self, values: dict[str, list[object]], proto: Any, moments: Sequence[datetime]) -> None:
+        for name, vector in zip(proto.metadata.feature_names.val, proto.results, strict=True):
+            lifetime = self._lifetimes.get(name)
+            if lifetime is None:
+                continue
+            for row, (stamp, moment) in enumerate(zip(vector.event_timestamps, moments, strict=True)):
+                if stamp.ToDatetime(tzinfo=UTC) < moment - lifetime:
+                    values[name][row] = None
+
+
+def _name(config: RepoConfig, table: FeatureView) -> str:
+    versioned = config.registry.enable_online_feature_view_versioning
+    return str(_quote_id(_table_id(config.project, table, versioned)))
+
+
+def _encode(config: RepoConfig, key: EntityKey) -> bytes:
+    return bytes(serialize_entity_key(key, config.entity_key_serialization_version))
+
+
+def _parameters(config: RepoConfig, data: Sequence[WriteRow]) -> Iterator[tuple[object, ...]]:
+    for key, values, event, created in data:
+        encoded, event_us = _encode(config, key), _microseconds(event)
+        created_us = None if created is None else _microseconds(created)
+        for feature, value in values.items():
+            text, _ = extract_text_and_num(value, False)
+            yield encoded, feature, value.SerializeToString(), text, event_us, created_us
+
+
+def _microseconds(moment: datetime) -> int:
+    """Since 1970; a moment without a zone is UTC."""
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return (aware - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,248 @@
+"""Feast repositories made from a model folder's ``features.py``, for one task and gone with it.
+
+A repository is a folder: the feature tables as ``<name>.parquet`` and a registry of its own. Feast marks a
+view in its registry while it materialises, and a process that dies leaves the mark; since nobody else reads
+this registry, nobody is stopped. Servers get :func:`registry_bytes`, which never change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+import polars as pl
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    FileSource,
+    OnDemandFeatureView,
+    RepoConfig,
+    ValueType,
+)
+from feast.feature_view import DUMMY_ENTITY_NAME
+from feast.types import Bool, FeastType, Float32, Float64, Int32, Int64, String
+
+from ml_lifecycle.errors import FeatureError
+from ml_lifecycle.records import Interval
+
+ColumnType = Literal["float", "int", "string", "bool"]
+_REGISTRY = "registry.pb"
+_TIMESTAMP = pl.Datetime("us", "UTC")
+_WRITE_BATCH = 50_000  # keeps protobuf objects of a first materialisation within some 100 MiB
+
+_TYPES: Mapping[FeastType, tuple[ColumnType, pl.DataType]] = {
+    Float32: ("float", pl.Float32()),
+    Float64: ("float", pl.Float64()),
+    Int32: ("int", pl.Int32()),
+    Int64: ("int", pl.Int64()),
+    String: ("string", pl.String()),
+    Bool: ("bool", pl.Boolean()),
+}
+
+
+_KEY_TYPES: Mapping[ValueType, pl.DataType] = {
+    ValueType.STRING: pl.String(),
+    ValueType.INT32: pl.Int32(),
+    ValueType.INT64: pl.Int64(),
+}
+
+
+@dataclass(frozen=True)
+class Features:
+    """The Feast objects of one ``features.py``.
+
+    :param service: what makes the model's inputs
+    :param views: the stored views behind it, on-demand views' sources included
+    """
+
+    project: str
+    service: FeatureService
+    entities: tuple[Entity, ...]
+    views: tuple[FeatureView, ...]
+    on_demand: tuple[OnDemandFeatureView, ...]
+
+    @classmethod
+    def of(cls, module: ModuleType, project: str, service: str) -> Features:
+        """Collect them from the module's globals.
+
+        :raises FeatureError: no such service, or a source that is not a Parquet file named after its table.
+            Retry: no.
+        """
+        found = list({id(value): value for value in vars(module).values()}.values())
+        services = {value.name: value for value in found if isinstance(value, FeatureService)}
+        if service not in services:
+            raise FeatureError(
+                f"features.py has no FeatureService {service!r} (features.service in model.yaml); "
+                f"it has {sorted(services) or 'none'}"
+            )
+        views = tuple(value for value in found if isinstance(value, FeatureView))
+        for view in views:
+            _check_source(view)
+        return cls(
+            project,
+            services[service],
+            tuple(value for value in found if isinstance(value, Entity)),
+            views,
+            tuple(value for value in found if isinstance(value, OnDemandFeatureView)),
+        )
+
+    def columns(self) -> dict[str, ColumnType]:
+        """The service's features in order, with the type a model gets them in.
+
+        :raises FeatureError: a type a model cannot take, or a name twice. Retry: no.
+        """
+        columns: dict[str, ColumnType] = {}
+        for projection in self.service.feature_view_projections:
+            for field in projection.features:
+                if field.dtype not in _TYPES:
+                    raise FeatureError(
+                        f"feature {projection.name}:{field.name} is {field.dtype}; "
+                        f"a model takes {', '.join(str(known) for known in _TYPES)}"
+                    )
+                if field.name in columns:
+                    raise FeatureError(f"two features of {self.service.name!r} are named {field.name!r}")
+                columns[field.name] = _TYPES[field.dtype][0]
+        return columns
+
+    def keys_of(self, view: FeatureView) -> dict[str, pl.DataType]:
+        """The columns that a view's rows are found by, with their types; none for a view without entities.
+
+        Taken from the entities, since Feast fills in ``view.entity_columns`` only when it registers a view.
+        """
+        by_name = {entity.name: entity for entity in self.entities}
+        if unknown := [name for name in view.entities if name not in by_name and name != DUMMY_ENTITY_NAME]:
+            raise FeatureError(f"feature view {view.name!r} uses entities that features.py lacks: {unknown}")
+        entities = [by_name[name] for name in view.entities if name in by_name]
+        return {entity.join_key: _KEY_TYPES.get(entity.value_type, pl.String()) for entity in entities}
+
+    def join_keys(self) -> tuple[str, ...]:
+        """The entity columns the service needs, in the order of their first use."""
+        views = {view.name: view for view in self.views}
+        keys: dict[str, None] = {}
+        for projection in self.service.feature_view_projections:
+            if (view := views.get(projection.name)) is not None:
+                keys |= {projection.join_key_map.get(key, key): None for key in self.keys_of(view)}
+        return tuple(keys)
+
+    def source_tables(self) -> dict[str, dict[str, pl.DataType]]:
+        """What each view's table must hold: table → column → type."""
+        needed: dict[str, dict[str, pl.DataType]] = {}
+        for view in self.views:
+            source, keys = view.batch_source, self.keys_of(view)
+            fields = {
+                f.name: _TYPES[f.dtype][1] for f in view.schema if f.dtype in _TYPES and f.name not in keys
+            }
+            in_source = {feast_name: column for column, feast_name in source.field_mapping.items()}
+            columns = needed.setdefault(source.name, {})
+            columns |= {in_source.get(name, name): dtype for name, dtype in (keys | fields).items()}
+            columns[source.timestamp_field] = _TIMESTAMP
+            if source.created_timestamp_column:
+                columns[source.created_timestamp_column] = _TIMESTAMP
+        return needed
+
+    def known_in(self, table: str, window: Interval) -> pl.Expr:
+        """Which rows of a table a materialisation of ``window`` writes: those that became known in it.
+
+        Values past their time to live at the window's end are left out, for nobody will be given them.
+        """
+        views = [view for view in self.views if view.batch_source.name == table]
+        event = pl.col(views[0].batch_source.timestamp_field)
+        known = (event >= window.start) & (event < window.end)
+        if all(view.ttl for view in views):
+            known &= event >= window.end - max(view.ttl for view in views)
+        return known
+
+
+def _check_source(view: FeatureView) -> None:
+    source = view.batch_source
+    if not isinstance(source, FileSource) or source.path != f"{source.name}.parquet":
+        raise FeatureError(
+            f"the source of feature view {view.name!r} must be FileSource(name=<table>, "
+            "path='<table>.parquet'), where <table> is one of the frames tables() returns; "
+            f"it is {type(source).__name__}(name={source.name!r}, path={getattr(source, 'path', None)!r})"
+        )
+
+
+def repo_config(project: str, folder: Path, online_store: str | None = None) -> RepoConfig:
+    """Feast's configuration of the repository in ``folder``.
+
+    :param online_store: URL, ``sqlite:////absolute/path.db``; None for a repository that only trains
+    :raises FeatureError: the URL is of no known kind. Retry: no.
+    """
+    return RepoConfig(
+        project=project,
+        provider="local",
+        repo_path=folder,
+        # 0: read the registry file once; it does not change behind a reader's back
+        registry={"registry_type": "file", "path": str(folder / _REGISTRY), "cache_ttl_seconds": 0},
+        offline_store={"type": "ml_lifecycle.adapters.feast_store.AsOfOfflineStore"},
+        online_store=_online_store(online_store) if online_store is not None else None,
+        materialization={"pull_latest_features": True, "online_write_batch_size": _WRITE_BATCH},
+        entity_key_serialization_version=3,
+    )
+
+
+def _online_store(url: str) -> dict[str, str]:
+    parts = urlparse(url)
+    # The path of sqlite:////a/b.db starts with two slashes: a separator, and the absolute path's own.
+    path = parts.path[1:]
+    if parts.scheme != "sqlite" or parts.netloc or not os.path.isabs(path):
+        raise FeatureError(
+            f"online store {url!r} is not known: write sqlite:////absolute/path.db (four slashes)"
+        )
+    return {"type": "ml_lifecycle.adapters.feast_online.NewestWinsSqliteOnlineStore", "path": path}
+
+
+def open_store(features: Features, folder: Path, online_store: str | None = None) -> FeatureStore:
+    """A FeatureStore over the tables in ``folder``, with everything of ``features`` registered."""
+    store = FeatureStore(config=repo_config(features.project, folder, online_store))
+    store.apply([*features.entities, *features.views, *features.on_demand, features.service])
+    return store
+
+
+def registry_bytes(store: FeatureStore) -> bytes:
+    """The registry for servers: the same objects give the same bytes, whenever they were registered."""
+    store.refresh_registry()
+    proto = type(store.registry.proto())()
+    proto.CopyFrom(store.registry.proto())
+    for field in ("last_updated", "version_id"):
+        proto.ClearField(field)
+    for descriptor, objects in proto.ListFields():
+        for item in objects if descriptor.is_repeated else ():
+            _forget_when(item)
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def _forget_when(item: Any) -> None:
+    """Clear an object's timestamps and materialisation state."""
+    for holder in (item, getattr(item, "meta", None), getattr(item, "spec", None)):
+        if holder is None or not hasattr(holder, "DESCRIPTOR"):
+            continue
+        for field in ("created_timestamp", "last_updated_timestamp", "materialization_intervals", "state"):
+            if field in holder.DESCRIPTOR.fields_by_name:
+                holder.ClearField(field)
+
+
+def historical_features(
+    store: FeatureStore, features: FeatureService | Sequence[str], entity_rows: pl.DataFrame
+) -> pl.DataFrame:
+    """Feast's own point-in-time join; rows and their order are those of ``entity_rows``."""
+    entity_df = entity_rows.to_pandas()
+    job = store.get_historical_features(entity_df=entity_df, features=features)
+    return pl.DataFrame(pl.from_arrow(job.to_arrow()))
+
+
+def materialise(store: FeatureStore, start: datetime, end: datetime) -> None:
+    """Feast's own materialisation of all views, both ends included."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # progress in colours
+        store.materialize(start_date=start, end_date=end)

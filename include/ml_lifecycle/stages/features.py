@@ -1,0 +1,421 @@
+"""Features: snapshot → training set, and snapshot → online store.
+
+**When a value counts.** A feature row is usable just *after* its event time, as everything here is usable
+when it was known *before* the moment in question. Feast counts the instant itself too, so the moments
+handed to it lie a microsecond earlier. A prediction for the moment t is then made from the same values
+whether they are joined later for training, or materialised from ``[…, t)`` and read online at t.
+
+**Which rows.** The holdout is the newest span whose labels are all known: it ends ``labels.delay`` before
+the run's ``as_of``. Training rows end a second ``labels.delay`` before the holdout starts, so that no
+label was known later than the first question of the holdout.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import polars as pl
+from pydantic import AwareDatetime
+
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.tables import read_table
+from ml_lifecycle.errors import FeatureError
+from ml_lifecycle.records import (
+    ColumnSpec,
+    Interval,
+    Record,
+    Run,
+    Snapshot,
+    TrainingSet,
+    digest_of,
+    from_json,
+    to_json,
+)
+from ml_lifecycle.spec.folder import ModelFolder, load_module
+from ml_lifecycle.spec.model import Labels
+
+if TYPE_CHECKING:
+    from ml_lifecycle.adapters.feast_repo import Features
+
+ColumnType = Literal["float", "int", "string", "bool"]
+
+__all__ = [
+    "Audit",
+    "FeatureTables",
+    "Materialisation",
+    "audit_online",
+    "build_tables",
+    "build_training_set",
+    "materialise",
+    "registry_path",
+]
+
+_TIMESTAMP = pl.Datetime("us", "UTC")
+_INSTANT = timedelta(microseconds=1)
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+_MOMENT = "event_timestamp"  # what Feast calls the moment of an entity row
+# A model's input types, and what a missing value is in those that have one.
+_TYPES: Mapping[ColumnType, pl.DataType] = {
+    "float": pl.Float32(),
+    "int": pl.Int64(),
+    "string": pl.String(),
+    "bool": pl.Boolean(),
+}
+_MISSING: Mapping[ColumnType, object] = {"float": float("nan"), "string": ""}
+
+
+@dataclass(frozen=True)
+class FeatureTables(Record):
+    """The frames of ``tables()``, one Parquet file each.
+
+    :param tables: table → path
+    :param rows: table → rows
+    """
+
+    schema: ClassVar[str] = "feature_tables/1"
+    digest: str
+    path: str
+    snapshot_digest: str
+    code_digest: str
+    tables: dict[str, str]
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Materialisation(Record):
+    """One window written to an online store.
+
+    :param rows: table → live feature rows of the window; of each key the newest was written
+    """
+
+    schema: ClassVar[str] = "materialisation/1"
+    run: Run
+    snapshot_digest: str
+    code_digest: str
+    window: Interval
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Audit(Record):
+    """Online values held against what the offline join says for the same keys and moment.
+
+    :param compared: values compared
+    :param differing: values that differ, by ``view:feature``; empty is what should be
+    :param examples: a few of them, in words
+    """
+
+    schema: ClassVar[str] = "feature_audit/1"
+    as_of: AwareDatetime
+    compared: int
+    differing: dict[str, int]
+    examples: tuple[str, ...]
+
+
+def build_tables(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> FeatureTables:
+    """Compute ``features.py``'s tables from all of the snapshot, once for each snapshot and code.
+
+    :raises FeatureError: ``tables()`` lacks a table or a column. Retry: no.
+    """
+    digest = digest_of({"snapshot": snapshot.digest, "code": folder.code_digest})
+    root = f"features/{folder.spec.name}/{digest}"
+    if lake.exists(f"{root}/manifest.json"):
+        return from_json(FeatureTables, lake.read_json(f"{root}/manifest.json"))
+    frames = _frames(folder, _features(folder), _sources(folder, lake, snapshot))
+    for name, frame in frames.items():
+        _write_parquet(lake, f"{root}/{name}.parquet", frame)
+    tables = FeatureTables(
+        digest=digest,
+        path=f"{root}/manifest.json",
+        snapshot_digest=snapshot.digest,
+        code_digest=folder.code_digest,
+        tables={name: f"{root}/{name}.parquet" for name in frames},
+        rows={name: frame.height for name, frame in frames.items()},
+    )
+    lake.write_json(tables.path, to_json(tables))
+    return tables
+
+
+def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> TrainingSet:
+    """Labels joined with the features as they were known at each label's event time.
+
+    Beside the two files lies the registry that a server of the model resolves entity keys with, see
+    :func:`registry_path`.
+
+    :raises FeatureError: a table or column is missing, or a span has no labelled row. Retry: no.
+    """
+    run, spec = snapshot.run, folder.spec
+    digest = digest_of(
+        {"snapshot": snapshot.digest, "code": folder.code_digest, "as_of": run.as_of.isoformat()}
+    )
+    root = f"training_sets/{spec.name}/{digest}"
+    if lake.exists(f"{root}/manifest.json"):
+        return replace(from_json(TrainingSet, lake.read_json(f"{root}/manifest.json")), run=run)
+
+    features = _features(folder)
+    tables = build_tables(folder, lake, snapshot)
+    spans = _Spans.of(folder, run.as_of)
+    training, holdout = spans.split(_known_labels(folder, lake, tables, run.as_of))
+    with _local_tables(lake, tables) as path:
+        joined, registry = _join(features, path, spec.labels, pl.concat([training, holdout]))
+    rows, columns = _as_served(joined, features.columns())
+    for name, part in (("train", rows.head(training.height)), ("holdout", rows.tail(holdout.height))):
+        _write_parquet(lake, f"{root}/{name}.parquet", part)
+    lake.write_bytes(registry_path(f"{root}/manifest.json"), registry)
+    training_set = TrainingSet(
+        run=run,
+        digest=digest,
+        path=f"{root}/manifest.json",
+        snapshot_digest=snapshot.digest,
+        code_digest=folder.code_digest,
+        train_path=f"{root}/train.parquet",
+        holdout_path=f"{root}/holdout.parquet",
+        train_rows=training.height,
+        holdout_rows=holdout.height,
+        train_end=spans.train.end,
+        holdout=spans.holdout,
+        columns=columns,
+        label_column=spec.labels.column,
+        entity_keys=spec.labels.keys,
+    )
+    lake.write_json(training_set.path, to_json(training_set))
+    return training_set
+
+
+def registry_path(training_set_path: str) -> str:
+    """Where the feature registry lies that belongs to a training set's manifest."""
+    return training_set_path.rsplit("/", 1)[0] + "/registry.pb"
+
+
+def materialise(
+    folder: ModelFolder, lake: Lake, snapshot: Snapshot, online_store: str, window: Interval
+) -> Materialisation:
+    """Write the features that became known in ``window`` to the online store; newest event wins.
+
+    The first materialisation starts at 1970-01-01, so that static tables are in it.
+
+    :param online_store: URL, ``sqlite:////absolute/path.db``
+    :raises FeatureError: the window ends after the run's ``as_of``: its features are not known yet, or a
+        table or column is missing. Retry: no.
+    """
+    from ml_lifecycle.adapters.feast_repo import materialise, open_store
+
+    if window.end > snapshot.run.as_of:
+        raise FeatureError(
+            f"the window ends {window.end.isoformat()}, after the run's as_of "
+            f"{snapshot.run.as_of.isoformat()}: its features are not known yet"
+        )
+    features = _features(folder)
+    sources = _sources(folder, lake, snapshot, _history_start(folder, window))
+    frames = _frames(folder, features, sources, labels=False)
+    rows = {}
+    with tempfile.TemporaryDirectory(prefix="features-") as name:
+        for table, frame in frames.items():
+            new = frame.filter(features.known_in(table, window))
+            new.write_parquet(Path(name) / f"{table}.parquet")
+            rows[table] = new.height
+        if window.length:
+            store = open_store(features, Path(name), online_store)
+            materialise(store, window.start, window.end - _INSTANT)
+    return Materialisation(snapshot.run, snapshot.digest, folder.code_digest, window, rows)
+
+
+def audit_online(
+    folder: ModelFolder,
+    lake: Lake,
+    snapshot: Snapshot,
+    online_store: str,
+    as_of: datetime,
+    sample: int = 100,
+    seed: int = 0,
+) -> Audit:
+    """Hold ``sample`` keys of each view in the online store against the offline join as of ``as_of``.
+
+    :param as_of: the end of the last window that was materialised
+    """
+    from ml_lifecycle.adapters.feast_audit import compare
+    from ml_lifecycle.adapters.feast_repo import open_store
+
+    features = _features(folder)
+    with _local_tables(lake, build_tables(folder, lake, snapshot)) as path:
+        store = open_store(features, path, online_store)
+        compared, differences = compare(store, features, as_of - _INSTANT, sample, seed)
+    differing = Counter(difference.feature for difference in differences)
+    return Audit(as_of, compared, dict(differing), tuple(str(difference) for difference in differences[:10]))
+
+
+def _features(folder: ModelFolder) -> Features:
+    from ml_lifecycle.adapters.feast_repo import Features
+
+    module = load_module(folder.path, "features")
+    return Features.of(module, folder.spec.name, folder.spec.features.service)
+
+
+def _sources(
+    folder: ModelFolder, lake: Lake, snapshot: Snapshot, start: datetime | None = None
+) -> dict[str, pl.LazyFrame]:
+    """The snapshot's tables; with ``start``, only events from then on."""
+    frames = {name: read_table(lake, snapshot, name) for name in snapshot.tables}
+    for name, source in folder.spec.sources.items():
+        if start is not None and source.event_time is not None:
+            frames[name] = frames[name].filter(pl.col(source.event_time) >= start)
+    return frames
+
+
+def _history_start(folder: ModelFolder, window: Interval) -> datetime | None:
+    """From where on events matter to the window's features; None is from the beginning."""
+    lookback = folder.spec.features.lookback
+    return None if lookback is None or window.start - _BEGINNING < lookback else window.start - lookback
+
+
+def _frames(
+    folder: ModelFolder, features: Features, sources: Mapping[str, pl.LazyFrame], labels: bool = True
+) -> dict[str, pl.DataFrame]:
+    """Compute the tables, each with the columns and types its feature views declare."""
+    declared = features.source_tables()
+    made = load_module(folder.path, "features").tables(sources)
+    needed = [*declared, folder.spec.labels.table] if labels else [*declared]
+    if missing := sorted(set(needed) - made.keys()):
+        raise FeatureError(f"tables() of features.py lacks {missing}; it returns {sorted(made)}")
+    lazy = []
+    for name in needed:
+        present = made[name].collect_schema().names()
+        columns = declared.get(name, {})
+        if lacking := [column for column in columns if column not in present]:
+            raise FeatureError(f"table {name!r} of features.py lacks the columns {lacking}; it has {present}")
+        typed = [pl.col(column).cast(dtype) for column, dtype in columns.items()]
+        lazy.append(made[name].select(typed) if name in declared else made[name])
+    return dict(zip(needed, pl.collect_all(lazy), strict=True))
+
+
+@contextmanager
+def _local_tables(lake: Lake, tables: FeatureTables) -> Iterator[Path]:
+    """A folder that holds the tables as ``<name>.parquet``: the lake's own, or a copy of a remote one's."""
+    with tempfile.TemporaryDirectory(prefix="features-") as name:
+        for table, path in tables.tables.items():
+            target = Path(name) / f"{table}.parquet"
+            if lake.local_root is not None:
+                target.symlink_to(Path(lake.full_path(path)).absolute())
+            else:
+                target.write_bytes(lake.read_bytes(path))
+        yield Path(name)
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Which event times are trained on, and which are held out."""
+
+    train: Interval
+    holdout: Interval
+    event_time: str
+    known_at: str
+
+    @classmethod
+    def of(cls, folder: ModelFolder, as_of: datetime) -> _Spans:
+        """The spans of a training as of ``as_of``.
+
+        :raises FeatureError: the data do not reach far enough back. Retry: no.
+        """
+        labels, data = folder.spec.labels, folder.spec.training.data
+        holdout = Interval(as_of - labels.delay - data.holdout, as_of - labels.delay)
+        train_end = holdout.start - labels.delay
+        start = data.start if data.window is None else max(data.start, train_end - data.window)
+        if start >= train_end:
+            raise FeatureError(
+                f"nothing to train on: rows count from {start.isoformat()}, but with a holdout of "
+                f"{data.holdout} and labels that take {labels.delay} they end at {train_end.isoformat()}; "
+                "train later, or hold out less"
+            )
+        return cls(Interval(start, train_end), holdout, labels.event_time, labels.known_at)
+
+    def split(self, labels: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Training and holdout rows, ordered by event time.
+
+        :raises FeatureError: one of them is empty. Retry: no.
+        """
+        event, known = pl.col(self.event_time), pl.col(self.known_at)
+        training = labels.filter(
+            event >= self.train.start, event < self.train.end, known < self.holdout.start
+        )
+        holdout = labels.filter(event >= self.holdout.start, event < self.holdout.end)
+        for name, rows, span in (("training", training, self.train), ("holdout", holdout, self.holdout)):
+            if rows.is_empty():
+                first, last = labels[self.event_time].min(), labels[self.event_time].max()
+                raise FeatureError(
+                    f"no labelled row in the {name} span {span.start.isoformat()} to {span.end.isoformat()}; "
+                    f"the labels known by then are for {first!s} to {last!s}"
+                )
+        return training, holdout
+
+
+def _known_labels(folder: ModelFolder, lake: Lake, tables: FeatureTables, as_of: datetime) -> pl.DataFrame:
+    """The labels known before ``as_of``, ordered by event time and keys."""
+    labels = folder.spec.labels
+    with lake.open(tables.tables[labels.table]) as file:
+        frame = pl.read_parquet(file)
+    needed = [labels.event_time, labels.known_at, labels.column, *labels.keys]
+    if missing := [column for column in needed if column not in frame.columns]:
+        raise FeatureError(
+            f"table {labels.table!r} of features.py lacks the columns {missing} "
+            "that labels: in model.yaml names"
+        )
+    moments = pl.col(labels.event_time, labels.known_at).cast(_TIMESTAMP)
+    return (
+        frame.select(needed)
+        .with_columns(moments)
+        .filter(pl.col(labels.known_at) < as_of, pl.col(labels.column).is_not_null())
+        .sort(labels.event_time, *labels.keys)
+    )
+
+
+def _join(features: Features, path: Path, labels: Labels, rows: pl.DataFrame) -> tuple[pl.DataFrame, bytes]:
+    """The labels' rows behind their features, and the registry that the features were found by."""
+    from ml_lifecycle.adapters.feast_repo import historical_features, open_store, registry_bytes
+
+    columns = features.columns()
+    if missing := [key for key in features.join_keys() if key not in labels.keys]:
+        raise FeatureError(
+            f"the feature service {features.service.name!r} looks features up by {missing} too: "
+            "list them in labels.keys in model.yaml"
+        )
+    if clash := sorted(columns.keys() & {*labels.keys, labels.column, _MOMENT}):
+        raise FeatureError(f"features {clash} are named like the label or an entity key: rename them")
+    store = open_store(features, path)
+    moments = pl.col(labels.event_time).alias(_MOMENT)
+    found = historical_features(store, features.service, rows.select(*labels.keys, moments - _INSTANT))
+    # The join keeps rows and order, so the label need not go through Feast.
+    joined = found.select(*columns).hstack(rows.select(labels.column, moments, *labels.keys))
+    return joined, registry_bytes(store)
+
+
+def _as_served(
+    rows: pl.DataFrame, columns: Mapping[str, ColumnType]
+) -> tuple[pl.DataFrame, tuple[ColumnSpec, ...]]:
+    """The features in the types, and with the missing values, that a server will see; and their specs."""
+    typed = []
+    for name, kind in columns.items():
+        values = pl.col(name).cast(_TYPES[kind])
+        if kind in _MISSING:
+            values = values.fill_null(_MISSING[kind])
+        elif nulls := rows[name].null_count():
+            raise FeatureError(
+                f"feature {name!r} is {kind} and has no value in {nulls} of {rows.height} rows, which that "
+                "type cannot hold: declare it Float32, or fill it in tables()"
+            )
+        typed.append(values)
+    specs = (ColumnSpec(name, kind, nullable=kind in _MISSING) for name, kind in columns.items())
+    return rows.with_columns(typed), tuple(specs)
+
+
+def _write_parquet(lake: Lake, path: str, frame: pl.DataFrame) -> None:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    lake.write_bytes(path, buffer.getvalue())
