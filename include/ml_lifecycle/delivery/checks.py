@@ -67,19 +67,34 @@ def wait_for_revision(
     client: Client, endpoint: str, revision: int, seconds: float, clock: Clock
 ) -> str | None:
     """Wait until the server serves the revision, or a later one; says what it does instead, else None."""
+
+    def look() -> str | None:
+        serving = client.metadata(endpoint)["parameters"]
+        if serving["route_revision"] >= revision:
+            return None
+        refused = f" and says: {serving['route_error']}" if serving.get("route_error") else ""
+        return f"it serves revision {serving['route_revision']}{refused}"
+
+    found = _wait(look, seconds, clock)
+    return found and f"the server did not come to revision {revision} within {seconds:g} s: {found}"
+
+
+def wait_for_withdrawal(client: Client, endpoint: str, seconds: float, clock: Clock) -> str | None:
+    """Wait until the server serves nothing at the endpoint; says so if it still does, else None."""
+    found = _wait(lambda: "it still serves" if client.ready(endpoint) else None, seconds, clock)
+    return found and f"the server did not withdraw {endpoint} within {seconds:g} s: {found}"
+
+
+def _wait(look: Callable[[], str | None], seconds: float, clock: Clock) -> str | None:
+    """Look until there is nothing to say any more; at the deadline, what there is."""
     deadline = clock.monotonic() + seconds
     while True:
         try:
-            serving = client.metadata(endpoint)["parameters"]
-            if serving["route_revision"] >= revision:
-                return None
-            found = f"it serves revision {serving['route_revision']}"
-            if serving.get("route_error"):
-                found += f" and says: {serving['route_error']}"
+            found = look()
         except LifecycleError as error:
             found = str(error)
-        if clock.monotonic() >= deadline:
-            return f"the server did not come to revision {revision} within {seconds:g} s: {found}"
+        if found is None or clock.monotonic() >= deadline:
+            return found
         clock.sleep(_POLL_SECONDS)
 
 

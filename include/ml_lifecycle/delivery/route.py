@@ -49,6 +49,7 @@ class Variant:
 class Route(Record):
     """What an endpoint serves as of a revision.
 
+    :param variants: exactly one champion; none at all once the endpoint was withdrawn, and nothing is served
     :param ledger_head: digest of the ledger's newest row at the release, so that a rewritten row is found out
     """
 

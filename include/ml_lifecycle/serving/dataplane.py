@@ -82,6 +82,8 @@ class ServedRoute:
 
         :raises UnknownModelError: the version is not served. Retry: no.
         """
+        if not self.variants:
+            raise UnknownModelError(f"endpoint {self.route.endpoint!r} was withdrawn and serves nothing")
         for loaded in self.variants:
             wanted = (
                 loaded.variant.role == "champion" if version is None else loaded.variant.version == version

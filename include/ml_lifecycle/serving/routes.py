@@ -40,10 +40,12 @@ class RouteLoader:
     def load(self, route: Route, pointer: Pointer, previous: ServedRoute | None = None) -> ServedRoute:
         """Load every variant; a model that ``previous`` already runs is taken from there.
 
+        A route without variants serves nothing: the endpoint was withdrawn.
+
         :raises IntegrityError: a model's or a registry's bytes have another digest. Retry: no.
         :raises RouteRefusedError: a model is not what the route says. Retry: no.
         """
-        if sum(variant.role == "champion" for variant in route.variants) != 1:
+        if route.variants and sum(variant.role == "champion" for variant in route.variants) != 1:
             raise RouteRefusedError(f"revision {route.revision} must have exactly one champion")
         loaded = previous.variants if previous else ()
         variants = tuple(self._load_variant(variant, loaded) for variant in route.variants)

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ml_lifecycle.adapters.lake import Lake, sha256
-from ml_lifecycle.delivery.checks import Client, Clock, Golden, run_checks, wait_for_revision
+from ml_lifecycle.delivery.checks import (
+    Client,
+    Clock,
+    Golden,
+    run_checks,
+    wait_for_revision,
+    wait_for_withdrawal,
+)
 from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases, published_heads
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.errors import (
@@ -77,6 +84,67 @@ class _Candidate:
     golden: Golden
 
 
+@dataclass(frozen=True)
+class _Endpoint:
+    """The model's endpoint in one environment."""
+
+    spec: ModelSpec
+    target: Target
+    releases: Releases
+    clock: Clock
+
+    @property
+    def where(self) -> tuple[str, str]:
+        return self.target.environment, self.spec.endpoint
+
+    def check(self, release: Release, golden: Golden) -> list[str]:
+        """What is wrong with an applied release, as the running servers show it."""
+        if silent := self.await_servers(release):
+            return silent
+        route = self.releases.route(release)
+        return [
+            failure
+            for client in self.target.clients
+            for failure in run_checks(client, route, golden, self.spec.delivery.max_latency_ms)
+        ]
+
+    def await_servers(self, release: Release) -> list[str]:
+        """Which servers do not follow the release in time."""
+        seconds = self.spec.delivery.check_timeout.total_seconds()
+        found = (
+            wait_for_withdrawal(client, release.endpoint, seconds, self.clock)
+            if release.kind == "withdraw"
+            else wait_for_revision(client, release.endpoint, release.revision, seconds, self.clock)
+            for client in self.target.clients
+        )
+        return [failure for failure in found if failure is not None]
+
+    def finish(self, restore: Release) -> tuple[Release, list[str]]:
+        """Publish and confirm a restore, then see whether the servers follow; returns which do not.
+
+        It needs no checks: they passed when its version was first released. A server that is down serves it
+        when it comes up.
+        """
+        applied = self.releases.apply(restore, self.target.lake, self.clock.now())
+        confirmed = self.releases.confirmed(applied, self.clock.now())
+        return confirmed, self.await_servers(confirmed)
+
+    def finish_left_behind(self) -> Release | None:
+        """Finish a restore whose process was killed, and return it."""
+        restore = self.releases.under_way(*self.where)
+        if restore is None or restore.kind == "deploy":
+            return None
+        return self.finish(restore)[0]
+
+    def take_back(self, release: Release, reason: str) -> ReleaseChecksError:
+        """Go back to what was live before the release; returns the error to raise."""
+        restore = self.releases.begin_restore(
+            release, self.clock.now(), reason=reason, requested_by=release.requested_by
+        )
+        self.finish(restore)
+        return _failed(release, reason)
+
+
 def deploy(
     spec: ModelSpec,
     target: Target,
@@ -92,29 +160,27 @@ def deploy(
     """Release a version in one environment; returns the confirmed release.
 
     :param source: the lake the stages wrote to
+    :raises SpecError: the spec has no such environment. Retry: no.
     :raises NotApprovedError: production, and the ledger has no approval of exactly this evidence. Retry: no.
     :raises ChampionChangedError: production, and the champion is not the one compared with. Retry: no.
     :raises ReleaseChecksError: the servers did not serve it as they should; what was live is live. Retry: no.
     :raises ReleaseConflictError: another release of the endpoint is under way, or won. Retry: no.
     :raises IntegrityError: evidence, records or bytes do not fit each other. Retry: no.
     :raises LedgerError: the ledger was rewritten. Retry: no.
-    :raises ServerUnavailableError: no server answered before anything was changed. Retry: yes.
+    :raises ServerUnavailableError: a server did not answer before anything was changed. Retry: yes.
     """
     if target.environment not in spec.environments:
         known = ", ".join(spec.environments)
         raise SpecError(f"model {spec.name} has no environment {target.environment!r}, only {known}")
     candidate = _read_candidate(source, evidence, version)
     releases = Releases(database)
-    finished = _finish_left_behind(spec, target, releases, clock)
-    if finished is not None and finished.replaces is not None:
-        replaced = releases.get(target.environment, spec.endpoint, finished.replaces)
-        if replaced.evidence_digest == evidence.digest:
-            raise _rolled_back(replaced, finished.reason)
-    live = releases.live(target.environment, spec.endpoint)
+    endpoint = _Endpoint(spec, target, releases, clock)
+    _raise_if_taken_back(endpoint, endpoint.finish_left_behind(), evidence)
+    live = releases.live(*endpoint.where)
     if live is not None and live.evidence_digest == evidence.digest:
         return releases.apply(live, target.lake, clock.now())
     if target.environment == PRODUCTION:
-        _require_approval(spec, target, database, evidence, live)
+        _require_approval(endpoint, database, evidence, live)
     for client in target.clients:
         client.ready()
     deployment = Deployment(
@@ -130,13 +196,9 @@ def deploy(
         requested_by=requested_by,
     )
     release = releases.apply(releases.begin(deployment, clock.now()), target.lake, clock.now())
-    failures = _check(spec, target, releases, release, candidate.golden, clock)
-    if not failures:
-        return releases.confirmed(release, clock.now())
-    reason = "; ".join(failures)
-    restore = releases.begin_restore(release, clock.now(), reason=reason, requested_by=requested_by)
-    _finish(spec, target, releases, restore, clock)
-    raise _rolled_back(release, reason)
+    if failures := endpoint.check(release, candidate.golden):
+        raise endpoint.take_back(release, "; ".join(failures))
+    return releases.confirmed(release, clock.now())
 
 
 def rollback(
@@ -161,22 +223,22 @@ def rollback(
     :raises ServerUnavailableError: it is published and live, but a server does not follow. Retry: yes.
     """
     releases = Releases(database)
-    where = target.environment, spec.endpoint
-    restore = releases.requested(*where, request)
+    endpoint = _Endpoint(spec, target, releases, clock)
+    restore = releases.requested(*endpoint.where, request)
     if restore is None:
-        finished = _finish_left_behind(spec, target, releases, clock)
+        finished = endpoint.finish_left_behind()
         if finished is not None and finished.request is not None:
             raise ReleaseConflictError(
                 f"the rollback {finished.request} was under way: it is finished, version "
                 f"{finished.version} is live"
             )
-        replaced = releases.under_way(*where) or releases.live(*where)
+        replaced = releases.under_way(*endpoint.where) or releases.live(*endpoint.where)
         if replaced is None:
             raise NothingToRollBackToError(f"{target.environment}/{spec.endpoint} serves nothing")
         restore = releases.begin_restore(
             replaced, clock.now(), reason=reason, requested_by=requested_by, request=request
         )
-    restore, silent = _finish(spec, target, releases, restore, clock)
+    restore, silent = endpoint.finish(restore)
     if silent:
         raise ServerUnavailableError(f"revision {restore.revision} is published, but {'; '.join(silent)}")
     return restore
@@ -211,11 +273,27 @@ def _read(lake: Lake, cls: type[R], path: str) -> R:
     return from_json(cls, data)
 
 
+def _raise_if_taken_back(endpoint: _Endpoint, restore: Release | None, evidence: Evidence) -> None:
+    """If a killed process was taking this very evidence back, it has failed, here as there."""
+    if restore is None or restore.replaces is None:
+        return
+    replaced = endpoint.releases.get(*endpoint.where, restore.replaces)
+    if replaced.evidence_digest == evidence.digest:
+        raise _failed(replaced, restore.reason)
+
+
+def _failed(release: Release, reason: str) -> ReleaseChecksError:
+    return ReleaseChecksError(
+        f"version {release.version} of {release.model} failed in {release.environment} as revision "
+        f"{release.revision} and was rolled back: {reason}"
+    )
+
+
 def _require_approval(
-    spec: ModelSpec, target: Target, database: Database, evidence: Evidence, champion: Release | None
+    endpoint: _Endpoint, database: Database, evidence: Evidence, champion: Release | None
 ) -> None:
     ledger = Ledger(database)
-    ledger.verify(published_heads(target.lake, spec.endpoint))
+    ledger.verify(published_heads(endpoint.target.lake, endpoint.spec.endpoint))
     if ledger.approval_for(evidence.digest) is None:
         raise NotApprovedError(
             f"the ledger has no approval of version {evidence.version} of {evidence.model} "
@@ -254,55 +332,3 @@ def _copy(source: Lake, path: str, lake: Lake, to: str, digest: str) -> None:
     """Named by its digest, it may be there already; torn or altered bytes are replaced."""
     if not (lake.exists(to) and sha256(lake.read_bytes(to)) == digest):
         lake.write_bytes(to, source.read_bytes(path, digest))
-
-
-def _check(
-    spec: ModelSpec, target: Target, releases: Releases, release: Release, golden: Golden, clock: Clock
-) -> list[str]:
-    if silent := _await_servers(spec, target, release, clock):
-        return silent
-    route = releases.route(release)
-    return [
-        failure
-        for client in target.clients
-        for failure in run_checks(client, route, golden, spec.delivery.max_latency_ms)
-    ]
-
-
-def _await_servers(spec: ModelSpec, target: Target, release: Release, clock: Clock) -> list[str]:
-    seconds = spec.delivery.check_timeout.total_seconds()
-    waits = (
-        wait_for_revision(client, spec.endpoint, release.revision, seconds, clock)
-        for client in target.clients
-    )
-    return [failure for failure in waits if failure is not None]
-
-
-def _finish(
-    spec: ModelSpec, target: Target, releases: Releases, restore: Release, clock: Clock
-) -> tuple[Release, list[str]]:
-    """Publish and confirm a restore, then see whether the servers follow; returns which do not.
-
-    It needs no checks, they passed when its version was first released. A server that is down will serve it
-    when it comes up.
-    """
-    applied = releases.apply(restore, target.lake, clock.now())
-    confirmed = releases.confirmed(applied, clock.now())
-    if confirmed.kind == "withdraw":
-        return confirmed, []
-    return confirmed, _await_servers(spec, target, confirmed, clock)
-
-
-def _finish_left_behind(spec: ModelSpec, target: Target, releases: Releases, clock: Clock) -> Release | None:
-    """Finish a restore whose process was killed, and return it."""
-    restore = releases.under_way(target.environment, spec.endpoint)
-    if restore is None or restore.kind == "deploy":
-        return None
-    return _finish(spec, target, releases, restore, clock)[0]
-
-
-def _rolled_back(release: Release, reason: str) -> ReleaseChecksError:
-    return ReleaseChecksError(
-        f"version {release.version} of {release.model} failed in {release.environment} as revision "
-        f"{release.revision} and was rolled back: {reason}"
-    )
