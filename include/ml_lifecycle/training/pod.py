@@ -135,7 +135,7 @@ def _fit_and_convert(
     served: pl.DataFrame,
     labels: pl.Series,
 ) -> tuple[Any, bytes]:
-    """The fitted estimator and its ONNX file; a failure also names columns that hold nothing to learn from."""
+    """The fitted estimator and its ONNX file; a failure also names columns without any value."""
     log.info("fitting on %d rows of %d columns", served.height, served.width)
     try:
         estimator = fit(load_train(folder), served, labels, job.parameters, job.seed, job.task)
