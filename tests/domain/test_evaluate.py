@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 from tests.domain.training_world import (
@@ -21,9 +22,11 @@ from tests.domain.training_world import (
 )
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.onnx import open_session, predict
+from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.errors import GateError
 from ml_lifecycle.records import Evaluation, GateResult, TaskType, Training, digest_of, from_json
+from ml_lifecycle.serving.codecs import decode_query
+from ml_lifecycle.serving.model import OnnxModel
 from ml_lifecycle.stages.evaluate import evaluate, raise_if_failed
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -81,26 +84,31 @@ def test_it_is_named_by_its_inputs_and_made_once(world: dict[str, Trained]) -> N
     assert judge(trained, champion=trained.training).digest != first.digest
 
 
-def test_golden_rows_hold_the_files_own_answers_and_the_probes(world: dict[str, Trained]) -> None:
-    trained = world["binary"]
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_a_server_with_the_file_gives_the_golden_answers(world: dict[str, Trained], task: TaskType) -> None:
+    trained = world[task]
+    training = trained.training
     golden = trained.lake.read_json(judge(trained).golden_path)
-    inputs = {tensor["name"]: tensor for tensor in golden["request"]["inputs"]}
-    assert [tensor["datatype"] for tensor in inputs.values()] == ["FP32", "FP32", "INT64", "BOOL", "BYTES"]
-    assert "(unseen category)" in inputs["carrier"]["data"]
-    assert None in inputs["wind"]["data"]
-    rows = inputs["hour"]["shape"][0]
-    assert rows == 54
-    kinds = {"FP32": np.float32, "INT64": np.int64, "BOOL": np.bool_, "BYTES": object}
-    fed = {
-        name: np.array(tensor["data"], dtype=kinds[tensor["datatype"]]).reshape(-1, 1)
-        for name, tensor in inputs.items()
-    }
-    model = trained.lake.read_bytes(trained.training.model_path, golden["model_digest"])
-    answer = predict(open_session(model), fed)
-    assert answer.labels is not None
-    assert answer.labels.tolist() == golden["expected"]["label"]
-    probabilities = golden["expected"]["probabilities"]
-    assert answer.outputs.ravel() == pytest.approx(probabilities, abs=golden["absolute"])
+    variant = Variant(
+        role="champion",
+        version="1",
+        model_path=training.model_path,
+        model_digest=golden["model_digest"],
+        task=task,
+        columns=training.columns,
+        classes=training.classes,
+    )
+    query = decode_query(json.dumps(golden["request"]).encode(), variant, max_rows=100)
+    assert query.features is not None
+    assert query.rows == 54
+    assert "(unseen category)" in query.features.values["carrier"]
+    assert None in query.features.values["wind"]
+    model = OnnxModel(trained.lake.read_bytes(training.model_path, golden["model_digest"]), variant)
+    answers = model.run(query.features)
+    assert answers.keys() == golden["expected"].keys()
+    for name, expected in golden["expected"].items():
+        got = answers[name].ravel().tolist()
+        assert got == (expected if name == "label" else pytest.approx(expected, abs=golden["absolute"]))
 
 
 def test_the_report_is_one_page_that_shows_every_gate(world: dict[str, Trained]) -> None:
@@ -257,8 +265,6 @@ def test_the_worst_segment_is_measured_and_named(world: dict[str, Trained]) -> N
 def test_a_segment_gate_that_cannot_be_computed_fails(
     world: dict[str, Trained], gate_of: dict[str, object], reason: str
 ) -> None:
-    import re
-
     result = next(one for one in judge(world["binary"], gates=[gate_of]).gates if ".segment." in one.gate)
     assert (result.passed, result.measured) == (False, None)
     assert re.search(reason, str(result.reason))

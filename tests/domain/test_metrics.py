@@ -16,6 +16,7 @@ from ml_lifecycle.metrics import (
     measure_all,
     worse_by,
 )
+from ml_lifecycle.spec.metrics import TASK_METRICS
 
 
 def binary(n: int = 400) -> Answers:
@@ -145,3 +146,8 @@ def test_labels_find_their_class_whatever_their_type(labels: list[object], class
 def test_worse_has_a_direction() -> None:
     assert worse_by("roc_auc", 0.7, 0.8) == pytest.approx(0.1)
     assert worse_by("log_loss", 0.7, 0.8) == pytest.approx(-0.1)
+
+
+def test_every_metric_a_spec_may_name_can_be_measured() -> None:
+    for task, names in TASK_METRICS.items():
+        assert set(names) <= METRICS[task].keys()

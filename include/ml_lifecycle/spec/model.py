@@ -158,6 +158,8 @@ class Gate(Strict):
 class Parity(Strict):
     """How far the ONNX file's answers may be from the original estimator's, on every holdout row.
 
+    For regression ``absolute`` and ``relative_floor`` are in standard deviations of the holdout's labels.
+
     :param absolute: largest absolute difference of a probability or prediction
     :param relative: largest relative difference where the answer is at least ``relative_floor``
     :param flips: rows whose decision may differ

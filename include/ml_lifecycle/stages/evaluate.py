@@ -52,16 +52,7 @@ def evaluate(
     :raises FeatureError: the holdout lacks a column of the model. Retry: no.
     :raises IntegrityError: a model's bytes do not have its digest. Retry: no.
     """
-    digest = digest_of(
-        {
-            "schema": Evaluation.schema,
-            "training": training.digest,
-            "model": training.model_digest,
-            "champion": [champion.digest, champion.model_digest, champion_version] if champion else None,
-            "evaluation": spec.evaluation.model_dump(mode="json"),
-            "embargo": spec.labels.delay.total_seconds(),
-        }
-    )
+    digest = _digest(spec, training, champion, champion_version)
     path = f"evaluations/{spec.name}/{digest}"
     manifest_path = f"{path}/manifest.json"
     try:
@@ -103,17 +94,31 @@ def evaluate(
     lake.write_json(
         evaluation.golden_path, make_golden(session, training.model_digest, golden, training.columns)
     )
+    page = render_html(evaluation, training, training_set, segments, not_computed, now)
+    lake.write_bytes(evaluation.report_path, page)
     details = {
         "evaluated_at": now.isoformat(),
         "segments": [asdict(segment) for segment in segments],
         "not_computed": not_computed,
     }
     lake.write_json(f"{path}/report.json", {**to_json(evaluation), **details})
-    lake.write_bytes(
-        evaluation.report_path, render_html(evaluation, training, training_set, segments, not_computed, now)
-    )
     lake.write_json(manifest_path, to_json(evaluation))
     return evaluation
+
+
+def _digest(
+    spec: ModelSpec, training: Training, champion: Training | None, champion_version: str | None
+) -> str:
+    return digest_of(
+        {
+            "schema": Evaluation.schema,
+            "training": training.digest,
+            "model": training.model_digest,
+            "champion": [champion.digest, champion.model_digest, champion_version] if champion else None,
+            "evaluation": spec.evaluation.model_dump(mode="json"),
+            "embargo": spec.labels.delay.total_seconds(),
+        }
+    )
 
 
 def raise_if_failed(evaluation: Evaluation) -> None:

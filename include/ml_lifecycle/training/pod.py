@@ -89,28 +89,16 @@ def run_job(lake: Lake, job: TrainingJob, folder: Path) -> Training:
     rows, holdout = _read(lake, training_set.train_path), _read(lake, training_set.holdout_path)
     if not rows.height or not holdout.height:
         raise FeatureError(f"there are {rows.height} training rows and {holdout.height} holdout rows")
-    labels = labels_of(rows, training_set.label_column, job.task)
     served = as_served(rows, training_set.columns)
-    log.info("fitting on %d rows of %d columns", served.height, served.width)
-    try:
-        estimator = fit(load_train(folder), served, labels, job.parameters, job.seed, job.task)
-        log.info("fitted; converting to ONNX")
-        model = convert(estimator, training_set.columns, job.task)
-    except (TrainingError, ConversionError) as error:
-        if not (empty := _columns_without_values(served)):
-            raise
-        raise type(error)(f"{error} (no training row has a value in {', '.join(empty)})") from error.__cause__
+    labels = labels_of(rows, training_set.label_column, job.task)
+    estimator, model = _fit_and_convert(job, folder, training_set.columns, served, labels)
     reference = make_reference(
         estimator, as_served(holdout, training_set.columns), training_set.columns, job.task
     )
     classes = classes_of(estimator, job.task)
-    answers = Answers(
-        job.task,
-        _truth(holdout[training_set.label_column], classes),
-        reference.outputs[: reference.holdout_rows],
-    )
-    metrics, reasons = measure_all(answers)
-    profile = _profile(served, training_set.columns, reference)
+    outputs = reference.outputs[: reference.holdout_rows]
+    truth = _truth(holdout[training_set.label_column], classes)
+    metrics, reasons = measure_all(Answers(job.task, truth, outputs))
     training = Training(
         run=job.run,
         digest=job.digest,
@@ -133,11 +121,30 @@ def run_job(lake: Lake, job: TrainingJob, folder: Path) -> Training:
     )
     lake.write_bytes(training.model_path, model)
     write_reference(lake, training.reference_path, reference)
-    lake.write_json(training.profile_path, to_json(profile))
+    lake.write_json(training.profile_path, to_json(_profile(served, training_set.columns, reference)))
     lake.write_json(f"{job.path}/metrics.json", {"metrics": metrics, "not_computed": reasons})
     lake.write_json(job.manifest_path, to_json(training))
     log.info("done in %.1f s: %s", training.resources["wall_seconds"], metrics)
     return training
+
+
+def _fit_and_convert(
+    job: TrainingJob,
+    folder: Path,
+    columns: tuple[ColumnSpec, ...],
+    served: pl.DataFrame,
+    labels: pl.Series,
+) -> tuple[Any, bytes]:
+    """The fitted estimator and its ONNX file; a failure also names columns without any value."""
+    log.info("fitting on %d rows of %d columns", served.height, served.width)
+    try:
+        estimator = fit(load_train(folder), served, labels, job.parameters, job.seed, job.task)
+        log.info("fitted; converting to ONNX")
+        return estimator, convert(estimator, columns, job.task)
+    except (TrainingError, ConversionError) as error:
+        if not (empty := _columns_without_values(served)):
+            raise
+        raise type(error)(f"{error} (no training row has a value in {', '.join(empty)})") from error.__cause__
 
 
 def _is_done(lake: Lake, job: TrainingJob) -> bool:
