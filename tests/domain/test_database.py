@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from ledger_processes import migrate_and_write
 from sqlalchemy import func, insert, select
 from sqlalchemy.exc import StatementError
 
 from ml_lifecycle.ledger.database import Database, DatabaseUrlError
 from ml_lifecycle.ledger.intervals import claim_interval
-from ml_lifecycle.ledger.tables import intervals, metadata
+from ml_lifecycle.ledger.tables import intervals, metadata, windows
 from ml_lifecycle.ledger.windows import record_window, recorded_windows
 from ml_lifecycle.records import Interval
 
@@ -36,12 +37,6 @@ def ends(database: Database) -> list[datetime]:
         return list(connection.scalars(select(intervals.c.end).order_by(intervals.c.end)))
 
 
-def migrate_and_write(url: str, name: str) -> None:
-    database = Database(url)
-    database.migrate()
-    claim(database, name, NOW)
-
-
 def test_migrations_make_the_declared_tables(database: Database) -> None:
     with database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
@@ -63,7 +58,7 @@ def test_several_processes_migrate_at_once(tmp_path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 3
     with Database(url).read() as connection:
-        assert connection.scalar(select(func.count()).select_from(intervals)) == 3
+        assert connection.scalar(select(func.count()).select_from(windows)) == 3
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
 
 
@@ -93,10 +88,9 @@ def test_times_are_utc(database: Database) -> None:
 
 
 def test_a_time_without_offset_is_refused(database: Database) -> None:
-    with pytest.raises(StatementError, match="has no offset"):
-        with database.write() as connection:
-            naive = datetime(2026, 3, 1)  # noqa: DTZ001
-            connection.execute(insert(intervals).values(dag_id="d", run_id="r", start=naive, end=NOW))
+    naive = insert(intervals).values(dag_id="d", run_id="r", start=datetime(2026, 3, 1), end=NOW)  # noqa: DTZ001
+    with pytest.raises(StatementError, match="has no offset"), database.write() as connection:
+        connection.execute(naive)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])

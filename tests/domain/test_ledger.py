@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ledger_processes import append_many
 from sqlalchemy import delete, insert, select, update
 
 from ml_lifecycle.errors import LedgerError
@@ -29,13 +30,6 @@ def fill(ledger: Ledger, count: int = 5) -> list[str]:
         ledger.append("note", "delays", {"n": n}, NOW + timedelta(seconds=n)).digest
         for n in range(1, count + 1)
     ]
-
-
-def append_many(url: str, name: str, count: int) -> None:
-    ledger = Ledger(Database(url))
-    for n in range(count):
-        ledger.append("note", name, {"n": n}, NOW)
-        ledger.append("once", name, {"by": name}, NOW, subject="shared", key=str(n))
 
 
 def change(ledger: Ledger, statement: Any) -> None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.delivery.champion import read_evaluation, read_training
 from ml_lifecycle.delivery.checks import (
     Client,
     Clock,
@@ -37,10 +37,8 @@ from ml_lifecycle.errors import (
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.records import (
-    Evaluation,
     Evidence,
     ModelVersion,
-    Record,
     Release,
     Training,
     TrainingSet,
@@ -48,8 +46,6 @@ from ml_lifecycle.records import (
 )
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.stages.approve import check_champion, check_evidence, evaluation_digest
-
-R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -246,8 +242,9 @@ def rollback(
 
 def _read_candidate(source: Lake, evidence: Evidence, version: ModelVersion) -> _Candidate:
     check_evidence(evidence)
-    training = _read(source, Training, evidence.training_path)
-    evaluation = _read(source, Evaluation, evidence.evaluation_path)
+    training = read_training(source, evidence.training_path)
+    evaluation = read_evaluation(source, evidence.evaluation_path)
+    training_set = from_json(TrainingSet, source.read_json(training.training_set_path))
     facts = {
         "model": (version.name, evidence.model),
         "version": (version.version, evidence.version),
@@ -262,15 +259,9 @@ def _read_candidate(source: Lake, evidence: Evidence, version: ModelVersion) -> 
     return _Candidate(
         evidence=evidence,
         training=training,
-        entity_keys=_read(source, TrainingSet, training.training_set_path).entity_keys,
+        entity_keys=training_set.entity_keys,
         golden=Golden.read(source, evaluation.golden_path),
     )
-
-
-def _read(lake: Lake, cls: type[R], path: str) -> R:
-    manifest = path if path.endswith(".json") else f"{path}/manifest.json"
-    data: dict[str, Any] = lake.read_json(manifest)
-    return from_json(cls, data)
 
 
 def _raise_if_taken_back(endpoint: _Endpoint, restore: Release | None, evidence: Evidence) -> None:
