@@ -209,6 +209,11 @@ class TrainingSet(Record):
     label_column: str
     entity_keys: tuple[str, ...]
 
+    @property
+    def registry_path(self) -> str:
+        """The feature registry that a server of the model resolves entity keys with."""
+        return f"{self.path}/registry.pb"
+
 
 @dataclass(frozen=True)
 class Training(Record):

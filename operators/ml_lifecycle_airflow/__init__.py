@@ -1,1 +1,84 @@
-"""Airflow operators, sensors, triggers, hooks and the DAG builder."""
+"""Airflow operators, sensors, triggers, hooks and the DAG builder.
+
+The names below are imported when first used: a DAG file that needs one operator pays for that one.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ml_lifecycle_airflow.dag_builder import lifecycle_dags
+    from ml_lifecycle_airflow.operators.approve import EvidenceOperator
+    from ml_lifecycle_airflow.operators.deploy import (
+        DeployOperator,
+        MarkChampionOperator,
+        RollbackOperator,
+    )
+    from ml_lifecycle_airflow.operators.evaluate import EvaluateOperator
+    from ml_lifecycle_airflow.operators.features import (
+        MaterialiseOperator,
+        PrepareFeaturesOperator,
+        TrainingSetOperator,
+    )
+    from ml_lifecycle_airflow.operators.ingest import IngestOperator
+    from ml_lifecycle_airflow.operators.monitor import MonitorOperator, NotifyOperator, RetrainOperator
+    from ml_lifecycle_airflow.operators.register import RegisterOperator, RequestPromotionOperator
+    from ml_lifecycle_airflow.operators.score import ScoreOperator
+    from ml_lifecycle_airflow.operators.train import TrainOperator
+    from ml_lifecycle_airflow.operators.validate import ValidateOperator
+    from ml_lifecycle_airflow.sensors.approve import ApprovalSensor
+    from ml_lifecycle_airflow.sensors.ingest import DataArrivalSensor
+
+_HOMES = {
+    "ApprovalSensor": "sensors.approve",
+    "DataArrivalSensor": "sensors.ingest",
+    "DeployOperator": "operators.deploy",
+    "EvaluateOperator": "operators.evaluate",
+    "EvidenceOperator": "operators.approve",
+    "IngestOperator": "operators.ingest",
+    "MarkChampionOperator": "operators.deploy",
+    "MaterialiseOperator": "operators.features",
+    "MonitorOperator": "operators.monitor",
+    "NotifyOperator": "operators.monitor",
+    "PrepareFeaturesOperator": "operators.features",
+    "RegisterOperator": "operators.register",
+    "RequestPromotionOperator": "operators.register",
+    "RetrainOperator": "operators.monitor",
+    "RollbackOperator": "operators.deploy",
+    "ScoreOperator": "operators.score",
+    "TrainOperator": "operators.train",
+    "TrainingSetOperator": "operators.features",
+    "ValidateOperator": "operators.validate",
+    "lifecycle_dags": "dag_builder",
+}
+
+__all__ = [
+    "ApprovalSensor",
+    "DataArrivalSensor",
+    "DeployOperator",
+    "EvaluateOperator",
+    "EvidenceOperator",
+    "IngestOperator",
+    "MarkChampionOperator",
+    "MaterialiseOperator",
+    "MonitorOperator",
+    "NotifyOperator",
+    "PrepareFeaturesOperator",
+    "RegisterOperator",
+    "RequestPromotionOperator",
+    "RetrainOperator",
+    "RollbackOperator",
+    "ScoreOperator",
+    "TrainOperator",
+    "TrainingSetOperator",
+    "ValidateOperator",
+    "lifecycle_dags",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -34,7 +34,8 @@ from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.tables import ledger as ledger_table
 from ml_lifecycle.records import Evidence, Release
 from ml_lifecycle.serving.client import ModelClient, RequestRefusedError
-from ml_lifecycle.stages.deploy import RegistryFile, Target, deploy, rollback
+from ml_lifecycle.delivery.lineage import RegistryFile
+from ml_lifecycle.stages.deploy import Target, deploy, rollback
 
 CLOCK = Clock(now=lambda: NOW)
 _numbers = itertools.count(1)

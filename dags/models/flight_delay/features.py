@@ -110,11 +110,18 @@ def tables(sources: Mapping[str, pl.LazyFrame]) -> Mapping[str, pl.LazyFrame]:
             "origin",
             "route",
             "tailnum",
-            event_timestamp=(pl.col("scheduled_departure") - DAY_STARTS).dt.truncate("1d") + DAY_STARTS,
+            event_timestamp=_predicted_at(),
             known_at="landed_at",
             late="late",
         ),
+        "entities": flights.select(
+            "flight_id", "origin", "route", "tailnum", event_timestamp=_predicted_at()
+        ),
     }
+
+
+def _predicted_at() -> pl.Expr:
+    return (pl.col("scheduled_departure") - DAY_STARTS).dt.truncate("1d") + DAY_STARTS
 
 
 def _schedule(flights: pl.LazyFrame) -> pl.LazyFrame:

@@ -143,7 +143,7 @@ class Features:
             }
             in_source = {feast_name: column for column, feast_name in source.field_mapping.items()}
             columns = needed.setdefault(source.name, {})
-            columns |= {in_source.get(name, name): dtype for name, dtype in (keys | fields).items()}
+            columns |= {str(in_source.get(name, name)): dtype for name, dtype in (keys | fields).items()}
             columns[source.timestamp_field] = _TIMESTAMP
             if source.created_timestamp_column:
                 columns[source.created_timestamp_column] = _TIMESTAMP

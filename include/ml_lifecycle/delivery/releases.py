@@ -70,6 +70,13 @@ class Releases:
         """What is live in production."""
         return self.live(PRODUCTION, endpoint)
 
+    def champions(self) -> list[Release]:
+        """What is live in production, of every endpoint that serves something."""
+        endpoints = select(releases.c.endpoint).where(releases.c.environment == PRODUCTION).distinct()
+        with self._database.read() as connection:
+            found = [_live(connection, PRODUCTION, name) for name in connection.scalars(endpoints).all()]
+        return [release for release in found if release is not None]
+
     def under_way(self, environment: str, endpoint: str) -> Release | None:
         """The release that has begun and is neither confirmed nor rolled back."""
         with self._database.read() as connection:

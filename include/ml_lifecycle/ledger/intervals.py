@@ -1,7 +1,7 @@
 """Which interval each run stands for, so that runs follow each other without gap or overlap.
 
-A run that names no dates begins where the newest earlier run of its DAG ended. What a run got is kept: retried
-or cleared, it stands for the same interval, whatever ran after it.
+A run that names no dates begins where the newest earlier run of its DAG ended. What a run got is
+kept: retried or cleared, it stands for the same interval, whatever ran after it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def claim_interval(
             return Interval(kept.start, kept.end)
         if given is None:
             ended: datetime | None = connection.scalar(
-                select(func.max(intervals.c.end)).where(intervals.c.dag_id == dag_id, intervals.c.end <= as_of)
+                select(func.max(intervals.c.end)).where(
+                    intervals.c.dag_id == dag_id, intervals.c.end <= as_of
+                )
             )
             given = Interval(min(ended or first_start, as_of), as_of)
         connection.execute(

@@ -79,9 +79,12 @@ class Features(Strict):
     :param service: name of the FeatureService in ``features.py``
     :param lookback: the longest span of events that a feature's value depends on; a materialisation then
         computes from that much history before its window. None computes from all there is.
+    :param entities: the frame of ``tables()`` that says what there is to predict: entity keys and
+        ``event_timestamp``; only batch scoring needs it
     """
 
     service: Text
+    entities: Text = "entities"
     lookback: Duration | None = None
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ml_lifecycle.adapters.lake import Lake, sha256
-from ml_lifecycle.delivery.champion import read_evaluation, read_training
+from ml_lifecycle.delivery.lineage import RegistryFile, read_evaluation, read_training
 from ml_lifecycle.delivery.checks import (
     Client,
     Clock,
@@ -60,14 +60,6 @@ class Target:
     environment: str
     lake: Lake
     clients: Sequence[Client]
-
-
-@dataclass(frozen=True)
-class RegistryFile:
-    """An export of the feature registry in the source lake; servers resolve entity keys with it."""
-
-    path: str
-    digest: str
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,12 @@ from ml_lifecycle.adapters.tables import read_table
 from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.records import (
     ColumnSpec,
+    Evidence,
     Interval,
     Record,
     Run,
     Snapshot,
+    Training,
     TrainingSet,
     digest_of,
     from_json,
@@ -52,10 +54,13 @@ __all__ = [
     "FeatureTables",
     "Materialisation",
     "audit_online",
+    "build_scoring_rows",
     "build_tables",
     "build_training_set",
+    "entity_rows",
     "materialise",
-    "registry_path",
+    "prepare_online",
+    "read_labels",
 ]
 
 _TIMESTAMP = pl.Datetime("us", "UTC")
@@ -134,13 +139,13 @@ def build_tables(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> Feature
         _write_parquet(lake, f"{root}/{name}.parquet", frame)
     tables = FeatureTables(
         digest=digest,
-        path=f"{root}/manifest.json",
+        path=root,
         snapshot_digest=snapshot.digest,
         code_digest=folder.code_digest,
         tables={name: f"{root}/{name}.parquet" for name in frames},
         rows={name: frame.height for name, frame in frames.items()},
     )
-    lake.write_json(tables.path, to_json(tables))
+    lake.write_json(f"{root}/manifest.json", to_json(tables))
     return tables
 
 
@@ -148,7 +153,7 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
     """Labels joined with the features as they were known at each label's event time.
 
     Beside the two files lies the registry that a server of the model resolves entity keys with, see
-    :func:`registry_path`.
+    :attr:`TrainingSet.registry_path`.
 
     :raises FeatureError: a table or column is missing, or a span has no labelled row. Retry: no.
     """
@@ -169,11 +174,10 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
     rows, columns = _as_served(joined, features.columns())
     for name, part in (("train", rows.head(training.height)), ("holdout", rows.tail(holdout.height))):
         _write_parquet(lake, f"{root}/{name}.parquet", part)
-    lake.write_bytes(registry_path(f"{root}/manifest.json"), registry)
     training_set = TrainingSet(
         run=run,
         digest=digest,
-        path=f"{root}/manifest.json",
+        path=root,
         snapshot_digest=snapshot.digest,
         code_digest=folder.code_digest,
         train_path=f"{root}/train.parquet",
@@ -186,13 +190,51 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
         label_column=spec.labels.column,
         entity_keys=spec.labels.keys,
     )
-    lake.write_json(training_set.path, to_json(training_set))
+    lake.write_bytes(training_set.registry_path, registry)
+    lake.write_json(f"{root}/manifest.json", to_json(training_set))
     return training_set
 
 
-def registry_path(training_set_path: str) -> str:
-    """Where the feature registry lies that belongs to a training set's manifest."""
-    return training_set_path.rsplit("/", 1)[0] + "/registry.pb"
+def read_labels(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> pl.LazyFrame:
+    """The labels table of a snapshot, as ``tables()`` made it."""
+    tables = build_tables(folder, lake, snapshot)
+    return lake.scan([tables.tables[folder.spec.labels.table]])
+
+
+def entity_rows(folder: ModelFolder, lake: Lake, snapshot: Snapshot, window: Interval) -> pl.DataFrame:
+    """What there is to predict in ``window``: entity keys and ``event_timestamp``, in that order.
+
+    :raises FeatureError: ``features.py`` makes no table of them. Retry: no.
+    """
+    table, labels = folder.spec.features.entities, folder.spec.labels
+    sources = _sources(folder, lake, snapshot, _history_start(folder, window))
+    made = load_module(folder.path, "features").tables(sources)
+    if table not in made:
+        raise FeatureError(
+            f"tables() of features.py has no table {table!r} (features.entities in model.yaml), so it is not "
+            f"known what to predict; it returns {sorted(made)}"
+        )
+    moment = pl.col(_MOMENT)
+    rows = made[table].filter(moment >= window.start, moment < window.end)
+    found: pl.DataFrame = rows.select(*labels.keys, moment.cast(_TIMESTAMP)).collect()
+    return found.sort(_MOMENT, *labels.keys)
+
+
+def build_scoring_rows(
+    folder: ModelFolder, lake: Lake, snapshot: Snapshot, window: Interval
+) -> tuple[pl.DataFrame, tuple[ColumnSpec, ...]]:
+    """The window's entity rows joined with their features as they were known at each row's moment.
+
+    :raises FeatureError: as for :func:`entity_rows` and :func:`build_training_set`. Retry: no.
+    """
+    from ml_lifecycle.adapters.feast_repo import historical_features, open_store
+
+    features = _features(folder)
+    rows = entity_rows(folder, lake, snapshot, window)
+    with _local_tables(lake, build_tables(folder, lake, snapshot)) as path:
+        moments = pl.col(_MOMENT) - _INSTANT
+        found = historical_features(open_store(features, path), features.service, rows.with_columns(moments))
+    return _as_served(found.select(*features.columns()).hstack(rows), features.columns())
 
 
 def materialise(
@@ -226,6 +268,17 @@ def materialise(
             store = open_store(features, Path(name), online_store)
             materialise(store, window.start, window.end - _INSTANT)
     return Materialisation(snapshot.run, snapshot.digest, folder.code_digest, window, rows)
+
+
+def prepare_online(folder: ModelFolder, lake: Lake, evidence: Evidence, online_store: str) -> Materialisation:
+    """Fill an online store with what is live as of a candidate's data, before the candidate is served.
+
+    Values that are newer already stay.
+    """
+    training = from_json(Training, lake.read_json(f"{evidence.training_path}/manifest.json"))
+    path = f"snapshots/{evidence.model}/{evidence.snapshot_digest}/manifest.json"
+    snapshot = replace(from_json(Snapshot, lake.read_json(path)), run=training.run)
+    return materialise(folder, lake, snapshot, online_store, Interval(_BEGINNING, training.run.as_of))
 
 
 def audit_online(

@@ -1,14 +1,22 @@
-"""The champion and everything known about it, from its release back to its training."""
+"""From a release back to what it was made of: version, evaluation, training, feature registry."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.delivery.releases import Releases
 from ml_lifecycle.ledger.database import Database
-from ml_lifecycle.records import Evaluation, ModelVersion, Release, Training, from_json
+from ml_lifecycle.records import Evaluation, Evidence, ModelVersion, Release, Training, TrainingSet, from_json
 from ml_lifecycle.spec.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class RegistryFile:
+    """An export of the feature registry in the source lake; servers resolve entity keys with it."""
+
+    path: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,9 @@ def find_champion(spec: ModelSpec, lake: Lake, database: Database) -> Champion |
     release = Releases(database).champion(spec.endpoint)
     if release is None:
         return None
-    return Champion(release, read_training(lake, read_version(lake, spec.name, release.version).training_path))
+    return Champion(
+        release, read_training(lake, read_version(lake, spec.name, release.version).training_path)
+    )
 
 
 def read_version(lake: Lake, model: str, version: str) -> ModelVersion:
@@ -51,3 +61,20 @@ def read_training(lake: Lake, path: str) -> Training:
 def read_evaluation(lake: Lake, path: str) -> Evaluation:
     """The record of an evaluation, by its folder."""
     return from_json(Evaluation, lake.read_json(f"{path}/manifest.json"))
+
+
+def trained_as(
+    model_digest: str, spec: ModelSpec, lake: Lake, database: Database, environment: str
+) -> Training | None:
+    """The training behind a model that an environment has served; None if it never did."""
+    for release in Releases(database).history(environment, spec.endpoint):
+        if release.model_digest == model_digest:
+            return read_training(lake, read_version(lake, spec.name, release.version).training_path)
+    return None
+
+
+def read_registry(lake: Lake, evidence: Evidence) -> RegistryFile:
+    """The feature registry that belongs to the evidence's training set."""
+    training = read_training(lake, evidence.training_path)
+    training_set = from_json(TrainingSet, lake.read_json(training.training_set_path))
+    return RegistryFile(training_set.registry_path, sha256(lake.read_bytes(training_set.registry_path)))

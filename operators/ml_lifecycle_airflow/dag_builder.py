@@ -1,0 +1,216 @@
+"""From one model folder to its five DAGs.
+
+A model's ``dag.py`` calls :func:`lifecycle_dags`; there is one such file a model, because Airflow keeps
+import errors by file: a broken folder then breaks its own model only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, Param, get_parsing_context
+
+from ml_lifecycle.spec.folder import load_folder
+from ml_lifecycle_airflow.operators.approve import EvidenceOperator
+from ml_lifecycle_airflow.operators.deploy import DeployOperator, MarkChampionOperator, RollbackOperator
+from ml_lifecycle_airflow.operators.evaluate import EvaluateOperator
+from ml_lifecycle_airflow.operators.features import (
+    MaterialiseOperator,
+    PrepareFeaturesOperator,
+    TrainingSetOperator,
+)
+from ml_lifecycle_airflow.operators.ingest import IngestOperator
+from ml_lifecycle_airflow.operators.monitor import MonitorOperator, NotifyOperator, RetrainOperator
+from ml_lifecycle_airflow.operators.register import RegisterOperator, RequestPromotionOperator
+from ml_lifecycle_airflow.operators.score import ScoreOperator
+from ml_lifecycle_airflow.operators.train import TrainOperator
+from ml_lifecycle_airflow.operators.validate import ValidateOperator
+from ml_lifecycle_airflow.sensors.approve import ApprovalSensor
+from ml_lifecycle_airflow.sensors.ingest import DataArrivalSensor
+
+if TYPE_CHECKING:
+    from ml_lifecycle.spec.folder import ModelFolder
+
+_AS_OF = Param(
+    None,
+    type=["null", "string"],
+    format="date-time",
+    description="Use nothing known after this moment; empty means the run's own time.",
+)
+
+
+def lifecycle_dags(dag_file: str) -> dict[str, DAG]:
+    """The five DAGs of the model folder that ``dag_file`` lies in, by DAG id.
+
+    While one task runs, only the DAG it belongs to is built.
+
+    :raises SpecError: the folder is malformed; Airflow shows it as this file's import error. Retry: no.
+    """
+    model = load_folder(Path(dag_file).parent)
+    builders: dict[str, Callable[[ModelFolder, str], DAG]] = {
+        f"{model.spec.name}__{kind}": build
+        for kind, build in (
+            ("train", _train),
+            ("promote", _promote),
+            ("monitor", _monitor),
+            ("score", _score),
+            ("rollback", _rollback),
+        )
+    }
+    wanted = get_parsing_context().dag_id
+    chosen = [wanted] if wanted in builders else list(builders)
+    return {dag_id: builders[dag_id](model, dag_id) for dag_id in chosen}
+
+
+def asset(model: str, kind: str) -> Asset:
+    """``model://<model>/<kind>``: lineage of snapshots, candidates, champions and drift."""
+    return Asset(name=f"{model}.{kind}", uri=f"model://{model}/{kind}")
+
+
+def _dag(model: ModelFolder, dag_id: str, what: str, **arguments: Any) -> DAG:
+    spec = model.spec
+    cron = arguments.pop("cron", None)
+    return DAG(
+        dag_id=dag_id,
+        description=f"{spec.name}: {what}",
+        doc_md=f"### {spec.name}\n{spec.description}",
+        schedule=CronDataIntervalTimetable(cron, timezone="UTC") if cron else None,
+        catchup=False,
+        tags=["ml-lifecycle", spec.name, *([spec.team] if spec.team else []), *spec.tags],
+        access_control=spec.access_control or None,
+        default_args={
+            "owner": spec.owner,
+            "retries": 2,
+            "retry_delay": timedelta(seconds=15),
+            "folder": str(model.path),
+        },
+        **arguments,
+    )
+
+
+def _train(model: ModelFolder, dag_id: str) -> DAG:
+    spec = model.spec
+    with _dag(
+        model,
+        dag_id,
+        "from raw files to a registered candidate",
+        cron=spec.schedules.train,
+        max_active_runs=1,
+        params={"as_of": _AS_OF},
+    ) as dag:
+        arrived = DataArrivalSensor(task_id="wait_for_data", poke_interval=30, timeout=6 * 3600)
+        ingested = IngestOperator(task_id="ingest", outlets=[asset(spec.name, "snapshot")])
+        validated = ValidateOperator(task_id="validate", snapshot=ingested.output)
+        joined = TrainingSetOperator(task_id="features", snapshot=ingested.output)
+        trained = TrainOperator(
+            task_id="train",
+            training_set=joined.output,
+            training=spec.training,
+            kubernetes_conn_id=spec.connections.pods,
+        )
+        evaluated = EvaluateOperator(task_id="evaluate", training=trained.output)
+        registered = RegisterOperator(
+            task_id="register",
+            training=trained.output,
+            evaluation=evaluated.output,
+            outlets=[asset(spec.name, "candidate")],
+        )
+        promotion = RequestPromotionOperator(
+            task_id="request_promotion",
+            version=registered.output,
+            trigger_dag_id=f"{spec.name}__promote",
+        )
+        arrived >> ingested >> validated >> joined >> trained >> evaluated >> registered >> promotion
+    return dag
+
+
+def _promote(model: ModelFolder, dag_id: str) -> DAG:
+    spec = model.spec
+    with _dag(
+        model,
+        dag_id,
+        "from a candidate to production, by way of staging and a human",
+        params={"version": Param(type="string", pattern="^[0-9]+$", description="Registry version")},
+    ) as dag:
+        gathered = EvidenceOperator(task_id="evidence")
+        approval = ApprovalSensor(
+            task_id="approve", evidence=gathered.output, deadline=spec.approvers.deadline
+        )
+        staged = _environment_tasks(gathered, "staging")
+        released = _environment_tasks(gathered, "production")
+        champion = MarkChampionOperator(task_id="mark_champion", outlets=[asset(spec.name, "champion")])
+        gathered >> staged[0]
+        staged[-1] >> approval >> released[0]
+        released[-1] >> champion
+    return dag
+
+
+def _environment_tasks(
+    gathered: EvidenceOperator, environment: str
+) -> tuple[PrepareFeaturesOperator, DeployOperator]:
+    prepared = PrepareFeaturesOperator(
+        task_id=f"prepare_{environment}", evidence=gathered.output, environment=environment
+    )
+    deployed = DeployOperator(
+        task_id=f"deploy_{environment}", evidence=gathered.output, environment=environment
+    )
+    prepared >> deployed
+    return prepared, deployed
+
+
+def _monitor(model: ModelFolder, dag_id: str) -> DAG:
+    spec = model.spec
+    with _dag(
+        model,
+        dag_id,
+        "one window of production traffic, measured",
+        cron=spec.schedules.monitor,
+        max_active_runs=1,
+        params={"as_of": _AS_OF},
+    ) as dag:
+        ingested = IngestOperator(task_id="ingest", outlets=[asset(spec.name, "snapshot")])
+        measured = MonitorOperator(task_id="monitor", snapshot=ingested.output)
+        told = NotifyOperator(task_id="notify", monitoring=measured.output)
+        retraining = RetrainOperator(
+            task_id="retrain",
+            monitoring=measured.output,
+            trigger_dag_id=f"{spec.name}__train",
+            outlets=[asset(spec.name, "drift")],
+        )
+        ingested >> measured >> [told, retraining]
+    return dag
+
+
+def _score(model: ModelFolder, dag_id: str) -> DAG:
+    spec = model.spec
+    with _dag(
+        model,
+        dag_id,
+        "fresh features online, and a batch scored with the champion",
+        cron=spec.schedules.score,
+        max_active_runs=1,
+        params={"as_of": _AS_OF},
+    ) as dag:
+        ingested = IngestOperator(task_id="ingest", outlets=[asset(spec.name, "snapshot")])
+        validated = ValidateOperator(task_id="validate", snapshot=ingested.output)
+        fresh = MaterialiseOperator(task_id="materialise", snapshot=ingested.output)
+        scored = ScoreOperator(task_id="score", snapshot=ingested.output)
+        ingested >> validated >> [fresh, scored]
+    return dag
+
+
+def _rollback(model: ModelFolder, dag_id: str) -> DAG:
+    with _dag(
+        model,
+        dag_id,
+        "back to the last good release",
+        max_active_runs=1,
+        params={"reason": Param("", type="string", description="Why; kept in the ledger")},
+    ) as dag:
+        RollbackOperator(task_id="rollback") >> MarkChampionOperator(
+            task_id="mark_champion", outlets=[asset(model.spec.name, "champion")]
+        )
+    return dag

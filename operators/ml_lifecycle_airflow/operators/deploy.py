@@ -1,0 +1,102 @@
+"""Deploy and roll back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from ml_lifecycle.records import Release
+
+
+class DeployOperator(StageOperator):
+    """Release a version in an environment, check it in the running server, or roll back by itself.
+
+    Production needs an approval of exactly this evidence in the ledger; a task marked as success is none.
+
+    :param evidence: the evidence's record
+    :param environment: the environment's name in the spec
+    """
+
+    template_fields = ("evidence",)
+
+    def __init__(self, *, evidence: RecordArg, environment: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.evidence = evidence
+        self.environment = environment
+
+    def stage(self, resources: Resources, context: Context) -> Release:
+        """Return the confirmed release.
+
+        :raises NotApprovedError: the ledger has no approval of this evidence. Retry: no.
+        :raises ChampionChangedError: the champion is no longer the one in the evidence. Retry: no.
+        :raises ReleaseChecksError: the server failed the checks; the former release is live. Retry: no.
+        """
+        from ml_lifecycle.delivery.lineage import read_registry, read_version
+        from ml_lifecycle.records import Evidence, from_json
+        from ml_lifecycle.stages.deploy import deploy
+
+        lake, evidence = resources.lake(), from_json(Evidence, self.evidence)
+        release = deploy(
+            resources.spec,
+            resources.target(self.environment),
+            lake,
+            resources.database(),
+            evidence,
+            read_version(lake, evidence.model, evidence.version),
+            resources.clock(),
+            registry=read_registry(lake, evidence),
+            requested_by=context["dag_run"].triggering_user_name,
+        )
+        self.log.info(
+            "%s serves version %s, revision %d", self.environment, release.version, release.revision
+        )
+        return release
+
+
+class MarkChampionOperator(StageOperator):
+    """Move the registry's alias ``champion`` to the version that is live in production."""
+
+    def stage(self, resources: Resources, context: Context) -> Release:
+        """Return the live release."""
+        from ml_lifecycle.adapters.mlflow import set_alias
+        from ml_lifecycle.delivery.releases import Releases
+        from ml_lifecycle.errors import NotApprovedError
+
+        release = Releases(resources.database()).champion(resources.spec.endpoint)
+        if release is None:
+            raise NotApprovedError(f"{resources.spec.endpoint} has no champion")
+        set_alias(resources.mlflow(), resources.spec.name, "champion", release.version)
+        return release
+
+
+class RollbackOperator(StageOperator):
+    """Go back to the newest earlier release that was confirmed and never rolled back.
+
+    :param environment: the environment's name in the spec
+    """
+
+    def __init__(self, *, environment: str = "production", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.environment = environment
+
+    def stage(self, resources: Resources, context: Context) -> Release:
+        """Return the release that is live now.
+
+        :raises NothingToRollBackToError: no earlier release can be gone back to. Retry: no.
+        """
+        from ml_lifecycle.stages.deploy import rollback
+
+        dag_run = context["dag_run"]
+        return rollback(
+            resources.spec,
+            resources.target(self.environment),
+            resources.database(),
+            resources.clock(),
+            request=f"{dag_run.dag_id}/{dag_run.run_id}",
+            requested_by=dag_run.triggering_user_name,
+            reason=str((dag_run.conf or {}).get("reason") or "rolled back by hand"),
+        )

@@ -1,0 +1,94 @@
+"""Features: the training set, and values for the online store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from ml_lifecycle.records import TrainingSet
+    from ml_lifecycle.stages.features import Materialisation
+
+
+class TrainingSetOperator(StageOperator):
+    """Join labels with the features as they were known then.
+
+    :param snapshot: the snapshot's record
+    """
+
+    template_fields = ("snapshot",)
+
+    def __init__(self, *, snapshot: RecordArg, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.snapshot = snapshot
+
+    def stage(self, resources: Resources, context: Context) -> TrainingSet:
+        """Return the training set."""
+        from ml_lifecycle.records import Snapshot, from_json
+        from ml_lifecycle.stages.features import build_training_set
+
+        made = build_training_set(resources.model, resources.lake(), from_json(Snapshot, self.snapshot))
+        self.log.info(
+            "%d training rows before %s, %d holdout rows from %s",
+            *(made.train_rows, made.train_end, made.holdout_rows, made.holdout.start),
+        )
+        return made
+
+
+class MaterialiseOperator(StageOperator):
+    """Write the newest feature values into an environment's online store.
+
+    :param snapshot: the snapshot's record
+    :param environment: the environment's name in the spec
+    """
+
+    template_fields = ("snapshot",)
+
+    def __init__(self, *, snapshot: RecordArg, environment: str = "production", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.snapshot = snapshot
+        self.environment = environment
+
+    def stage(self, resources: Resources, context: Context) -> Materialisation:
+        """Return what was written."""
+        from ml_lifecycle.records import Snapshot, from_json
+        from ml_lifecycle.stages.features import materialise
+
+        snapshot = from_json(Snapshot, self.snapshot)
+        return materialise(
+            resources.model,
+            resources.lake(),
+            snapshot,
+            resources.online_store(self.environment),
+            snapshot.run.interval,
+        )
+
+
+class PrepareFeaturesOperator(StageOperator):
+    """Fill an environment's online store for a version that is about to be served there.
+
+    :param evidence: the evidence's record
+    :param environment: the environment's name in the spec
+    """
+
+    template_fields = ("evidence",)
+
+    def __init__(self, *, evidence: RecordArg, environment: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.evidence = evidence
+        self.environment = environment
+
+    def stage(self, resources: Resources, context: Context) -> Materialisation:
+        """Return what was written."""
+        from ml_lifecycle.records import Evidence, from_json
+        from ml_lifecycle.stages.features import prepare_online
+
+        return prepare_online(
+            resources.model,
+            resources.lake(),
+            from_json(Evidence, self.evidence),
+            resources.online_store(self.environment),
+        )

@@ -1,0 +1,36 @@
+"""Ingest: a snapshot of every source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ml_lifecycle_airflow.operators.base import Resources, StageOperator
+from ml_lifecycle_airflow.run_time import resolve_run
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from ml_lifecycle.records import Snapshot
+
+
+class IngestOperator(StageOperator):
+    """Make the snapshot of the run's data; the first task of a run, it settles ``as_of`` and the interval."""
+
+    def stage(self, resources: Resources, context: Context) -> Snapshot:
+        """Return the snapshot."""
+        from ml_lifecycle.stages.ingest import ingest
+        from ml_lifecycle_airflow.hooks.lake import LakeHook
+
+        spec = resources.spec
+        run = resolve_run(context, spec, resources.database())
+        options = {
+            source.connection: LakeHook(source.connection).storage_options()
+            for source in spec.sources.values()
+            if source.connection is not None
+        }
+        snapshot = ingest(
+            spec, resources.lake(), run, contracts=resources.model.contracts, storage_options=options
+        )
+        for name, table in snapshot.tables.items():
+            self.log.info("%s: %d rows in %d files", name, table.rows, len(table.files))
+        return snapshot

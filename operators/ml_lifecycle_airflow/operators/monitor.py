@@ -1,0 +1,113 @@
+"""Monitor: one window of production traffic, and what follows from its alerts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk.exceptions import AirflowSkipException
+
+from ml_lifecycle_airflow.links import ModelPageLink, ReportLink
+from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from ml_lifecycle.records import Monitoring
+
+
+class MonitorOperator(StageOperator):
+    """Measure one window of logged predictions against the reference profile and the labels that arrived.
+
+    :param snapshot: the snapshot's record; its run's interval is the window
+    :param environment: the environment's name in the spec
+    """
+
+    template_fields = ("snapshot",)
+    operator_extra_links = (ReportLink(), ModelPageLink())
+
+    def __init__(self, *, snapshot: RecordArg, environment: str = "production", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.snapshot = snapshot
+        self.environment = environment
+
+    def stage(self, resources: Resources, context: Context) -> Monitoring:
+        """Return the findings."""
+        from ml_lifecycle.delivery.lineage import trained_as
+        from ml_lifecycle.ledger.windows import record_window
+        from ml_lifecycle.records import Snapshot, from_json, to_json
+        from ml_lifecycle.stages.features import read_labels
+        from ml_lifecycle.stages.monitor import monitor
+
+        spec, lake, snapshot = resources.spec, resources.lake(), from_json(Snapshot, self.snapshot)
+        database, now = resources.database(), resources.clock().now()
+        findings = monitor(
+            spec,
+            lake,
+            resources.environment_lake(self.environment),
+            snapshot.run,
+            lambda digest: trained_as(digest, spec, lake, database, self.environment),
+            read_labels(resources.model, lake, snapshot),
+            now,
+        )
+        record_window(database, spec.name, spec.endpoint, findings.window, to_json(findings), now)
+        for alert in findings.alerts:
+            self.log.warning(
+                "%s: %s %s = %s (%s)",
+                *(alert.severity, alert.metric, alert.column or "", alert.value, alert.threshold),
+            )
+        return findings
+
+
+class NotifyOperator(StageOperator):
+    """Hand a window's alerts to the notifiers the spec names; none of them can fail the window.
+
+    :param monitoring: the monitoring's record
+    """
+
+    template_fields = ("monitoring",)
+
+    def __init__(self, *, monitoring: RecordArg, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.monitoring = monitoring
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Notify, and return how many notifiers were called.
+
+        :raises AirflowSkipException: no alert reaches any notifier's severity.
+        """
+        from ml_lifecycle.records import Monitoring, from_json
+        from ml_lifecycle_airflow.notifications.alerts import notify
+
+        sent = notify(Resources(self.folder).spec, from_json(Monitoring, self.monitoring), context)
+        if not sent:
+            raise AirflowSkipException("no alert for any notifier")
+        return {"notified": sent}
+
+
+class RetrainOperator(TriggerDagRunOperator):
+    """Start exactly one retraining for a window whose alerts ask for it.
+
+    :param monitoring: the monitoring's record
+    """
+
+    template_fields = (*TriggerDagRunOperator.template_fields, "monitoring")
+
+    def __init__(self, *, monitoring: RecordArg, **kwargs: Any) -> None:
+        super().__init__(logical_date=None, skip_when_already_exists=True, **kwargs)
+        self.monitoring = monitoring
+
+    def execute(self, context: Context) -> None:
+        """Trigger the run, whose id is the window's end.
+
+        :raises AirflowSkipException: no alert asks for a retraining.
+        """
+        from ml_lifecycle.governor import retraining_run_id
+        from ml_lifecycle.records import Monitoring, from_json
+
+        findings = from_json(Monitoring, self.monitoring)
+        if not findings.retrain:
+            raise AirflowSkipException("no alert asks for a retraining")
+        self.trigger_run_id = retraining_run_id(findings.run.model, findings.window)
+        self.conf = {"as_of": findings.run.as_of.isoformat()}
+        super().execute(context)

@@ -1,0 +1,73 @@
+"""Register: a candidate in MLflow's registry, and the run that carries it to production."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk.exceptions import AirflowSkipException
+
+from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from ml_lifecycle.records import ModelVersion
+
+
+class RegisterOperator(StageOperator):
+    """Register an evaluated model; the same model twice is one version.
+
+    :param training: the training's record
+    :param evaluation: the evaluation's record
+    """
+
+    template_fields = ("training", "evaluation")
+
+    def __init__(self, *, training: RecordArg, evaluation: RecordArg, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.training = training
+        self.evaluation = evaluation
+
+    def stage(self, resources: Resources, context: Context) -> ModelVersion:
+        """Return the registered version."""
+        from ml_lifecycle.delivery.lineage import find_champion
+        from ml_lifecycle.records import Evaluation, Training, from_json
+        from ml_lifecycle.stages.register import register
+
+        lake = resources.lake()
+        champion = find_champion(resources.spec, lake, resources.database())
+        version = register(
+            resources.mlflow(),
+            resources.spec,
+            lake,
+            from_json(Training, self.training),
+            from_json(Evaluation, self.evaluation),
+            None if champion is None else champion.training.train_end,
+        )
+        self.log.info("version %s is %s", version.version, version.role)
+        return version
+
+
+class RequestPromotionOperator(TriggerDagRunOperator):
+    """Start exactly one promotion run for a candidate; a version for the record starts none.
+
+    :param version: the registered version's record
+    """
+
+    template_fields = (*TriggerDagRunOperator.template_fields, "version")
+
+    def __init__(self, *, version: RecordArg, **kwargs: Any) -> None:
+        super().__init__(logical_date=None, skip_when_already_exists=True, **kwargs)
+        self.version = version
+
+    def execute(self, context: Context) -> None:
+        """Trigger the run, whose id is the candidate's version.
+
+        :raises AirflowSkipException: the version is registered for the record only.
+        """
+        if self.version["role"] != "candidate":
+            raise AirflowSkipException(f"version {self.version['version']} is for the record only")
+        self.trigger_run_id = f"candidate__v{self.version['version']}"
+        self.conf = {"version": self.version["version"]}
+        super().execute(context)

@@ -1,0 +1,130 @@
+"""Train: a pod of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+
+from ml_lifecycle_airflow.links import MlflowRunLink, ModelPageLink
+from ml_lifecycle_airflow.operators.base import (
+    RecordArg,
+    Resources,
+    final_errors_fail_at_once,
+    required_folder,
+)
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from ml_lifecycle.records import Training
+    from ml_lifecycle.spec.model import Training as TrainingSpec
+    from ml_lifecycle.training.job import TrainingJob
+
+
+class TrainOperator(KubernetesPodOperator):
+    """Train in a pod and log the result to MLflow.
+
+    The pod gets lake URIs and digests, nothing else, and writes its result to the lake, manifest last; there
+    is no XCom sidecar. Success without a manifest is a failure. Every KubernetesPodOperator argument is open.
+
+    :param folder: the model folder
+    :param training_set: the training set's record
+    :param training: the spec's ``training`` section: image, resources, timeout
+    """
+
+    template_fields = (*KubernetesPodOperator.template_fields, "training_set")
+    operator_extra_links = (MlflowRunLink(), ModelPageLink())
+
+    def __init__(
+        self, *, folder: str | None = None, training_set: RecordArg, training: TrainingSpec, **kwargs: Any
+    ) -> None:
+        from kubernetes.client import V1ResourceRequirements
+
+        wanted = training.resources
+        amounts = {"cpu": wanted.cpu, "memory": wanted.memory}
+        if wanted.gpu:
+            amounts["nvidia.com/gpu"] = str(wanted.gpu)
+        defaults: dict[str, Any] = {
+            "image": training.image or "airflow-ml-lifecycle-training:latest",
+            "container_resources": V1ResourceRequirements(requests=amounts, limits=amounts),
+            "active_deadline_seconds": int(training.timeout.total_seconds()),
+            "startup_check_interval_seconds": 1,
+            "on_finish_action": "delete_pod",
+        }
+        super().__init__(**{**defaults, **kwargs}, do_xcom_push=False)
+        self.folder = required_folder(folder, self.task_id)
+        self.training_set = training_set
+
+    def execute(self, context: Context) -> None:
+        """Launch the pod, wait, and push the training's record as the return value.
+
+        :raises AirflowFailException: the user's code failed, or it does not convert; no retry helps.
+        """
+        from ml_lifecycle.records import TrainingSet, from_json
+        from ml_lifecycle.stages.train import plan_training
+
+        resources = Resources(self.folder)
+        with final_errors_fail_at_once():
+            job = plan_training(resources.model, resources.lake(), from_json(TrainingSet, self.training_set))
+        self._launch_with(job, resources)
+        if not resources.lake().exists(job.manifest_path):
+            try:
+                super().execute(context)
+            except Exception as error:
+                # Whatever KubernetesPodOperator raised, the pod's own account of a failure says more.
+                self._finish(resources, job, context, cause=error)
+                raise
+        self._finish(resources, job, context)
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
+        """Come back from the trigger, in deferrable mode."""
+        from ml_lifecycle.records import TrainingSet, from_json
+        from ml_lifecycle.stages.train import plan_training
+
+        resources = Resources(self.folder)
+        job = plan_training(resources.model, resources.lake(), from_json(TrainingSet, self.training_set))
+        try:
+            super().trigger_reentry(context, event)
+        except Exception as error:
+            # As in execute: the pod's own account first.
+            self._finish(resources, job, context, cause=error)
+            raise
+        self._finish(resources, job, context)
+
+    def _launch_with(self, job: TrainingJob, resources: Resources) -> None:
+        from airflow.providers.cncf.kubernetes.secret import Secret
+        from kubernetes.client import V1EnvVar
+
+        from ml_lifecycle_airflow.hooks.lake import LakeHook
+
+        self.name = self.name or f"train-{resources.spec.name}".replace("_", "-")
+        self.cmds = list(job.command)
+        self.arguments = []
+        self.env_vars = [
+            *self.env_vars,
+            *(
+                V1EnvVar(name=key, value=value)
+                for key, value in job.environment(resources.lake().url).items()
+            ),
+        ]
+        if secret := LakeHook(resources.spec.connections.lake).pod_secret():
+            self.secrets = [*self.secrets, Secret("env", "ML_LIFECYCLE_LAKE_OPTIONS", *secret)]
+
+    def _finish(
+        self, resources: Resources, job: TrainingJob, context: Context, cause: Exception | None = None
+    ) -> None:
+        from ml_lifecycle.errors import PodFailedError
+        from ml_lifecycle.records import to_json
+        from ml_lifecycle.stages.train import collect_training, log_training
+
+        with final_errors_fail_at_once():
+            try:
+                training: Training = collect_training(resources.lake(), job)
+            except PodFailedError:
+                if cause is not None:
+                    return  # the pod left no account of its own: the cause says what is known
+                raise
+            training = log_training(resources.mlflow(), resources.lake(), training)
+        self.log.info("model %s: %s", training.model_digest[:12], training.metrics)
+        context["ti"].xcom_push(key="return_value", value=to_json(training))

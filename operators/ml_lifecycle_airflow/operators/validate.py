@@ -1,0 +1,46 @@
+"""Validate: a snapshot against its contract."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ml_lifecycle_airflow.links import ModelPageLink, ReportLink
+from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from ml_lifecycle.records import Validation
+
+
+class ValidateOperator(StageOperator):
+    """Hold a snapshot against the contract; a broken rule that halts fails the task at once.
+
+    :param snapshot: the snapshot's record
+    """
+
+    template_fields = ("snapshot",)
+    operator_extra_links = (ReportLink(), ModelPageLink())
+
+    def __init__(self, *, snapshot: RecordArg, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.snapshot = snapshot
+
+    def stage(self, resources: Resources, context: Context) -> Validation:
+        """Return the verdict.
+
+        :raises DataHaltedError: a rule that halts was broken. Retry: no.
+        """
+        from ml_lifecycle.records import Snapshot, from_json
+        from ml_lifecycle.stages.validate import latest_validated, raise_if_halted, validate
+
+        lake, snapshot = resources.lake(), from_json(Snapshot, self.snapshot)
+        previous = latest_validated(lake, resources.spec.name, snapshot.run.as_of)
+        validation = validate(resources.spec, resources.model.contracts, lake, snapshot, previous)
+        for result in validation.failed:
+            self.log.warning(
+                "%s.%s %s: expected %s, observed %s",
+                *(result.source, result.field, result.rule, result.expected, result.observed),
+            )
+        raise_if_halted(validation)
+        return validation

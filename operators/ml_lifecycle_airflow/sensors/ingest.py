@@ -1,0 +1,77 @@
+"""Wait for data."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseSensorOperator
+from airflow.sdk.exceptions import AirflowFailException
+
+from ml_lifecycle_airflow.links import ModelPageLink
+from ml_lifecycle_airflow.operators.base import Resources, final_errors_fail_at_once, required_folder
+from ml_lifecycle_airflow.run_time import resolve_run
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class DataArrivalSensor(BaseSensorOperator):
+    """Wait until every source has data for the run's interval.
+
+    :param folder: the model folder
+    :param deferrable: wait in the triggerer (default) or in the worker
+    """
+
+    operator_extra_links = (ModelPageLink(),)
+    ui_color = "#e8f1f8"
+
+    def __init__(self, *, folder: str | None = None, deferrable: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.folder = required_folder(folder, self.task_id)
+        self.deferrable = deferrable
+
+    def poke(self, context: Context) -> bool:
+        """Whether every source has arrived."""
+        missing = self._missing(context)
+        if missing:
+            self.log.info("waiting for %s", ", ".join(missing))
+        return not missing
+
+    def _missing(self, context: Context) -> tuple[str, ...]:
+        from ml_lifecycle.stages.ingest import not_arrived
+
+        resources = Resources(self.folder)
+        with final_errors_fail_at_once():
+            run = resolve_run(context, resources.spec, resources.database())
+            return not_arrived(resources.spec, resources.lake(), run)
+
+    def execute(self, context: Context) -> None:
+        """Return when the data are there; defer at once if they are not and this sensor is deferrable."""
+        if not self.deferrable:
+            super().execute(context)
+            return
+        if not self._missing(context):
+            return
+        from ml_lifecycle.records import to_json
+        from ml_lifecycle_airflow.triggers.ingest import DataArrivalTrigger
+
+        resources = Resources(self.folder)
+        run = resolve_run(context, resources.spec, resources.database())
+        self.defer(
+            trigger=DataArrivalTrigger(
+                spec=resources.spec.model_dump(mode="json"),
+                run=to_json(run),
+                poll_interval=self.poke_interval,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout),
+        )
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
+        """Finish with what the trigger saw.
+
+        :raises AirflowFailException: a source can never be read as declared. Retry: no.
+        """
+        if event["status"] != "arrived":
+            raise AirflowFailException(event["message"])

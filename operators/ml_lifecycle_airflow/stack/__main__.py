@@ -1,0 +1,134 @@
+"""``python -m ml_lifecycle_airflow.stack up|down|status|demo``: what the Makefile calls."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle_airflow.stack import supervise
+from ml_lifecycle_airflow.stack.config import REPOSITORY, USERS, Ports, Stack
+
+if TYPE_CHECKING:
+    from ml_lifecycle.demo.world import Access
+
+
+def _say(text: str) -> None:
+    print(f"· {text}", flush=True)
+
+
+def _stack(name: str) -> Stack:
+    return Stack(root=REPOSITORY / name, ports=Ports.from_environment())
+
+
+def _print_access(stack: Stack) -> None:
+    print(f"\nAirflow  {stack.airflow_url}   (the models' page: Lifecycle, in the navigation)")
+    for user in USERS:
+        print(f"  user {user:<8} password {stack.password(user)}")
+    print(f"MLflow   {stack.mlflow_url}")
+    print(f"state    {stack.root}, logs in {stack.logs}\nstop     make down", flush=True)
+
+
+def up() -> int:
+    """Start the stack on ``.run`` and print where it is."""
+    stack = _stack(".run")
+    if supervise.processes(stack):
+        _say("it is already running")
+        _print_access(stack)
+        return 0
+    supervise.start(stack, _say)
+    _land_example(stack)
+    _print_access(stack)
+    return 0
+
+
+def _land_example(stack: Stack) -> None:
+    from ml_lifecycle.demo.flights import land
+
+    if not (stack.lake / "landing").exists():
+        _say("landing the example's raw files: every flight out of New York in 2013")
+        year = datetime(2013, 1, 1, tzinfo=UTC), datetime(2014, 1, 1, tzinfo=UTC)
+        land(stack.lake / "landing", *year, every=timedelta(days=30))
+
+
+def down() -> int:
+    """Stop both stacks, should they run."""
+    for name in (".run", ".demo"):
+        stack = _stack(name)
+        if stack.root.exists() and (supervise.processes(stack) or (stack.root / "supervisord.pid").exists()):
+            supervise.stop(stack, _say)
+    return 0
+
+
+def status() -> int:
+    """Print what runs."""
+    for name in (".run", ".demo"):
+        stack = _stack(name)
+        if stack.root.exists():
+            print(f"{stack.root}: {len(supervise.processes(stack))} processes")
+    return 0
+
+
+def _access(stack: Stack) -> Access:
+    from ml_lifecycle.demo.world import Access
+
+    return Access(
+        airflow_url=stack.airflow_url,
+        mlflow_url=stack.mlflow_url,
+        passwords={user: stack.password(user) for user in USERS},
+        model_folder=stack.dags / "models" / "flight_delay",
+        lake=str(stack.lake),
+        production_lake=str(stack.environment_lake("production")),
+        production_url=stack.server_url("production"),
+        production_token=stack.secrets["production"],
+        production_online_store=stack.online_store("production"),
+    )
+
+
+def demo(keep: bool) -> int:
+    """Play 2013 on a fresh state of its own."""
+    from ml_lifecycle.demo.play import play
+
+    stack = _stack(".demo")
+    if stack.root.exists():
+        supervise.stop(stack, _say)
+        shutil.rmtree(stack.root)
+    try:
+        supervise.start(stack, _say)
+        code = play(_access(stack))
+    except BaseException:
+        # Ctrl-C and failures alike: say why, leave nothing running.
+        supervise.stop(stack, _say)
+        raise
+    if keep:
+        _print_access(stack)
+    else:
+        supervise.stop(stack, _say)
+    return code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m ml_lifecycle_airflow.stack", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("up", "down", "status"):
+        commands.add_parser(name)
+    commands.add_parser("demo").add_argument("--keep", choices=("yes", "no"), default="yes")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == "demo":
+            return demo(chosen.keep == "yes")
+        return {"up": up, "down": down, "status": status}[chosen.command]()
+    except LifecycleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the stack is stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Where the stack's state, ports and secrets are, and the environment its processes share."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.localpods.connection import connection_json
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+ENVIRONMENTS = ("staging", "production")
+USERS = ("admin", "alice")
+
+
+class PortTakenError(LifecycleError):
+    """Something else listens on a port the stack needs. Retry: yes, with that freed or another port."""
+
+    retryable = True
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports, all on loopback. ``ML_LIFECYCLE_PORT_<NAME>`` sets each."""
+
+    airflow: int = 8080
+    mlflow: int = 5001
+    pods: int = 8091
+    staging: int = 8092
+    production: int = 8093
+
+    @classmethod
+    def from_environment(cls) -> Ports:
+        """The defaults, where the environment does not say otherwise.
+
+        :raises LifecycleError: a variable is not a port number. Retry: no.
+        """
+        chosen: dict[str, int] = {}
+        for name in cls.__dataclass_fields__:
+            variable = f"ML_LIFECYCLE_PORT_{name.upper()}"
+            if text := os.environ.get(variable):
+                if not (text.isdigit() and 0 < int(text) < 65536):
+                    raise LifecycleError(f"{variable}={text!r} is not a port: use a number from 1 to 65535")
+                chosen[name] = int(text)
+        return cls(**chosen)
+
+    def check_free(self) -> None:
+        """Say which port is taken, by its variable.
+
+        :raises PortTakenError: a port is in use. Retry: yes, with another.
+        """
+        for name in self.__dataclass_fields__:
+            port = getattr(self, name)
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError as error:
+                    raise PortTakenError(
+                        f"port {port} ({name}) is taken: stop what listens there, or choose another with "
+                        f"ML_LIFECYCLE_PORT_{name.upper()}=… in front of the command"
+                    ) from error
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One stack: its root folder holds all of its state."""
+
+    root: Path
+    ports: Ports
+    dags: Path = REPOSITORY / "dags"
+
+    @property
+    def logs(self) -> Path:
+        """Standard output of every process."""
+        return self.root / "logs"
+
+    @property
+    def airflow_home(self) -> Path:
+        """AIRFLOW_HOME."""
+        return self.root / "airflow"
+
+    @property
+    def lake(self) -> Path:
+        """The lake that training stages share."""
+        return self.root / "lake"
+
+    def environment_lake(self, name: str) -> Path:
+        """The lake of one serving environment."""
+        return self.root / name / "lake"
+
+    def online_store(self, name: str) -> str:
+        """URL of an environment's online store."""
+        return f"sqlite:///{self.root / name / 'online_store.db'}"
+
+    @property
+    def database_url(self) -> str:
+        """The lifecycle database."""
+        return f"sqlite:///{self.root / 'lifecycle.db'}"
+
+    @property
+    def airflow_url(self) -> str:
+        """Airflow's web UI and REST API."""
+        return f"http://127.0.0.1:{self.ports.airflow}"
+
+    @property
+    def mlflow_url(self) -> str:
+        """MLflow's UI and API."""
+        return f"http://127.0.0.1:{self.ports.mlflow}"
+
+    def server_url(self, environment: str) -> str:
+        """The model server of an environment."""
+        return f"http://127.0.0.1:{getattr(self.ports, environment)}"
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Keys, tokens and passwords, made once and kept in a private file."""
+        path = self.root / "secrets.json"
+        if not path.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            made = {name: secrets.token_urlsafe(24) for name in ("jwt", "api", "pods", *ENVIRONMENTS)}
+            made["fernet"] = base64.urlsafe_b64encode(os.urandom(32)).decode()
+            made |= {f"user_{name}": secrets.token_urlsafe(9) for name in USERS}
+            temporary = path.with_suffix(".tmp")
+            temporary.touch(mode=0o600)
+            temporary.write_text(json.dumps(made, indent=1))
+            temporary.replace(path)
+        return dict(json.loads(path.read_text()))
+
+    def password(self, user: str) -> str:
+        """A user's Airflow password."""
+        return self.secrets[f"user_{user}"]
+
+    def connections(self) -> dict[str, dict[str, Any]]:
+        """Airflow connections by id."""
+        keys = self.secrets
+        found: dict[str, dict[str, Any]] = {
+            "ml_lifecycle_lake": _lake(self.lake),
+            "ml_lifecycle_database": {
+                "conn_type": "ml_lifecycle_database",
+                "extra": {"url": self.database_url},
+            },
+            "ml_lifecycle_mlflow": {
+                "conn_type": "ml_lifecycle_mlflow",
+                "host": "http://127.0.0.1",
+                "port": self.ports.mlflow,
+            },
+            "ml_lifecycle_pods": json.loads(
+                connection_json(f"http://127.0.0.1:{self.ports.pods}", keys["pods"])
+            ),
+        }
+        for name in ENVIRONMENTS:
+            found[f"{name}_lake"] = _lake(self.environment_lake(name))
+            found[f"{name}_online_store"] = {
+                "conn_type": "ml_lifecycle_online_store",
+                "extra": {"url": self.online_store(name)},
+            }
+            found[f"{name}_server"] = {
+                "conn_type": "ml_lifecycle_server",
+                "host": "http://127.0.0.1",
+                "port": getattr(self.ports, name),
+                "password": keys[name],
+            }
+        return found
+
+    def environment(self) -> dict[str, str]:
+        """Variables of every process of the stack, on top of the caller's own."""
+        keys = self.secrets
+        variables = {
+            # `down` finds every process of this stack by it, whatever became of the supervisor.
+            "ML_LIFECYCLE_STACK": str(self.root),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PYTHONUNBUFFERED": "1",
+            # Proxies must not see loopback traffic, the Kubernetes client's included.
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+            "AIRFLOW_HOME": str(self.airflow_home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+            # SQLite: 4 to 8; at 32 its writers lock each other out.
+            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__FERNET_KEY": keys["fernet"],
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,alice:op",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.root / "passwords.json"),
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.airflow_url}/execution/",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.airflow_home / 'airflow.db'}",
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": str(self.ports.airflow),
+            "AIRFLOW__API__BASE_URL": self.airflow_url,
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API__SECRET_KEY": keys["api"],
+            "AIRFLOW__API_AUTH__JWT_SECRET": keys["jwt"],
+            "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+            "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
+            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+            "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.airflow_home / "logs"),
+            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "FEAST_USAGE": "False",
+            "DO_NOT_TRACK": "1",
+        }
+        for connection_id, connection in self.connections().items():
+            variables[f"AIRFLOW_CONN_{connection_id.upper()}"] = json.dumps(connection)
+        return variables
+
+
+def _lake(folder: Path) -> dict[str, Any]:
+    return {"conn_type": "ml_lifecycle_lake", "extra": {"url": str(folder)}}

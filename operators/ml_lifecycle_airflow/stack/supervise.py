@@ -1,0 +1,225 @@
+"""Start, watch and stop the stack's processes with supervisord."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle_airflow.stack.config import ENVIRONMENTS, Stack
+
+PRELOAD = """\"\"\"Imports what tasks need once, in the process they are forked from.\"\"\"
+
+from ml_lifecycle_airflow.preload import preload
+
+preload()
+"""
+
+
+class StackError(LifecycleError):
+    """A process of the stack did not come up. Retry: perhaps; the message names its log."""
+
+    retryable = True
+
+
+def _programs(stack: Stack) -> dict[str, list[str]]:
+    python, loopback = sys.executable, "127.0.0.1"
+    secret_files = stack.root / "tokens"
+    programs = {
+        "mlflow": [
+            *(python, "-m", "mlflow", "server", "--host", loopback, "--port", str(stack.ports.mlflow)),
+            *("--workers", "1", "--backend-store-uri", f"sqlite:///{stack.root / 'mlflow.db'}"),
+            *("--serve-artifacts", "--artifacts-destination", str(stack.root / "mlflow-artifacts")),
+        ],
+        "localpods": [
+            *(python, "-m", "ml_lifecycle.localpods", "--host", loopback, "--port", str(stack.ports.pods)),
+            *("--token-file", str(secret_files / "pods"), "--state-dir", str(stack.root / "pods")),
+            *("--secrets-dir", str(stack.root / "pod-secrets"), "--stop-pods-on-exit"),
+        ],
+        "api-server": ["airflow", "api-server", "--host", loopback, "--port", str(stack.ports.airflow)],
+        "scheduler": ["airflow", "scheduler", "--skip-serve-logs"],
+        "dag-processor": ["airflow", "dag-processor"],
+        "triggerer": ["airflow", "triggerer", "--skip-serve-logs"],
+    }
+    for name in ENVIRONMENTS:
+        programs[f"server-{name}"] = [
+            *(python, "-m", "ml_lifecycle.serving", "--host", loopback),
+            *("--port", str(getattr(stack.ports, name)), "--environment", name),
+            *("--lake", str(stack.environment_lake(name)), "--online-store", stack.online_store(name)),
+            *("--token-file", str(secret_files / name)),
+        ]
+    return programs
+
+
+def write_configuration(stack: Stack) -> Path:
+    """Write supervisord's configuration, Airflow's local settings and the token files."""
+    for folder in (stack.logs, stack.airflow_home / "config", stack.lake, stack.root / "tokens"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in ENVIRONMENTS:
+        stack.environment_lake(name).mkdir(parents=True, exist_ok=True)
+    (stack.root / "pod-secrets").mkdir(mode=0o700, exist_ok=True)
+    (stack.airflow_home / "config" / "airflow_local_settings.py").write_text(PRELOAD)
+    keys = stack.secrets
+    for name in ("pods", *ENVIRONMENTS):
+        _write_private(stack.root / "tokens" / name, keys[name])
+    passwords = {user: stack.password(user) for user in ("admin", "alice")}
+    _write_private(stack.root / "passwords.json", json.dumps(passwords))
+    sections = [
+        "[supervisord]\n"
+        f"logfile={stack.logs / 'supervisord.log'}\npidfile={stack.root / 'supervisord.pid'}\n"
+        f"childlogdir={stack.logs}\nloglevel=info\n",
+        f"[unix_http_server]\nfile={_socket(stack)}\nchmod=0700\n",
+        "[rpcinterface:supervisor]\n"
+        "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface\n",
+        f"[supervisorctl]\nserverurl=unix://{_socket(stack)}\n",
+    ]
+    for name, command in _programs(stack).items():
+        quoted = " ".join(f'"{part}"' for part in command).replace("%", "%%")
+        sections.append(
+            f"[program:{name}]\ncommand={quoted}\ndirectory={stack.root}\n"
+            f"stdout_logfile={stack.logs / name}.log\nredirect_stderr=true\n"
+            "stdout_logfile_maxbytes=20MB\nstdout_logfile_backups=1\n"
+            "autostart=true\nautorestart=true\nstartsecs=3\nstartretries=5\n"
+            "stopasgroup=true\nkillasgroup=true\nstopwaitsecs=20\n"
+        )
+    path = stack.root / "supervisord.conf"
+    path.write_text("\n".join(sections))
+    return path
+
+
+def _socket(stack: Stack) -> Path:
+    # A unix socket's path may have 107 bytes at most; a deep checkout would pass that.
+    path = stack.root / "supervisor.sock"
+    if len(str(path)) < 100:
+        return path
+    from ml_lifecycle.records import digest_of
+
+    return Path("/tmp") / f"ml-lifecycle-{os.getuid()}-{digest_of(str(stack.root))[:12]}.sock"
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
+def start(stack: Stack, say: Callable[[str], None]) -> None:
+    """Create the databases and start every process; returns when all of them answer.
+
+    :raises PortTakenError: a port is in use. Retry: yes, with another.
+    :raises StackError: a process did not come up in two minutes. Retry: perhaps.
+    """
+    stack.ports.check_free()
+    configuration = write_configuration(stack)
+    environment = os.environ | stack.environment()
+    say("migrating Airflow's database")
+    _run(["airflow", "db", "migrate"], environment, stack.logs / "db-migrate.log")
+    from ml_lifecycle.ledger.database import Database
+
+    Database(stack.database_url).migrate()
+    say("starting " + ", ".join(_programs(stack)))
+    _run(
+        [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration)],
+        environment,
+        stack.logs / "supervisord-start.log",
+    )
+    wait_healthy(stack, say)
+
+
+def _run(command: list[str], environment: dict[str, str], log: Path) -> None:
+    with log.open("w") as output:
+        done = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False)
+    if done.returncode:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise StackError(f"{' '.join(command[:3])} failed with exit code {done.returncode} ({log}):\n{tail}")
+
+
+def _healthy(stack: Stack) -> Iterator[tuple[str, bool]]:
+    import httpx
+
+    def get(url: str) -> httpx.Response | None:
+        try:
+            return httpx.get(url, timeout=5, trust_env=False)
+        except httpx.HTTPError:
+            return None
+
+    health = get(f"{stack.airflow_url}/api/v2/monitor/health")
+    body = health.json() if health is not None and health.status_code == 200 else {}
+    yield "api-server", bool(body)
+    for name, key in (
+        ("scheduler", "scheduler"),
+        ("dag-processor", "dag_processor"),
+        ("triggerer", "triggerer"),
+    ):
+        yield name, (body.get(key) or {}).get("status") == "healthy"
+    mlflow = get(f"{stack.mlflow_url}/health")
+    yield "mlflow", mlflow is not None and mlflow.status_code == 200
+    pods = get(f"http://127.0.0.1:{stack.ports.pods}/api/v1/namespaces/default/pods")
+    yield "localpods", pods is not None and pods.status_code == 401  # it answers, and wants a token
+    for name in ENVIRONMENTS:
+        live = get(f"{stack.server_url(name)}/v2/health/live")
+        yield f"server-{name}", live is not None and live.status_code == 200
+
+
+def wait_healthy(stack: Stack, say: Callable[[str], None], timeout: float = 120) -> None:
+    """Return when every process answers.
+
+    :raises StackError: one did not in ``timeout`` seconds. Retry: perhaps; the message names its log.
+    """
+    deadline = time.monotonic() + timeout
+    ready: set[str] = set()
+    while True:
+        states = dict(_healthy(stack))
+        for name in sorted(name for name, up in states.items() if up and name not in ready):
+            ready.add(name)
+            say(f"{name} is up")
+        missing = [name for name, up in states.items() if not up]
+        if not missing:
+            return
+        if time.monotonic() > deadline:
+            logs = ", ".join(str(stack.logs / f"{name}.log") for name in missing)
+            raise StackError(f"{', '.join(missing)} did not come up in {timeout:.0f} s; see {logs}")
+        time.sleep(0.5)
+
+
+def processes(stack: Stack) -> list[int]:
+    """Process ids of everything that carries this stack's mark, the caller excepted."""
+    import psutil
+
+    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            marked = process.environ().get("ML_LIFECYCLE_STACK") == str(stack.root)
+        except psutil.Error:
+            continue
+        if marked and process.pid not in mine:
+            found.append(process.pid)
+    return found
+
+
+def stop(stack: Stack, say: Callable[[str], None]) -> int:
+    """Stop everything; returns how many processes had to be killed because supervisord left them."""
+    pid_file = stack.root / "supervisord.pid"
+    if pid_file.exists() and processes(stack):
+        try:
+            os.kill(int(pid_file.read_text()), signal.SIGTERM)
+        except (ValueError, ProcessLookupError):
+            pid_file.unlink(missing_ok=True)
+        deadline = time.monotonic() + 40
+        while pid_file.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+    left = processes(stack)
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    say("stopped" + (f"; {len(left)} processes had to be killed" if left else ""))
+    return len(left)
