@@ -15,6 +15,7 @@ from sqlalchemy import Connection, update
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.checks import Clock
+from ml_lifecycle.delivery.lineage import RegistryFile
 from ml_lifecycle.delivery.releases import Releases, published_heads
 from ml_lifecycle.delivery.route import current
 from ml_lifecycle.errors import (
@@ -34,7 +35,6 @@ from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.tables import ledger as ledger_table
 from ml_lifecycle.records import Evidence, Release
 from ml_lifecycle.serving.client import ModelClient, RequestRefusedError
-from ml_lifecycle.delivery.lineage import RegistryFile
 from ml_lifecycle.stages.deploy import Target, deploy, rollback
 
 CLOCK = Clock(now=lambda: NOW)

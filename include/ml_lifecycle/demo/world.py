@@ -51,7 +51,8 @@ class World:
         self._access = access
         self._model: ModelFolder = load_folder(access.model_folder)
         self._lake = Lake(access.lake)
-        self._landed = self._model.spec.training.data.start
+        # A day more: the schedule of the first day is published the day before.
+        self._landed = self._model.spec.training.data.start - DAY
 
     def land_until(self, moment: datetime) -> None:
         """Let the files arrive that an airline and a weather service had sent by ``moment``."""

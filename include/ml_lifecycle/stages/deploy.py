@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ml_lifecycle.adapters.lake import Lake, sha256
-from ml_lifecycle.delivery.lineage import RegistryFile, read_evaluation, read_training
 from ml_lifecycle.delivery.checks import (
     Client,
     Clock,
@@ -23,6 +22,7 @@ from ml_lifecycle.delivery.checks import (
     wait_for_revision,
     wait_for_withdrawal,
 )
+from ml_lifecycle.delivery.lineage import RegistryFile, read_evaluation, read_training
 from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases, published_heads
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.errors import (

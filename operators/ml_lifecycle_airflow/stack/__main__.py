@@ -50,7 +50,7 @@ def _land_example(stack: Stack) -> None:
 
     if not (stack.lake / "landing").exists():
         _say("landing the example's raw files: every flight out of New York in 2013")
-        year = datetime(2013, 1, 1, tzinfo=UTC), datetime(2014, 1, 1, tzinfo=UTC)
+        year = datetime(2012, 12, 31, tzinfo=UTC), datetime(2014, 1, 1, tzinfo=UTC)
         land(stack.lake / "landing", *year, every=timedelta(days=30))
 
 
