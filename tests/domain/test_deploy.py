@@ -332,6 +332,20 @@ class TestChecksFail:
         assert world.release(2).previous_revision is None
         world.check_order()
 
+    def test_a_process_killed_while_taking_it_back_has_failed_too(self, world: World) -> None:
+        world.release(1)
+        bad = world.candidate(2, slope=2.5)
+        evidence = world.approved(bad)
+        with pytest.raises(Killed):
+            world.deploy(bad, evidence, Fuse(3))
+        stuck = world.releases.under_way("production", world.endpoint)
+        assert stuck is not None
+        world.releases.begin_restore(stuck, NOW, reason="golden rows: wrong")
+        with pytest.raises(ReleaseChecksError, match="as revision 2 and was rolled back: golden rows: wrong"):
+            world.deploy(bad, evidence)
+        assert (world.live().version, world.live().revision) == ("1", 3)
+        world.check_order()
+
     def test_a_server_that_is_down_is_told_before_anything_changes(self, world: World) -> None:
         candidate = world.candidate(1)
         evidence = world.approved(candidate)
