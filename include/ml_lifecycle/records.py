@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
-from pydantic import AwareDatetime, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
 
 from ml_lifecycle.errors import LifecycleError
 
@@ -27,6 +27,13 @@ class RecordError(LifecycleError):
     """A dict is not the record it should be: another schema or a missing key. Retry: no."""
 
 
+def _utc(moment: datetime, name: str) -> datetime:
+    """The same moment in UTC, so that equal moments have equal digests."""
+    if moment.tzinfo is None:
+        raise ValueError(f"{name} ({moment.isoformat()}) has no time zone")
+    return moment.astimezone(UTC)
+
+
 @dataclass(frozen=True)
 class Interval:
     """A half-open UTC interval: ``start <= t < end``."""
@@ -35,6 +42,8 @@ class Interval:
     end: AwareDatetime
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "start", _utc(self.start, "start"))
+        object.__setattr__(self, "end", _utc(self.end, "end"))
         if self.start > self.end:
             raise ValueError(
                 f"interval starts ({self.start.isoformat()}) after it ends ({self.end.isoformat()})"
@@ -52,6 +61,9 @@ class Interval:
 @dataclass(frozen=True)
 class Record:
     """Base of the records: ``schema`` names the class and its version."""
+
+    # Holds for the plain dataclasses within as well.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     schema: ClassVar[str]
 
@@ -73,6 +85,9 @@ class Run(Record):
     as_of: AwareDatetime
     interval: Interval
     requested_by: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "as_of", _utc(self.as_of, "as_of"))
 
 
 @dataclass(frozen=True)
@@ -247,6 +262,7 @@ class Evaluation(Record):
 
     :param champion_version: registry version compared with on the same rows; None without a champion
     :param golden_path: a few rows with the answers expected of a server (JSON, a V2 request and response)
+    :param for_record: its data end before the champion's: whatever its gates say, it is no candidate
     """
 
     schema: ClassVar[str] = "evaluation/1"
@@ -264,6 +280,7 @@ class Evaluation(Record):
     golden_path: str
     report_path: str
     holdout_rows: int
+    for_record: bool = False
 
 
 @dataclass(frozen=True)
@@ -324,7 +341,13 @@ class Release(Record):
     """One change of what an endpoint serves.
 
     :param environment: the environment's name in the spec, e.g. ``production``
-    :param rolled_back_to: the release whose version is live again after a rollback
+    :param kind: ``deploy`` of a new version, ``restore`` of an earlier release's, or ``withdraw``: nothing is
+        served, because the first release ever failed
+    :param previous_revision: what was live when it began
+    :param restores: the ``deploy`` release whose version a ``restore`` serves again
+    :param replaces: the release that a ``restore`` or ``withdraw`` takes out of service
+    :param requested_by: who asked for it; None for schedules and triggers
+    :param request: which wish of people to go back it fulfils; None for deployments and automatic rollbacks
     """
 
     schema: ClassVar[str] = "release/1"
@@ -340,6 +363,11 @@ class Release(Record):
     created_at: AwareDatetime
     previous_revision: int | None = None
     reason: str = ""
+    kind: Literal["deploy", "restore", "withdraw"] = "deploy"
+    restores: int | None = None
+    replaces: int | None = None
+    requested_by: str | None = None
+    request: str | None = None
 
 
 @dataclass(frozen=True)
@@ -416,17 +444,19 @@ def to_json(record: Record) -> dict[str, Any]:
 def from_json(cls: type[R], data: dict[str, Any]) -> R:
     """Read :func:`to_json`'s dict back.
 
-    :raises RecordError: another schema, an unknown or a missing key. Retry: no.
+    :raises RecordError: another schema, an unknown or a missing key, or a value of another type. Retry: no.
     """
-    if data.get("schema") != cls.schema:
-        raise RecordError(f"expected a record of schema {cls.schema!r}, got {data.get('schema')!r}")
+    found = data.get("schema") if isinstance(data, dict) else data
+    if found != cls.schema:
+        raise RecordError(f"expected a record of schema {cls.schema!r}, got {found!r}")
     body = {key: value for key, value in data.items() if key != "schema"}
-    if unknown := sorted(body.keys() - {f.name for f in fields(cls)}):
-        raise RecordError(f"{cls.schema}: unknown keys {unknown}")
     try:
         return cast("R", _adapter(cls).validate_python(body))
     except ValidationError as error:
-        raise RecordError(f"{cls.schema}: {error}") from error
+        reasons = (
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)
+        )
+        raise RecordError(f"{cls.schema}: {'; '.join(reasons)}") from error
 
 
 def canonical_json(value: Any) -> bytes:
@@ -439,3 +469,8 @@ def canonical_json(value: Any) -> bytes:
 def digest_of(value: Any) -> str:
     """SHA-256 of :func:`canonical_json`: the name of whatever ``value`` are the inputs of."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sortable(moment: datetime) -> str:
+    """Text that sorts as moments do and may be a path segment: ``20130401T000000.000000Z``."""
+    return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")

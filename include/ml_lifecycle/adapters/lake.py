@@ -7,18 +7,25 @@ stores a put is atomic by itself. Readers never see half a file.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
+import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ml_lifecycle.errors import IntegrityError, LifecycleError, UnsafeNameError
 
+if TYPE_CHECKING:
+    import polars as pl
+
+# A folder where a file should be, or a file where a folder should be, is a missing file too.
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,199}")
 
 
@@ -49,13 +56,21 @@ class Lake:
 
     :param url: a folder or any fsspec URL, e.g. ``/data/lake`` or ``s3://bucket/prefix``
     :param storage_options: passed to the filesystem: credentials, endpoint
+    :raises UnsafeNameError: the URL names no place: it would mean the working folder or a whole store.
+        Retry: no.
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
         self.url = url.rstrip("/")
+        if not url.split("://", 1)[-1].strip("/"):
+            raise UnsafeNameError(f"{url!r} is no lake: give a folder, or a URL such as s3://bucket/prefix")
         self.storage_options = dict(storage_options or {})
-        self._fs, self._root = fsspec.core.url_to_fs(self.url, **self.storage_options)
+        # Others write here too: a remembered listing would hide their files.
+        options = {"use_listings_cache": False, **self.storage_options}
+        self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
         self._local = isinstance(self._fs, LocalFileSystem)
+        if self._local:
+            self.url = self._root  # absolute: other processes have other working folders
 
     def __repr__(self) -> str:
         return f"Lake({self.url!r})"
@@ -68,8 +83,8 @@ class Lake:
         return "/".join([self._root, *(safe_name(part) for part in path.split("/"))])
 
     def uri(self, path: str) -> str:
-        """The URL of ``path``, for other tools."""
-        return f"{self.url}/{path}"
+        """The URL of ``path``, for other tools; checked like :meth:`full_path`."""
+        return "/".join([self.url, *(safe_name(part) for part in path.split("/"))])
 
     @property
     def local_root(self) -> str | None:
@@ -87,8 +102,8 @@ class Lake:
         return self._fs
 
     def exists(self, path: str) -> bool:
-        """Whether the file is there, whole."""
-        return bool(self._fs.exists(self.full_path(path)))
+        """Whether the file is there, whole. A folder is no file."""
+        return bool(self._fs.isfile(self.full_path(path)))
 
     def read_bytes(self, path: str, digest: str | None = None) -> bytes:
         """The file's bytes.
@@ -99,39 +114,30 @@ class Lake:
         """
         try:
             data = cast("bytes", self._fs.cat_file(self.full_path(path)))
-        except FileNotFoundError as error:
+        except _MISSING as error:
             raise LakeFileMissingError(f"no file {path!r} in {self.url}") from error
         if digest is not None and (actual := sha256(data)) != digest:
             raise IntegrityError(f"{self.uri(path)} has digest {actual}, expected {digest}")
         return data
 
     def read_json(self, path: str) -> Any:
-        """The file parsed as JSON."""
-        return json.loads(self.read_bytes(path))
+        """The file parsed as JSON.
+
+        :raises LakeFileMissingError: there is no such file. Retry: no.
+        :raises IntegrityError: it is not JSON. Retry: no.
+        """
+        try:
+            return json.loads(self.read_bytes(path))
+        except ValueError as error:
+            raise IntegrityError(f"{self.uri(path)} is not JSON: {error}") from error
 
     def write_bytes(self, path: str, data: bytes) -> str:
         """Write atomically, replacing what is there; returns ``path``."""
         full = self.full_path(path)
-        if not self._local:
+        if self._local:
+            _replace(full, io.BytesIO(data))
+        else:
             self._fs.pipe_file(full, data)
-            return path
-        parent = os.path.dirname(full)
-        os.makedirs(parent, exist_ok=True)
-        temporary = f"{parent}/.{uuid.uuid4().hex}.tmp"
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, full)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-        directory = os.open(parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
         return path
 
     def write_json(self, path: str, value: Any) -> str:
@@ -142,11 +148,12 @@ class Lake:
     def put_file(self, path: str, local: str | os.PathLike[str]) -> str:
         """Copy a local file in atomically; returns ``path``."""
         full = self.full_path(path)
-        if not self._local:
+        if self._local:
+            with open(local, "rb") as file:
+                _replace(full, file)
+        else:
             self._fs.put_file(os.fspath(local), full)
-            return path
-        with open(local, "rb") as file:
-            return self.write_bytes(path, file.read())
+        return path
 
     def open(self, path: str) -> BinaryIO:
         """Open for reading, seekable.
@@ -155,7 +162,7 @@ class Lake:
         """
         try:
             return cast("BinaryIO", self._fs.open(self.full_path(path), "rb"))
-        except FileNotFoundError as error:
+        except _MISSING as error:
             raise LakeFileMissingError(f"no file {path!r} in {self.url}") from error
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -166,9 +173,61 @@ class Lake:
             if not os.path.basename(name).startswith("."):
                 yield name[len(self._root) + 1 :]
 
+    def folders(self, prefix: str) -> Sequence[str]:
+        """Names of the folders directly below ``prefix``, sorted; never from a listing cache."""
+        root = self.full_path(prefix)
+        self._fs.invalidate_cache(root)
+        try:
+            found = self._fs.ls(root, detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(os.path.basename(entry["name"]) for entry in found if entry["type"] == "directory")
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Sizes in bytes of the files below ``prefix`` by relative path, sorted, temporary ones left out."""
+        root = self.full_path(prefix)
+        self._fs.invalidate_cache(root)  # other processes write here
+        found = self._fs.find(root, detail=True) if self._fs.exists(root) else {}
+        return {
+            str(name)[len(self._root) + 1 :]: int(entry["size"])
+            for name, entry in sorted(found.items())
+            if not os.path.basename(name).startswith(".")
+        }
+
+    def scan(self, paths: Sequence[str]) -> pl.LazyFrame:
+        """Parquet files, one or more, as one lazy frame; on a local folder only what is used is read."""
+        import polars as pl  # the model server has a lake and no use for data frames
+
+        if self._local:
+            return pl.scan_parquet(
+                [self.full_path(path) for path in paths], glob=False, hive_partitioning=False
+            )
+        return pl.scan_parquet([cast("IO[bytes]", self.open(path)) for path in paths])
+
     def delete(self, path: str) -> None:
         """Remove the file; missing is fine."""
         try:
             self._fs.rm_file(self.full_path(path))
-        except FileNotFoundError:
+        except _MISSING:
             return
+
+
+def _replace(full: str, content: BinaryIO) -> None:
+    """Put ``content`` where ``full`` is, all of it or nothing, and on the disk before it is seen."""
+    parent = os.path.dirname(full)
+    os.makedirs(parent, exist_ok=True)
+    temporary = f"{parent}/.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            shutil.copyfileobj(content, file, 2**20)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, full)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    directory = os.open(parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

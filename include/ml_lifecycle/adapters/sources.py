@@ -146,8 +146,7 @@ def read_file(name: str, source: Source, contract: Contract | None, file: Source
         raise SourceError(
             f"source {name!r}: {file.name} is torn or no {source.format} file: {error}"
         ) from error
-    needed = [column for column in (source.event_time, source.known_at, *source.keys) if column is not None]
-    if lacking := [column for column in needed if column not in raw.columns]:
+    if lacking := [column for column in _needed(source) if column not in raw.columns]:
         raise SourceError(
             f"source {name!r}: {file.name} has no column {', '.join(map(repr, lacking))}; "
             f"it has {', '.join(raw.columns) or 'none'}"
@@ -174,6 +173,11 @@ def read_file(name: str, source: Source, contract: Contract | None, file: Source
                 "but must hold timestamps or dates"
             )
     return frame
+
+
+def _needed(source: Source) -> list[str]:
+    """The columns that the source itself names."""
+    return [column for column in (source.event_time, source.known_at, *source.keys) if column is not None]
 
 
 def newest_event(name: str, source: Source, file: SourceFile) -> datetime | None:
@@ -210,11 +214,11 @@ def _read_parquet(_source: Source, file: SourceFile) -> pl.DataFrame:
         return pl.read_parquet(io.BytesIO(handle.read()))
 
 
-def _read_json(_source: Source, file: SourceFile) -> pl.DataFrame:
+def _read_json(source: Source, file: SourceFile) -> pl.DataFrame:
     with file.open("infer") as handle:
         data = handle.read()
-    if not data.strip():
-        return pl.DataFrame()
+    if not data.strip():  # no rows are no lines, and then nothing names the columns
+        return pl.DataFrame(schema=dict.fromkeys(_needed(source), pl.Null))
     return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
 
 

@@ -107,14 +107,19 @@ def _column_digest(column: pl.Series) -> str:
     return digest.hexdigest()
 
 
+def write_parquet(lake: Lake, path: str, frame: pl.DataFrame) -> str:
+    """Write a frame to the lake atomically; returns ``path``."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd", statistics=True)
+    return lake.write_bytes(path, buffer.getvalue())
+
+
 def write_rows(lake: Lake, partition: str, frame: pl.DataFrame, event_time: str | None) -> SnapshotFile:
     """Store a partition's canonical rows under their digest; rows already there are not written again."""
     digest = rows_digest(frame)
     path = f"objects/{digest[:2]}/{digest}.parquet"
     if not lake.exists(path):
-        buffer = io.BytesIO()
-        frame.write_parquet(buffer, compression="zstd", statistics=True)
-        lake.write_bytes(path, buffer.getvalue())
+        write_parquet(lake, path, frame)
     times = frame[event_time] if event_time is not None and event_time in frame.columns else None
     return SnapshotFile(
         partition=partition,

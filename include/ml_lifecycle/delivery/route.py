@@ -49,6 +49,7 @@ class Variant:
 class Route(Record):
     """What an endpoint serves as of a revision.
 
+    :param variants: exactly one champion; none at all once the endpoint was withdrawn, and nothing is served
     :param ledger_head: digest of the ledger's newest row at the release, so that a rewritten row is found out
     """
 
@@ -64,6 +65,15 @@ class Route(Record):
     def champion(self) -> Variant:
         """The variant in production."""
         return next(variant for variant in self.variants if variant.role == "champion")
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """The content of ``current.json``: which revision is published, where it is and its digest."""
+
+    revision: int
+    path: str
+    digest: str
 
 
 def publish(lake: Lake, route: Route) -> None:
@@ -88,11 +98,22 @@ def current(lake: Lake, endpoint: str) -> Route | None:
 
     :raises IntegrityError: the revision's bytes were altered. Retry: no.
     """
+    pointer = read_pointer(lake, endpoint)
+    return None if pointer is None else read_revision(lake, pointer.path, pointer.digest)
+
+
+def read_pointer(lake: Lake, endpoint: str) -> Pointer | None:
+    """Which revision is published; None if the endpoint never had one.
+
+    :raises IntegrityError: it is no pointer. Retry: no.
+    """
+    path = f"routes/{endpoint}/current.json"
     try:
-        pointer = lake.read_json(f"routes/{endpoint}/current.json")
+        return Pointer(**lake.read_json(path))
     except LakeFileMissingError:
         return None
-    return read_revision(lake, pointer["path"], pointer["digest"])
+    except TypeError as error:
+        raise IntegrityError(f"{lake.uri(path)} is no pointer to a route: {error}") from error
 
 
 def read_revision(lake: Lake, path: str, digest: str) -> Route:

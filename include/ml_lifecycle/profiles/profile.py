@@ -88,7 +88,7 @@ def make_profile(frame: pl.DataFrame, columns: Sequence[ColumnSpec], like: Profi
     """
     known: Mapping[str, ColumnProfile] = like.columns if like is not None else {}
     numeric = [column.name for column in columns if column.type in ("float", "int")]
-    values = frame.select(_values(frame, column).alias(column.name) for column in columns)
+    values = as_profiled(frame, columns)
     edges = {}
     for name in numeric:
         reference = known.get(name)
@@ -99,6 +99,11 @@ def make_profile(frame: pl.DataFrame, columns: Sequence[ColumnSpec], like: Profi
         if column.name not in edges:
             made[column.name] = _categories(values[column.name], known.get(column.name))
     return Profile(frame.height, {column.name: made[column.name] for column in columns})
+
+
+def as_profiled(frame: pl.DataFrame, columns: Sequence[ColumnSpec]) -> pl.DataFrame:
+    """The columns as Float64 or String, with null for all that counts as missing."""
+    return frame.select(_values(frame, column).alias(column.name) for column in columns)
 
 
 def merge(one: Profile, two: Profile) -> Profile:
@@ -118,7 +123,6 @@ def merge(one: Profile, two: Profile) -> Profile:
 
 
 def _values(frame: pl.DataFrame, column: ColumnSpec) -> pl.Expr:
-    """The column as Float64 or String with null for everything that is missing."""
     if column.name not in frame.columns:
         dtype = pl.Float64 if column.type in ("float", "int") else pl.String
         return pl.repeat(None, pl.len(), dtype=dtype)
@@ -130,7 +134,8 @@ def _values(frame: pl.DataFrame, column: ColumnSpec) -> pl.Expr:
     if column.type == "bool":
         if frame.schema[column.name].is_numeric():
             value = value != 0
-        return value.cast(pl.String, strict=False).str.to_lowercase().replace("", None)
+        text = value.cast(pl.String, strict=False).str.to_lowercase()
+        return text.replace({"": None, "1": "true", "0": "false"})
     return value.cast(pl.String, strict=False).replace("", None)
 
 

@@ -1,1 +1,1 @@
-"""The model server: Open Inference Protocol V2 over ONNX Runtime."""
+"""The model server: Open Inference Protocol V2 over REST, ONNX Runtime, routes followed from the lake."""

@@ -40,11 +40,13 @@ class Distribution(Strict):
 class ContractField(Strict):
     """One column: its type and the rules its values must meet.
 
+    :param nullable: some values may be missing; all of them only with ``max_missing: 1``
     :param max_missing: largest share of nulls, 0 to 1
     :param unique: no value but null occurs twice in the snapshot
     :param pattern: regular expression that the whole of each value must match
     :param severity: what a broken rule of this field does: halt the run, or warn
-    :param pii: whether it holds personal data
+    :param pii: whether it holds personal data: its values stay out of messages and reports, and are masked
+        in the quarantine
     """
 
     name: Text
@@ -65,13 +67,13 @@ class ContractField(Strict):
     def _rules_fit_the_type(self) -> ContractField:
         for bound in ("min", "max"):
             if getattr(self, bound) is not None and self.type not in ("integer", "float"):
-                raise FieldError(bound, f"{bound} needs type integer or float, not {self.type}")
+                raise FieldError(bound, f"needs type integer or float, not {self.type}")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise FieldError("min", f"min ({self.min:g}) is above max ({self.max:g})")
+            raise FieldError("min", f"{self.min:g} is above max ({self.max:g})")
         if self.pattern is not None and self.type != "string":
-            raise FieldError("pattern", f"pattern needs type string, not {self.type}")
+            raise FieldError("pattern", f"needs type string, not {self.type}")
         if self.max_missing is not None and not self.nullable:
-            raise FieldError("max_missing", "max_missing needs nullable: true")
+            raise FieldError("max_missing", "needs nullable: true")
         return self
 
     @model_validator(mode="after")
@@ -87,13 +89,11 @@ class ContractField(Strict):
         if self.allowed_values is None:
             return self
         if self.type not in _VALUE_TYPES:
-            raise FieldError("allowed_values", f"allowed_values cannot be used with type {self.type}")
+            raise FieldError("allowed_values", f"cannot be used with type {self.type}")
         types, expected = _VALUE_TYPES[self.type]
         for value in self.allowed_values:
             if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-                raise FieldError(
-                    "allowed_values", f"allowed_values of type {self.type} must be {expected}, not {value!r}"
-                )
+                raise FieldError("allowed_values", f"must be {expected} for type {self.type}, not {value!r}")
         return self
 
 
@@ -138,12 +138,10 @@ class Contract(Strict):
     def _names_are_known(self) -> Contract:
         names = [field.name for field in self.fields]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
-            raise FieldError("fields", f"fields listed twice: {', '.join(doubled)}")
+            raise FieldError("fields", f"listed twice: {', '.join(doubled)}")
         for group in self.unique_together:
             if unknown := [name for name in group if name not in names]:
-                raise FieldError(
-                    "unique_together", f"unique_together names unknown fields: {', '.join(unknown)}"
-                )
+                raise FieldError("unique_together", f"names unknown fields: {', '.join(unknown)}")
         return self
 
 
@@ -159,7 +157,7 @@ class ContractFile(Strict):
             raise ValueError("write either contract: (one) or contracts: (a list)")
         names = [contract.name for contract in self.all]
         if len(set(names)) != len(names):
-            raise FieldError("contracts", "two contracts have the same name")
+            raise FieldError("contracts", "two have the same name")
         return self
 
     @property

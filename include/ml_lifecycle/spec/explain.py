@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -37,7 +38,7 @@ def explain(
 
     :param errors: of ``pydantic.ValidationError.errors()``
     """
-    root = cls.model_json_schema()
+    root = _schema_of(cls)
     seen: set[tuple[Path, str]] = set()
     for error in errors:
         path, mark_key, message, hints = _explain_one(error, root, document)
@@ -47,6 +48,11 @@ def explain(
         missing = error["type"] == "missing"
         mark = document.key_mark(path[:-1] if missing else path) if mark_key else document.value_mark(path)
         yield source.problem(mark, f"{show_path(path)}: {message}" if path else message, hints)
+
+
+@cache
+def _schema_of(cls: type[BaseModel]) -> Schema:
+    return cls.model_json_schema()
 
 
 def show_path(path: Path) -> str:
@@ -69,7 +75,8 @@ def _explain_one(error: Any, root: Schema, document: Document) -> tuple[Path, bo
     if kind == "missing":
         schema = _schema_at(root, path)
         about = schema.get("description", "")
-        return path, True, "missing key", [f"it is {_noun(root, schema)}" + (f": {about}" if about else "")]
+        meaning = [f"meaning: {about}"] if about else []
+        return path, True, "missing key", [f"must be {_noun(root, schema)}", *meaning]
     if kind == "extra_forbidden":
         allowed = list(_resolve(root, _schema_at(root, path[:-1])).get("properties", {}))
         return path, True, "unknown key", suggest(str(path[-1]), allowed)
@@ -82,7 +89,7 @@ def _explain_one(error: Any, root: Schema, document: Document) -> tuple[Path, bo
     if kind == "value_error":
         reason = error["ctx"]["error"]
         if isinstance(reason, FieldError) and (*path, reason.field) in document.values:
-            path = (*path, reason.field)
+            return (*path, reason.field), False, reason.message, []
         return path, False, str(reason), []
     if kind in ("too_short", "string_too_short"):
         # Entries that are wrong are not counted: that is no mistake of its own.
@@ -132,7 +139,7 @@ def _noun(root: Schema, schema: Schema) -> str:
     if schema.get("format") == "date-time":
         return "a moment with its time zone, such as 2013-01-01T00:00:00Z"
     bounds = [f"{words} {schema[key]:.12g}" for key, words in _BOUNDS.items() if key in schema]
-    noun = _NOUNS[schema["type"]]
+    noun = _NOUNS.get(str(schema.get("type")), "another kind of value")
     return f"{noun}, {' and '.join(bounds)}" if bounds else noun
 
 

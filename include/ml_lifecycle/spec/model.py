@@ -50,7 +50,7 @@ class Source(Strict):
     @model_validator(mode="after")
     def _known_at_needs_event_time(self) -> Source:
         if self.known_at is not None and self.event_time is None:
-            raise FieldError("known_at", "known_at needs event_time")
+            raise FieldError("known_at", "needs event_time")
         return self
 
 
@@ -126,7 +126,7 @@ class Training(Strict):
 class Gate(Strict):
     """One condition a candidate must meet.
 
-    :param metric: e.g. ``roc_auc``, ``log_loss``, ``skill``, ``calibration_error``, ``accuracy``, ``rmse``
+    :param metric: what is measured, e.g. ``roc_auc``, ``log_loss``, ``skill``, ``accuracy``, ``rmse``
     :param max_regression: how much worse than the champion on the same rows is still accepted
     :param max_segment_gap: how much worse than the whole the worst segment of ``segment`` may be
     """
@@ -149,7 +149,7 @@ class Gate(Strict):
         ):
             raise ValueError("a gate needs min, max, max_regression or max_segment_gap")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise FieldError("min", f"min ({self.min:g}) is above max ({self.max:g})")
+            raise FieldError("min", f"{self.min:g} is above max ({self.max:g})")
         if (self.max_segment_gap is None) != (self.segment is None):
             raise ValueError("max_segment_gap and segment go together")
         return self
@@ -157,6 +157,8 @@ class Gate(Strict):
 
 class Parity(Strict):
     """How far the ONNX file's answers may be from the original estimator's, on every holdout row.
+
+    For regression ``absolute`` and ``relative_floor`` are in standard deviations of the holdout's labels.
 
     :param absolute: largest absolute difference of a probability or prediction
     :param relative: largest relative difference where the answer is at least ``relative_floor``
@@ -296,7 +298,7 @@ class ModelSpec(Strict):
     @model_validator(mode="after")
     def _needs_staging_and_production(self) -> ModelSpec:
         if missing := [name for name in ("staging", "production") if name not in self.environments]:
-            raise FieldError("environments", f"environments lacks {' and '.join(missing)}")
+            raise FieldError("environments", f"lacks {' and '.join(missing)}")
         return self
 
     @property

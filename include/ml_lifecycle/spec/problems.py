@@ -39,13 +39,16 @@ class SourceFile:
 
     def _excerpt(self, mark: Mark) -> list[str]:
         source = re.split(r"\r\n|\r|\n", self.text.replace("\t", " "))
+        if len(source) > max(mark.line, 1) and not source[-1]:
+            source.pop()  # what follows the last line's end is no line
         width = len(str(mark.line + 1))
         # A long line is shown around the mark.
         start = max(0, mark.column - _MAX_WIDTH // 2) if mark.column > _MAX_WIDTH else 0
         excerpt = []
         for number in range(max(1, mark.line - 1), min(len(source), mark.line + 1) + 1):
             here = number == mark.line
-            line = source[number - 1].rstrip()[start : start + _MAX_WIDTH]
+            shown = source[number - 1].rstrip()[start : start + _MAX_WIDTH]
+            line = "".join(c if c.isprintable() else "\ufffd" for c in shown)  # no escape codes in terminals
             excerpt.append(f"{'>' if here else ' '} {number:>{width}} | {line}".rstrip())
             if here:
                 length = min(mark.length, _MAX_WIDTH - (mark.column - 1 - start))

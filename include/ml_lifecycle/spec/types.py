@@ -32,8 +32,9 @@ class FieldError(ValueError):
     """A rule between several fields is broken; ``field`` is the one to point at. Retry: no."""
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(f"{field}: {message}")
         self.field = field
+        self.message = message
 
 
 class Strict(BaseModel):

@@ -76,8 +76,10 @@ class Document:
         return _mark(self.keys.get(path) or self.values[path])
 
     def value_mark(self, path: Path) -> Mark:
-        """Where the value at ``path`` starts."""
-        return _mark(self.values[path])
+        """Where the value at ``path`` starts; one that fills lines of its own stands at its key."""
+        event = self.values[path]
+        block = isinstance(event, yaml.CollectionStartEvent) and not event.flow_style
+        return self.key_mark(path) if block else _mark(event)
 
 
 def decode(data: bytes) -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
@@ -56,6 +56,7 @@ from ml_lifecycle.records import (
     SnapshotTable,
     digest_of,
     from_json,
+    sortable,
     to_json,
 )
 from ml_lifecycle.spec.contract import Contract
@@ -123,7 +124,7 @@ def ingest(
     readings: dict[str, SourceReading] = {}
     for name, source in spec.sources.items():
         files = list_files(name, source, lake, storage_options or {})
-        reader = _SourceReader(name, source, _contract(name, source, contracts), lake, run)
+        reader = _SourceReader(name, source, contract_of(name, source, contracts), lake, run)
         tables[name], readings[name] = reader.read(files, *base.of(name, reader.definition))
     digest = digest_of(
         {
@@ -183,7 +184,11 @@ def _newest_events(
             continue
 
 
-def _contract(name: str, source: Source, contracts: Mapping[str, Contract] | None) -> Contract | None:
+def contract_of(name: str, source: Source, contracts: Mapping[str, Contract] | None) -> Contract | None:
+    """The contract that a source names; None without one.
+
+    :raises SpecError: it names one that does not exist. Retry: no.
+    """
     if source.contract is None or contracts is None:
         return None
     if source.contract not in contracts:
@@ -207,7 +212,7 @@ class _Base:
         """The newest reading no later than ``run`` whose snapshot was finished."""
         for path in sorted(lake.list(f"readings/{safe_name(run.model)}"), reverse=True):
             as_of, end = path.rsplit("/", 1)[-1].split("_")[:2]
-            if as_of > _stamp(run.as_of) or end > _stamp(run.interval.end):
+            if as_of > sortable(run.as_of) or end > sortable(run.interval.end):
                 continue
             reading = from_json(Reading, lake.read_json(path))
             if lake.exists(reading.snapshot_path):
@@ -227,16 +232,11 @@ class _Base:
 
 def _write_reading(lake: Lake, model: str, reading: Reading) -> None:
     name = "_".join(
-        (_stamp(reading.as_of), _stamp(reading.interval_end), digest_of(to_json(reading))[:16] + ".json")
+        (sortable(reading.as_of), sortable(reading.interval_end), digest_of(to_json(reading))[:16] + ".json")
     )
     path = f"readings/{safe_name(model)}/{name}"
     if not lake.exists(path):
         lake.write_json(path, to_json(reading))
-
-
-def _stamp(moment: datetime) -> str:
-    """Text that sorts as the moments do, and may be part of a path."""
-    return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
 
 
 class _SourceReader:

@@ -1,0 +1,55 @@
+# The two commands: `make demo` plays the example's life, `make test` proves that it works.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# How long the demo leaves its stack running afterwards: yes until `make down`, or no.
+KEEP ?= yes
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up down status test test-full lint constraints clean
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else "Python 3.11 to 3.14 is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing Airflow, MLflow, Feast and the rest into $(VENV); the first time takes a few minutes"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed ## Make the virtual environment
+
+demo: install ## Play 2013: train, approve, serve, drift, retrain (stack stays up; KEEP=no stops it)
+	$(BIN)/python -m ml_lifecycle_airflow.stack demo --keep $(KEEP)
+
+up: install ## Start the whole stack and print where it is
+	$(BIN)/python -m ml_lifecycle_airflow.stack up
+
+down: ## Stop the stack of `make up` or `make demo`
+	@test -x $(BIN)/python && $(BIN)/python -m ml_lifecycle_airflow.stack down || true
+
+status: ## Show the stack's processes
+	$(BIN)/python -m ml_lifecycle_airflow.stack status
+
+lint: install ## Ruff, mypy strict and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## Prove it: lint and every test but soaks and browser
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: install ## Soaks and browser tests
+	$(BIN)/python -m pytest -m full
+
+constraints: ## Pin anew (needs the virtual environment)
+	@( printf '# Pins everything for every supported Python (3.11 to 3.14); made by `make constraints`, never by hand.\n# Why a range in pyproject.toml ends where it ends is said beside it there. Names no registry.\n'; \
+	  $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --extra s3 --universal --python-version 3.11 \
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate ) > constraints.new
+	mv constraints.new constraints.txt
+
+clean: down ## Remove the environment and all state
+	rm -rf $(VENV) .run .demo dist build

@@ -1,0 +1,95 @@
+"""Reading the prediction log (schema 1): one window of what an endpoint answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, timedelta
+
+import polars as pl
+
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.records import Interval
+
+SCHEMA: dict[str, pl.DataType] = {
+    "prediction_id": pl.String(),
+    "row": pl.Int64(),
+    "received_at": pl.Datetime("us", "UTC"),
+    "event_time": pl.Datetime("us", "UTC"),
+    "entity_keys": pl.String(),
+    "endpoint": pl.String(),
+    "route_revision": pl.Int64(),
+    "variant": pl.String(),
+    "returned": pl.Boolean(),
+    "model_version": pl.String(),
+    "model_digest": pl.String(),
+    "features": pl.String(),
+    "features_from": pl.String(),
+    "outputs": pl.String(),
+    "score": pl.Float64(),
+    "latency_ms": pl.Float64(),
+    "status": pl.Int64(),
+}
+
+
+class PredictionWindow:
+    """The rows of an endpoint's log that fall in a window.
+
+    A row's time is its ``event_time``, or ``received_at`` where the client gave none. Parts that cannot be
+    read are left out and named in ``unreadable``: one torn file must not blind the monitor.
+
+    :param lake: the lake of the environment that the endpoint is served in
+    :param batch_bytes: of the parts read at once; JSON text grows tenfold and more when it is unpacked
+    """
+
+    def __init__(self, lake: Lake, endpoint: str, window: Interval, batch_bytes: int = 16 * 2**20) -> None:
+        self._lake = lake
+        self._window = window
+        self._batch_bytes = batch_bytes
+        self.files: dict[str, int] = {}
+        self.unreadable: dict[str, str] = {}
+        day = window.start.astimezone(UTC).date()
+        while day <= (window.end - timedelta(microseconds=1)).astimezone(UTC).date():
+            self.files |= lake.sizes(f"predictions/{endpoint}/{day.isoformat()}")
+            day += timedelta(days=1)
+
+    def read(self, columns: Sequence[str]) -> pl.DataFrame:
+        """Some columns of all rows; narrow ones, use :meth:`batches` for the rest."""
+        empty = pl.DataFrame(schema={name: SCHEMA[name] for name in columns})
+        return pl.concat([empty, *self.batches(columns)])
+
+    def batches(self, columns: Sequence[str], where: pl.Expr | None = None) -> Iterator[pl.DataFrame]:
+        """The rows in batches of bounded size, in the order they were logged in."""
+        for paths in self._groups():
+            try:
+                yield self._collect(paths, columns, where)
+            except (pl.exceptions.PolarsError, OSError):
+                yield from self._one_by_one(paths, columns, where)
+
+    def _one_by_one(
+        self, paths: Sequence[str], columns: Sequence[str], where: pl.Expr | None
+    ) -> Iterator[pl.DataFrame]:
+        for path in paths:
+            try:
+                yield self._collect([path], columns, where)
+            except pl.exceptions.PolarsError as error:
+                self.unreadable[path] = f"{type(error).__name__}: {error}"
+
+    def _collect(self, paths: Sequence[str], columns: Sequence[str], where: pl.Expr | None) -> pl.DataFrame:
+        moment = pl.coalesce("event_time", "received_at")
+        inside = moment.is_between(self._window.start, self._window.end, closed="left")
+        rows = self._lake.scan(paths).filter(inside if where is None else inside & where)
+        return rows.select(pl.col(name).cast(SCHEMA[name]) for name in columns).collect()
+
+    def _groups(self) -> Iterator[list[str]]:
+        group: list[str] = []
+        size = 0
+        for path, file_size in self.files.items():
+            if path in self.unreadable:
+                continue
+            if group and size + file_size > self._batch_bytes:
+                yield group
+                group, size = [], 0
+            group.append(path)
+            size += file_size
+        if group:
+            yield group

@@ -1,0 +1,223 @@
+"""Checks of a release against the running server: is it there, and does it answer as it should?"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.route import Route
+from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.records import ColumnSpec
+from ml_lifecycle.serving.types import announced
+
+CHECK_ID_PREFIX = "release-check-"
+"""The prediction ids of all requests made here begin with this: they are no traffic."""
+
+_POLL_SECONDS = 0.1
+_LATENCY_REQUESTS = 200
+
+
+class Client(Protocol):
+    """What the checks need of :class:`ml_lifecycle.serving.client.ModelClient`."""
+
+    def ready(self, endpoint: str | None = None) -> bool:
+        """Whether the server, or an endpoint of it, answers."""
+
+    def metadata(self, endpoint: str) -> dict[str, Any]:
+        """The V2 metadata."""
+
+    def post(self, endpoint: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """A V2 response to a V2 request."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Time, passed in: ``now`` is written down, ``monotonic`` and ``sleep`` only wait."""
+
+    now: Callable[[], datetime]
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A V2 request and the answer it must get.
+
+    :param expected: output name → values, row-major
+    :param absolute: largest difference of a number
+    """
+
+    request: Mapping[str, Any]
+    expected: Mapping[str, Sequence[Any]]
+    absolute: float
+
+    @classmethod
+    def read(cls, lake: Lake, path: str) -> Golden:
+        """The evaluation's ``golden.json``."""
+        data = lake.read_json(path)
+        return cls(data["request"], data["expected"], data["absolute"])
+
+
+def wait_for_revision(
+    client: Client, endpoint: str, revision: int, seconds: float, clock: Clock
+) -> str | None:
+    """Wait until the server serves the revision, or a later one; says what it does instead, else None."""
+
+    def look() -> str | None:
+        serving = client.metadata(endpoint)["parameters"]
+        if serving["route_revision"] >= revision:
+            return None
+        refused = f" and says: {serving['route_error']}" if serving.get("route_error") else ""
+        return f"it serves revision {serving['route_revision']}{refused}"
+
+    found = _wait(look, seconds, clock)
+    return found and f"the server did not come to revision {revision} within {seconds:g} s: {found}"
+
+
+def wait_for_withdrawal(client: Client, endpoint: str, seconds: float, clock: Clock) -> str | None:
+    """Wait until the server serves nothing at the endpoint; says so if it still does, else None."""
+    found = _wait(lambda: "it still serves" if client.ready(endpoint) else None, seconds, clock)
+    return found and f"the server did not withdraw {endpoint} within {seconds:g} s: {found}"
+
+
+def _wait(look: Callable[[], str | None], seconds: float, clock: Clock) -> str | None:
+    """Look until there is nothing to say any more; at the deadline, what there is."""
+    deadline = clock.monotonic() + seconds
+    while True:
+        try:
+            found = look()
+        except LifecycleError as error:
+            found = str(error)
+        if found is None or clock.monotonic() >= deadline:
+            return found
+        clock.sleep(_POLL_SECONDS)
+
+
+def run_checks(client: Client, route: Route, golden: Golden, max_latency_ms: float | None) -> list[str]:
+    """Run every check; what failed, empty if none did.
+
+    :param max_latency_ms: p99 over one-row requests; None leaves the latency unchecked
+    """
+    checks: dict[str, Callable[[], str | None]] = {
+        "columns": lambda: _check_columns(client, route),
+        "golden rows": lambda: _check_golden(client, route, golden),
+        "missing input": lambda: _check_refused(client, route, _without_an_input(golden.request)),
+        "wrong datatype": lambda: _check_refused(client, route, _with_a_wrong_datatype(golden.request)),
+    }
+    if max_latency_ms is not None:
+        limit = max_latency_ms
+        checks["latency"] = lambda: _check_latency(client, route, golden.request, limit)
+    failures = []
+    for name, check in checks.items():
+        try:
+            failure = check()
+        # Whatever a server answers, the release must not stay half done.
+        except Exception as error:  # noqa: BLE001
+            failure = f"{type(error).__name__}: {error}"
+        if failure is not None:
+            failures.append(f"{name}: {failure}")
+    return failures
+
+
+def _check_columns(client: Client, route: Route) -> str | None:
+    announces = {one["name"]: one["datatype"] for one in client.metadata(route.endpoint)["inputs"]}
+    columns: Sequence[ColumnSpec] = route.champion.columns
+    expected = {column.name: announced(column) for column in columns}
+    return None if announces == expected else f"the server takes {announces}, the model {expected}"
+
+
+def _check_golden(client: Client, route: Route, golden: Golden) -> str | None:
+    response = client.post(route.endpoint, {**golden.request, "id": _id(route, "golden")})
+    digest = response["parameters"]["model_digest"]
+    if digest != route.champion.model_digest:
+        return f"model {digest} answered, not {route.champion.model_digest}"
+    answers = {output["name"]: output["data"] for output in response["outputs"]}
+    if missing := sorted(golden.expected.keys() - answers.keys()):
+        return f"the answer lacks {missing}"
+    for name, expected in golden.expected.items():
+        if (difference := _difference(answers[name], expected, golden.absolute)) is not None:
+            return f"{name}{difference}"
+    return None
+
+
+def _difference(answer: Sequence[Any], expected: Sequence[Any], absolute: float) -> str | None:
+    flat, wanted = _flat(answer), _flat(expected)
+    if len(flat) != len(wanted):
+        return f" has {len(flat)} values, expected {len(wanted)}"
+    for place, (value, target) in enumerate(zip(flat, wanted, strict=True)):
+        if isinstance(target, float):
+            # Said this way round, an answer that is no number or NaN is a difference too.
+            alike = isinstance(value, int | float) and abs(value - target) <= absolute
+        else:
+            alike = str(value) == str(target)
+        if not alike:
+            return f"[{place}] is {value!r}, expected {target!r}"
+    return None
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    return [one for value in values for one in (value if isinstance(value, list) else [value])]
+
+
+def _check_refused(client: Client, route: Route, request: Mapping[str, Any]) -> str | None:
+    from ml_lifecycle.serving.client import RequestRefusedError  # its HTTP library is an extra
+
+    try:
+        client.post(route.endpoint, {**request, "id": _id(route, "refused")})
+    except RequestRefusedError as error:
+        return None if error.status == 400 else f"answered {error.status}, expected 400"
+    return "was answered with predictions, expected 400"
+
+
+def _without_an_input(request: Mapping[str, Any]) -> dict[str, Any]:
+    # One more tensor of a wrong name, so that a model with a single column is covered.
+    first, *others = request["inputs"]
+    return {**request, "inputs": [*others, {**first, "name": "no_such_input"}]}
+
+
+def _with_a_wrong_datatype(request: Mapping[str, Any]) -> dict[str, Any]:
+    first, *others = request["inputs"]
+    if first["datatype"] == "BYTES":
+        wrong = {**first, "datatype": "FP32", "data": [0.5] * math.prod(first["shape"])}
+    else:
+        wrong = {**first, "datatype": "BYTES", "data": ["x"] * math.prod(first["shape"])}
+    return {**request, "inputs": [wrong, *others]}
+
+
+def _check_latency(
+    client: Client, route: Route, request: Mapping[str, Any], max_latency_ms: float
+) -> str | None:
+    rows = _single_rows(request)
+    milliseconds = []
+    for number in range(_LATENCY_REQUESTS):
+        body = {**rows[number % len(rows)], "id": _id(route, f"latency-{number}")}
+        started = time.perf_counter()
+        client.post(route.endpoint, body)
+        milliseconds.append((time.perf_counter() - started) * 1000)
+    p99 = sorted(milliseconds)[math.ceil(0.99 * len(milliseconds)) - 1]
+    if p99 <= max_latency_ms:
+        return None
+    return f"p99 is {p99:.1f} ms over {_LATENCY_REQUESTS} requests, at most {max_latency_ms:g} ms is allowed"
+
+
+def _single_rows(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = request["inputs"][0]["shape"][0]
+    return [
+        {**request, "inputs": [_row(tensor, row, rows) for tensor in request["inputs"]]}
+        for row in range(rows)
+    ]
+
+
+def _row(tensor: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
+    width = len(tensor["data"]) // rows
+    data = tensor["data"][row * width : (row + 1) * width]
+    return {**tensor, "shape": [1, *tensor["shape"][1:]], "data": data}
+
+
+def _id(route: Route, what: str) -> str:
+    return f"{CHECK_ID_PREFIX}{route.endpoint}-{route.revision}-{what}"

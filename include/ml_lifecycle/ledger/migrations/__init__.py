@@ -1,0 +1,1 @@
+"""Alembic migrations, run by :meth:`ml_lifecycle.ledger.database.Database.migrate`."""

@@ -1,0 +1,83 @@
+"""``python -m ml_lifecycle.serving``: run a model server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+TOKEN_VARIABLE = "ML_LIFECYCLE_SERVER_TOKEN"
+EXIT_USAGE = 2
+EXIT_PORT = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a server until it is told to stop; returns the exit code."""
+    options = _parse(arguments)
+    try:
+        token = _read_token(options.token_file)
+    except OSError as error:
+        return _fail(EXIT_USAGE, f"cannot read the token file {options.token_file}: {error.strerror}")
+    if not token:
+        return _fail(EXIT_USAGE, f"no token: set {TOKEN_VARIABLE} or give --token-file; clients must send it")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Polars only encodes log parts here: no need for a thread a core.
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
+
+    from ml_lifecycle.serving.server import listen
+
+    try:
+        listener = listen(options.host, options.port)
+    except OSError as error:
+        return _fail(EXIT_PORT, f"cannot listen on {options.host}:{options.port}: {error.strerror}")
+
+    from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.serving.server import create_app, serve
+
+    # uvicorn handles the signals while it runs and hands them on at its end: an orderly stop exits with 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    app = create_app(
+        Lake(options.lake),
+        options.environment,
+        token,
+        options.online_store,
+        options.endpoint,
+        options.poll_seconds,
+    )
+    host, port = listener.getsockname()[:2]
+    print(f"serving {options.environment} on http://{host}:{port}", flush=True)
+    serve(app, listener)
+    return 0
+
+
+def _fail(code: int, message: str) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m ml_lifecycle.serving", description=__doc__)
+    parser.add_argument("--lake", required=True, help="URL of the environment's lake: a folder or s3://…")
+    parser.add_argument("--environment", required=True, help="name of the environment, e.g. staging")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--online-store", help="URL of the online store; without it only vectors are taken")
+    parser.add_argument("--endpoint", action="append", help="serve this endpoint only; may be repeated")
+    parser.add_argument("--poll-seconds", type=float, default=0.2, help="how often routes are looked at")
+    parser.add_argument("--token-file", type=Path, help=f"file with the token, instead of {TOKEN_VARIABLE}")
+    return parser.parse_args(arguments)
+
+
+def _read_token(path: Path | None) -> str:
+    if path is not None:
+        return path.read_text(encoding="utf-8").strip()
+    return os.environ.get(TOKEN_VARIABLE, "").strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""What is served right now, and how a query is answered. Knows no protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ml_lifecycle.delivery.route import Pointer, Route, Variant
+from ml_lifecycle.serving.columns import Features
+from ml_lifecycle.serving.errors import NotLoadedError, UnknownModelError
+from ml_lifecycle.serving.model import OnnxModel, Outputs
+from ml_lifecycle.serving.resolver import Resolver
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Rows to score.
+
+    :param features: the vectors; None if features are to be read by ``entities``
+    :param entities: key → values: what to read by, or with vectors what to log
+    :param event_times: one a row; None where the client gave none
+    :param id: of the request: the client's, else made here
+    :param outputs: names of the outputs to answer with; empty for all
+    """
+
+    rows: int
+    features: Features | None
+    entities: Mapping[str, Sequence[Any]]
+    event_times: tuple[datetime | None, ...]
+    id: str
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A query's answer, with the variant that gave it and the features it was given for."""
+
+    route: Route
+    variant: Variant
+    query: Query
+    features: Features
+    outputs: Outputs
+
+
+@dataclass(frozen=True)
+class LoadedVariant:
+    """A variant with its model and its way to features."""
+
+    variant: Variant
+    model: OnnxModel
+    resolver: Resolver
+
+    def infer(self, route: Route, query: Query) -> Prediction:
+        """Resolve and score.
+
+        :raises BadRequestError: entity keys lack features, or are not taken. Retry: no.
+        :raises FeaturesUnavailableError: the online store did not answer. Retry: yes.
+        :raises ModelFailedError: the model could not be run. Retry: no.
+        """
+        features = query.features or self.resolver.resolve(query.entities, query.rows)
+        outputs = self.model.run(features)
+        return Prediction(route, self.variant, query, features, outputs)
+
+
+@dataclass(frozen=True)
+class ServedRoute:
+    """A route with everything loaded. A request finishes on the one it began with.
+
+    :param pointer: what was published when it was loaded
+    """
+
+    route: Route
+    pointer: Pointer
+    variants: tuple[LoadedVariant, ...]
+
+    def pick(self, version: str | None = None) -> LoadedVariant:
+        """The variant that answers: the named version, else the champion.
+
+        Weights are for canaries, to be drawn here; a shadow never answers unless it is named.
+
+        :raises UnknownModelError: the version is not served. Retry: no.
+        """
+        if not self.variants:
+            raise UnknownModelError(f"endpoint {self.route.endpoint!r} was withdrawn and serves nothing")
+        for loaded in self.variants:
+            wanted = (
+                loaded.variant.role == "champion" if version is None else loaded.variant.version == version
+            )
+            if wanted:
+                return loaded
+        raise UnknownModelError(
+            f"endpoint {self.route.endpoint!r} does not serve version {version!r}, only {list(self.versions)}"
+        )
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The served versions, champion first."""
+        ordered = sorted(self.variants, key=lambda loaded: loaded.variant.role != "champion")
+        return tuple(dict.fromkeys(loaded.variant.version for loaded in ordered))
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint as the server has it.
+
+    :param served: None while no route could be loaded
+    :param error: why the newest published route is not the one served; None while it is
+    """
+
+    served: ServedRoute | None = None
+    error: str | None = None
+
+
+class DataPlane:
+    """The endpoints of a server. Written by the route follower alone, one reference at a time."""
+
+    def __init__(self) -> None:
+        self._endpoints: dict[str, Endpoint] = {}
+
+    def __setitem__(self, name: str, endpoint: Endpoint) -> None:
+        self._endpoints[name] = endpoint
+
+    def get(self, name: str) -> Endpoint:
+        """The endpoint; an empty one if it is unknown."""
+        return self._endpoints.get(name, Endpoint())
+
+    @property
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """All of them, as they are at this moment."""
+        return dict(self._endpoints)
+
+    def served(self, name: str) -> ServedRoute:
+        """What the endpoint serves.
+
+        :raises UnknownModelError: nothing was ever published for it. Retry: no.
+        :raises NotLoadedError: what was published could not be loaded. Retry: yes.
+        """
+        endpoint = self.get(name)
+        if endpoint.served is not None:
+            return endpoint.served
+        if endpoint.error is not None:
+            raise NotLoadedError(f"endpoint {name!r} has no loaded route: {endpoint.error}")
+        raise UnknownModelError(f"no endpoint {name!r}; this server has {sorted(self._endpoints)}")

@@ -1,0 +1,53 @@
+"""What a model server answers instead of predictions; ``status`` is the HTTP status a client sees."""
+
+from __future__ import annotations
+
+from ml_lifecycle.errors import LifecycleError
+
+
+class ServingError(LifecycleError):
+    """Base of the server's answers that are no predictions. Retry: only if a subclass says so."""
+
+    status = 500
+
+
+class BadRequestError(ServingError):
+    """The request is malformed, or does not fit the model's columns. Retry: no, change the request."""
+
+    status = 400
+
+
+class UnknownModelError(ServingError):
+    """The server serves no such endpoint, or not this version of it. Retry: no."""
+
+    status = 404
+
+
+class TooLargeError(ServingError):
+    """The body or the number of rows is above the server's limit. Retry: no, send smaller requests."""
+
+    status = 413
+
+
+class ModelFailedError(ServingError):
+    """ONNX Runtime could not run the model on well-formed columns. Retry: no, look at the model."""
+
+    status = 500
+
+
+class NotLoadedError(ServingError):
+    """The endpoint has a published route that could not be loaded yet. Retry: yes."""
+
+    status = 503
+    retryable = True
+
+
+class FeaturesUnavailableError(ServingError):
+    """The online store did not answer. Retry: yes."""
+
+    status = 503
+    retryable = True
+
+
+class RouteRefusedError(LifecycleError):
+    """A published route cannot be served; the one before stays live. Retry: no, publish another."""

@@ -1,0 +1,117 @@
+"""One ONNX file, loaded, checked against what its route says about it, and run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_lifecycle.adapters.onnx import open_session
+from ml_lifecycle.delivery.route import Variant
+from ml_lifecycle.records import ColumnSpec, TaskType
+from ml_lifecycle.serving.columns import Features, make_features
+from ml_lifecycle.serving.errors import ModelFailedError, RouteRefusedError
+
+OUTPUTS: Mapping[TaskType, tuple[str, ...]] = {
+    "binary": ("label", "probabilities"),
+    "multiclass": ("label", "probabilities"),
+    "regression": ("prediction",),
+}
+_ONNX_TYPES = {
+    "float": "tensor(float)",
+    "int": "tensor(int64)",
+    "bool": "tensor(bool)",
+    "string": "tensor(string)",
+}
+_ANY_VALUE: Mapping[str, Any] = {"float": 0.0, "int": 0, "bool": False, "string": ""}
+
+Outputs = Mapping[str, NDArray[Any]]
+
+
+class OnnxModel:
+    """A model ready to answer: its interface was checked and one row was scored.
+
+    :param data: the ONNX file's bytes, already checked against the variant's digest
+    :param threads: intra-op threads of ONNX Runtime
+    :raises RouteRefusedError: the bytes are no such model. Retry: no.
+    """
+
+    def __init__(self, data: bytes, variant: Variant, threads: int = 1) -> None:
+        self.variant = variant
+        self._session = _open(data, variant, threads)
+        self._inputs = tuple(node.name for node in self._session.get_inputs())
+        self._outputs = OUTPUTS[variant.task]
+        self._check_interface()
+        self._warm_up()
+
+    def run(self, features: Features) -> Outputs:
+        """Score the rows: ``label [n]`` and ``probabilities [n, classes]``, or ``prediction [n]``.
+
+        Safe from several threads at once.
+
+        :raises ModelFailedError: ONNX Runtime could not run it. Retry: no.
+        """
+        try:
+            feeds = {name: features.arrays[name] for name in self._inputs}
+            results = self._session.run(self._outputs, feeds)
+        except Exception as error:  # ONNX Runtime's own exceptions share no base but Exception
+            raise ModelFailedError(
+                f"version {self.variant.version} could not score the rows: {error}"
+            ) from error
+        outputs = dict(zip(self._outputs, results, strict=True))
+        if self.variant.task == "regression":
+            outputs["prediction"] = outputs["prediction"].reshape(features.rows)
+        else:
+            outputs["label"] = self._decide(outputs["label"].reshape(features.rows), outputs["probabilities"])
+        return outputs
+
+    def _decide(self, label: NDArray[Any], probabilities: NDArray[Any]) -> NDArray[Any]:
+        """The file decides at 0.5; another threshold is the route's."""
+        if self.variant.task != "binary" or self.variant.threshold == 0.5:
+            return label
+        negative, positive = np.array(self.variant.classes, dtype=object).astype(label.dtype)
+        decided: NDArray[Any] = np.where(probabilities[:, 1] >= self.variant.threshold, positive, negative)
+        return decided
+
+    def _check_interface(self) -> None:
+        found = {node.name: node.type for node in self._session.get_inputs()}
+        declared = {column.name: _ONNX_TYPES[column.type] for column in self.variant.columns}
+        # A column the estimator drops may be no input of the file.
+        if not found.items() <= declared.items():
+            raise RouteRefusedError(f"the model's inputs are {found}, its route declares {declared}")
+        outputs = [node.name for node in self._session.get_outputs()]
+        if missing := [name for name in self._outputs if name not in outputs]:
+            raise RouteRefusedError(f"the model gives {outputs} and lacks {missing}")
+
+    def _warm_up(self) -> None:
+        """Score one row: the first run allocates, and a model that cannot run is found out here."""
+        columns = self.variant.columns
+        row = {column.name: [_ANY_VALUE[column.type]] for column in columns}
+        try:
+            outputs = self.run(make_features(columns, row, "request"))
+        except (ModelFailedError, ValueError) as error:
+            raise RouteRefusedError(f"the model failed on a row of zeros: {error}") from error
+        classes = len(self.variant.classes)
+        if "probabilities" in outputs and outputs["probabilities"].shape != (1, classes):
+            raise RouteRefusedError(
+                f"the model gives probabilities of shape {outputs['probabilities'].shape} for one row, "
+                f"its route declares {classes} classes"
+            )
+
+
+def _open(data: bytes, variant: Variant, threads: int) -> Any:
+    try:
+        return open_session(data, threads)
+    except Exception as error:  # ONNX Runtime's own exceptions share no base but Exception
+        raise RouteRefusedError(f"{variant.model_path} does not load as an ONNX model: {error}") from error
+
+
+def same_model(one: Variant, other: Variant) -> bool:
+    """Whether a model loaded for ``one`` can answer for ``other``."""
+    return _interface(one) == _interface(other)
+
+
+def _interface(variant: Variant) -> tuple[str, TaskType, tuple[ColumnSpec, ...], tuple[str, ...], float]:
+    return variant.model_digest, variant.task, variant.columns, variant.classes, variant.threshold

@@ -1,0 +1,101 @@
+"""Where the features of a request come from: a vector in it, or entity keys read from the online store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.route import Variant
+from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.serving.columns import Features, make_features
+from ml_lifecycle.serving.errors import BadRequestError, FeaturesUnavailableError, ServingError
+
+
+class Reader(Protocol):
+    """Reads features by entity keys: one list a feature, rows in the keys' order, None where missing."""
+
+    def read(self, entities: Mapping[str, Sequence[object]]) -> Mapping[str, list[object]]:
+        """Features of the rows ``entities`` name."""
+        ...
+
+
+ReaderFactory = Callable[[bytes, str, str], Reader]
+
+
+def feast_reader(registry: bytes, service: str, online_store: str) -> Reader:
+    """A reader of Feast's online store. Importing Feast takes seconds and 130 MiB, hence only here."""
+    from ml_lifecycle.adapters.feast_online import OnlineReader
+
+    reader: Reader = OnlineReader(registry, service, online_store)
+    return reader
+
+
+class Resolver:
+    """Resolves the features of one variant.
+
+    The registry is read and checked at once; the reader is made when entity keys are first asked for.
+
+    :param online_store: URL of the online store; None for a server that takes vectors only
+    :raises IntegrityError: the registry's bytes have another digest. Retry: no.
+    """
+
+    def __init__(
+        self, variant: Variant, lake: Lake, online_store: str | None, factory: ReaderFactory
+    ) -> None:
+        self._variant = variant
+        self._online_store = online_store
+        self._factory = factory
+        self._registry = (
+            lake.read_bytes(variant.registry_path, variant.registry_digest) if variant.registry_path else None
+        )
+        self._reader: Reader | None = None
+        # Online store clients make no promise about threads.
+        self._lock = threading.Lock()
+
+    def prepare(self, previous: Resolver) -> None:
+        """Make the reader now if ``previous`` was asked for entity keys: the next request will be too."""
+        if previous._reader is not None and self._registry is not None:
+            self.open()
+
+    def open(self) -> Reader:
+        """The reader, made at the first call.
+
+        :raises BadRequestError: the endpoint, or the server, takes no entity keys. Retry: no.
+        """
+        if self._registry is None or self._variant.feature_service is None:
+            raise BadRequestError("this endpoint takes feature vectors only: it has no feature service")
+        if self._online_store is None:
+            raise BadRequestError(
+                "this server takes feature vectors only: it was started without an online store"
+            )
+        if self._reader is None:
+            self._reader = self._factory(self._registry, self._variant.feature_service, self._online_store)
+        return self._reader
+
+    def resolve(self, entities: Mapping[str, Sequence[Any]], rows: int) -> Features:
+        """Read the features of ``entities``; may take seconds the first time.
+
+        :raises BadRequestError: an entity lacks a feature that may not be null. Retry: no.
+        :raises FeaturesUnavailableError: the online store did not answer. Retry: yes.
+        """
+        try:
+            with self._lock:
+                found = self.open().read(entities)
+        except ServingError:
+            raise
+        except LifecycleError as error:
+            raise ServingError(f"features cannot be read: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise BadRequestError(f"features cannot be looked up by these entity keys: {error}") from error
+        except Exception as error:  # each online store's client raises its own; all mean "not now"
+            raise FeaturesUnavailableError(f"the online store did not answer: {error}") from error
+        columns = self._variant.columns
+        for column in columns:
+            if len(found.get(column.name, ())) != rows:
+                raise FeaturesUnavailableError(
+                    f"the online store gave {len(found.get(column.name, ()))} values of {column.name!r} "
+                    f"for {rows} rows; the feature service {self._variant.feature_service!r} should give it"
+                )
+        return make_features(columns, {column.name: found[column.name] for column in columns}, "online_store")

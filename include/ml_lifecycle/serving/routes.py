@@ -1,0 +1,182 @@
+"""Follows published routes: loads beside what is live, swaps one reference, never goes back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.route import Pointer, Route, Variant, read_pointer, read_revision
+from ml_lifecycle.serving.dataplane import DataPlane, Endpoint, LoadedVariant, ServedRoute
+from ml_lifecycle.serving.errors import RouteRefusedError
+from ml_lifecycle.serving.metrics import Metrics
+from ml_lifecycle.serving.model import OnnxModel, same_model
+from ml_lifecycle.serving.resolver import ReaderFactory, Resolver, feast_reader
+
+log = logging.getLogger(__name__)
+
+
+class RouteLoader:
+    """Makes a route servable.
+
+    :param online_store: URL of the online store; None for a server that takes vectors only
+    :param threads: intra-op threads of ONNX Runtime
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        online_store: str | None = None,
+        reader_factory: ReaderFactory = feast_reader,
+        threads: int = 1,
+    ) -> None:
+        self._lake = lake
+        self._online_store = online_store
+        self._reader_factory = reader_factory
+        self._threads = threads
+
+    def load(self, route: Route, pointer: Pointer, previous: ServedRoute | None = None) -> ServedRoute:
+        """Load every variant; a model that ``previous`` already runs is taken from there.
+
+        A route without variants serves nothing: the endpoint was withdrawn.
+
+        :raises IntegrityError: a model's or a registry's bytes have another digest. Retry: no.
+        :raises RouteRefusedError: a model is not what the route says. Retry: no.
+        """
+        if route.variants and sum(variant.role == "champion" for variant in route.variants) != 1:
+            raise RouteRefusedError(f"revision {route.revision} must have exactly one champion")
+        loaded = previous.variants if previous else ()
+        variants = tuple(self._load_variant(variant, loaded) for variant in route.variants)
+        return ServedRoute(route, pointer, variants)
+
+    def _load_variant(self, variant: Variant, loaded: Sequence[LoadedVariant]) -> LoadedVariant:
+        model = next((one.model for one in loaded if same_model(one.variant, variant)), None)
+        if model is None:
+            data = self._lake.read_bytes(variant.model_path, variant.model_digest)
+            model = OnnxModel(data, variant, self._threads)
+        resolver = Resolver(variant, self._lake, self._online_store, self._reader_factory)
+        for one in loaded:
+            resolver.prepare(one.resolver)
+        return LoadedVariant(variant, model, resolver)
+
+
+class RouteFollower:
+    """Polls the pointers in a thread of its own and keeps the data plane at the newest route that loads.
+
+    :param endpoints: the endpoints to serve; None for all that the lake has
+    :param poll_seconds: between two looks at the pointers
+    :param retry_seconds: before a route that failed is tried again
+    :param monotonic: measures the retry's delay
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        plane: DataPlane,
+        loader: RouteLoader,
+        metrics: Metrics,
+        endpoints: Sequence[str] | None = None,
+        poll_seconds: float = 0.2,
+        retry_seconds: float = 2.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._lake = lake
+        self._plane = plane
+        self._loader = loader
+        self._metrics = metrics
+        self._endpoints = endpoints
+        self._poll_seconds = poll_seconds
+        self._retry_seconds = retry_seconds
+        self._monotonic = monotonic
+        self._failed: dict[str, tuple[Pointer | None, float]] = {}
+        self._looked = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="routes", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following; what is served stays served."""
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the lake was looked at, and every endpoint asked for by name is served."""
+        return self._looked and all(self._plane.get(name).served for name in self._endpoints or ())
+
+    def poll(self) -> None:
+        """Look at every endpoint's pointer once."""
+        names = self._lake.folders("routes") if self._endpoints is None else self._endpoints
+        for name in names:
+            self._follow(name)
+        self._looked = True
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.poll()
+            except Exception:  # the lake may be away for a while; the thread must outlive that
+                log.exception("routes cannot be looked at in %s; what is live stays live", self._lake.url)
+            self._stop.wait(self._poll_seconds)
+
+    def _follow(self, name: str) -> None:
+        before = self._plane.get(name)
+        pointer: Pointer | None = None
+        try:
+            pointer = read_pointer(self._lake, name)
+            if self._settled(name, before, pointer):
+                return
+            served = self._next(name, before.served, pointer)
+        # Whatever is wrong with a route, the one before must stay live.
+        except Exception as error:  # noqa: BLE001
+            self._fail(name, before, pointer, error)
+            return
+        self._failed.pop(name, None)
+        self._plane[name] = Endpoint(served)
+        self._metrics.route_followed(name, served.route.revision)
+        if before.served is not served:
+            log.info(
+                "endpoint %s: revision %d is live, versions %s", name, served.route.revision, served.versions
+            )
+
+    def _settled(self, name: str, before: Endpoint, pointer: Pointer | None) -> bool:
+        """Whether there is nothing to do: the pointer is the live one, or failed a moment ago."""
+        if pointer is None:
+            return before.served is None and before.error is None
+        if name in self._failed:
+            failed, retry_at = self._failed[name]
+            return failed == pointer and self._monotonic() < retry_at
+        return before.served is not None and before.served.pointer == pointer
+
+    def _next(self, name: str, live: ServedRoute | None, pointer: Pointer | None) -> ServedRoute:
+        if pointer is None:
+            raise RouteRefusedError("the published route has vanished")
+        if live is not None:
+            if live.pointer == pointer:
+                return live
+            if pointer.revision <= live.pointer.revision:
+                raise RouteRefusedError(
+                    f"revision {pointer.revision} is published, but {live.pointer.revision} is live: "
+                    "revisions only rise"
+                )
+        route = read_revision(self._lake, pointer.path, pointer.digest)
+        if (route.endpoint, route.revision) != (name, pointer.revision):
+            raise RouteRefusedError(
+                f"the pointer of {name!r} revision {pointer.revision} leads to "
+                f"{route.endpoint!r} revision {route.revision}"
+            )
+        return self._loader.load(route, pointer, live)
+
+    def _fail(self, name: str, before: Endpoint, pointer: Pointer | None, error: Exception) -> None:
+        self._failed[name] = pointer, self._monotonic() + self._retry_seconds
+        message = f"{type(error).__name__}: {error}"
+        if message != before.error:  # said and counted once, however often it is looked at
+            self._metrics.route_failed(name)
+            live = f"revision {before.served.route.revision} stays" if before.served else "nothing is"
+            log.error("endpoint %s: %s; %s live", name, message, live)
+        self._plane[name] = Endpoint(before.served, message)

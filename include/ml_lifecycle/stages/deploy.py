@@ -1,0 +1,325 @@
+"""Deploy: change what an endpoint serves, blue-green, and take it back by itself if the checks fail.
+
+Killed anywhere and called again, :func:`deploy` and :func:`rollback` go on from what the lifecycle database
+says. Until a release is confirmed, what was live before it is live: the route is published, every server
+loads it beside the old one and swaps, the checks run, and only then the champion changes.
+
+An endpoint whose first release ever fails has nothing to go back to: a route without variants is published,
+and it serves nothing again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.delivery.champion import read_evaluation, read_training
+from ml_lifecycle.delivery.checks import (
+    Client,
+    Clock,
+    Golden,
+    run_checks,
+    wait_for_revision,
+    wait_for_withdrawal,
+)
+from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases, published_heads
+from ml_lifecycle.delivery.route import Variant
+from ml_lifecycle.errors import (
+    IntegrityError,
+    NotApprovedError,
+    NothingToRollBackToError,
+    ReleaseChecksError,
+    ReleaseConflictError,
+    ServerUnavailableError,
+    SpecError,
+)
+from ml_lifecycle.ledger.database import Database
+from ml_lifecycle.ledger.ledger import Ledger
+from ml_lifecycle.records import (
+    Evidence,
+    ModelVersion,
+    Release,
+    Training,
+    TrainingSet,
+    from_json,
+)
+from ml_lifecycle.spec.model import ModelSpec
+from ml_lifecycle.stages.approve import check_champion, check_evidence, evaluation_digest
+
+
+@dataclass(frozen=True)
+class Target:
+    """An environment at work.
+
+    :param environment: its name in the spec
+    :param lake: the lake its servers follow
+    :param clients: one a server
+    """
+
+    environment: str
+    lake: Lake
+    clients: Sequence[Client]
+
+
+@dataclass(frozen=True)
+class RegistryFile:
+    """An export of the feature registry in the source lake; servers resolve entity keys with it."""
+
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """What is read from the source lake about the version to be released."""
+
+    evidence: Evidence
+    training: Training
+    entity_keys: tuple[str, ...]
+    golden: Golden
+
+
+@dataclass(frozen=True)
+class _Endpoint:
+    """The model's endpoint in one environment."""
+
+    spec: ModelSpec
+    target: Target
+    releases: Releases
+    clock: Clock
+
+    @property
+    def where(self) -> tuple[str, str]:
+        return self.target.environment, self.spec.endpoint
+
+    def check(self, release: Release, golden: Golden) -> list[str]:
+        """What is wrong with an applied release, as the running servers show it."""
+        if silent := self.await_servers(release):
+            return silent
+        route = self.releases.route(release)
+        return [
+            failure
+            for client in self.target.clients
+            for failure in run_checks(client, route, golden, self.spec.delivery.max_latency_ms)
+        ]
+
+    def await_servers(self, release: Release) -> list[str]:
+        """Which servers do not follow the release in time."""
+        seconds = self.spec.delivery.check_timeout.total_seconds()
+        found = (
+            wait_for_withdrawal(client, release.endpoint, seconds, self.clock)
+            if release.kind == "withdraw"
+            else wait_for_revision(client, release.endpoint, release.revision, seconds, self.clock)
+            for client in self.target.clients
+        )
+        return [failure for failure in found if failure is not None]
+
+    def finish(self, restore: Release) -> tuple[Release, list[str]]:
+        """Publish and confirm a restore, then see whether the servers follow; returns which do not.
+
+        It needs no checks: they passed when its version was first released. A server that is down serves it
+        when it comes up.
+        """
+        applied = self.releases.apply(restore, self.target.lake, self.clock.now())
+        confirmed = self.releases.confirmed(applied, self.clock.now())
+        return confirmed, self.await_servers(confirmed)
+
+    def finish_left_behind(self) -> Release | None:
+        """Finish a restore whose process was killed, and return it."""
+        restore = self.releases.under_way(*self.where)
+        if restore is None or restore.kind == "deploy":
+            return None
+        return self.finish(restore)[0]
+
+    def take_back(self, release: Release, reason: str) -> ReleaseChecksError:
+        """Go back to what was live before the release; returns the error to raise."""
+        restore = self.releases.begin_restore(
+            release, self.clock.now(), reason=reason, requested_by=release.requested_by
+        )
+        self.finish(restore)
+        return _failed(release, reason)
+
+
+def deploy(
+    spec: ModelSpec,
+    target: Target,
+    source: Lake,
+    database: Database,
+    evidence: Evidence,
+    version: ModelVersion,
+    clock: Clock,
+    *,
+    registry: RegistryFile | None = None,
+    requested_by: str | None = None,
+) -> Release:
+    """Release a version in one environment; returns the confirmed release.
+
+    :param source: the lake the stages wrote to
+    :raises SpecError: the spec has no such environment. Retry: no.
+    :raises NotApprovedError: production, and the ledger has no approval of exactly this evidence. Retry: no.
+    :raises ChampionChangedError: production, and the champion is not the one compared with. Retry: no.
+    :raises ReleaseChecksError: the servers did not serve it as they should; what was live is live. Retry: no.
+    :raises ReleaseConflictError: another release of the endpoint is under way, or won. Retry: no.
+    :raises IntegrityError: evidence, records or bytes do not fit each other. Retry: no.
+    :raises LedgerError: the ledger was rewritten. Retry: no.
+    :raises ServerUnavailableError: a server did not answer before anything was changed. Retry: yes.
+    """
+    if target.environment not in spec.environments:
+        known = ", ".join(spec.environments)
+        raise SpecError(f"model {spec.name} has no environment {target.environment!r}, only {known}")
+    candidate = _read_candidate(source, evidence, version)
+    releases = Releases(database)
+    endpoint = _Endpoint(spec, target, releases, clock)
+    _raise_if_taken_back(endpoint, endpoint.finish_left_behind(), evidence)
+    live = releases.live(*endpoint.where)
+    if live is not None and live.evidence_digest == evidence.digest:
+        return releases.apply(live, target.lake, clock.now())
+    if target.environment == PRODUCTION:
+        _require_approval(endpoint, database, evidence, live)
+    for client in target.clients:
+        client.ready()
+    deployment = Deployment(
+        model=spec.name,
+        environment=target.environment,
+        endpoint=spec.endpoint,
+        version=version.version,
+        model_digest=version.model_digest,
+        evidence_digest=evidence.digest,
+        strategy=spec.delivery.strategy,
+        variants=(_copy_variant(spec, source, target.lake, candidate, registry),),
+        expected=None if live is None else live.revision,
+        requested_by=requested_by,
+    )
+    release = releases.apply(releases.begin(deployment, clock.now()), target.lake, clock.now())
+    if failures := endpoint.check(release, candidate.golden):
+        raise endpoint.take_back(release, "; ".join(failures))
+    return releases.confirmed(release, clock.now())
+
+
+def rollback(
+    spec: ModelSpec,
+    target: Target,
+    database: Database,
+    clock: Clock,
+    *,
+    request: str,
+    requested_by: str | None,
+    reason: str,
+) -> Release:
+    """Serve the newest earlier release again that was confirmed and never rolled back.
+
+    A release under way is taken back instead, and what is live is published anew. Either way the approval
+    of what is taken out of service ends.
+
+    :param request: a name for this rollback, such as the run's id; called again with it, none further is made
+    :raises NothingToRollBackToError: there is no such release. Retry: no.
+    :raises ReleaseConflictError: another rollback was under way, or a release was confirmed at the same
+        moment. Retry: no, look at what is live first.
+    :raises ServerUnavailableError: it is published and live, but a server does not follow. Retry: yes.
+    """
+    releases = Releases(database)
+    endpoint = _Endpoint(spec, target, releases, clock)
+    restore = releases.requested(*endpoint.where, request)
+    if restore is None:
+        finished = endpoint.finish_left_behind()
+        if finished is not None and finished.request is not None:
+            raise ReleaseConflictError(
+                f"the rollback {finished.request} was under way: it is finished, version "
+                f"{finished.version} is live"
+            )
+        replaced = releases.under_way(*endpoint.where) or releases.live(*endpoint.where)
+        if replaced is None:
+            raise NothingToRollBackToError(f"{target.environment}/{spec.endpoint} serves nothing")
+        restore = releases.begin_restore(
+            replaced, clock.now(), reason=reason, requested_by=requested_by, request=request
+        )
+    restore, silent = endpoint.finish(restore)
+    if silent:
+        raise ServerUnavailableError(f"revision {restore.revision} is published, but {'; '.join(silent)}")
+    return restore
+
+
+def _read_candidate(source: Lake, evidence: Evidence, version: ModelVersion) -> _Candidate:
+    check_evidence(evidence)
+    training = read_training(source, evidence.training_path)
+    evaluation = read_evaluation(source, evidence.evaluation_path)
+    training_set = from_json(TrainingSet, source.read_json(training.training_set_path))
+    facts = {
+        "model": (version.name, evidence.model),
+        "version": (version.version, evidence.version),
+        "registered model digest": (version.model_digest, evidence.model_digest),
+        "trained model digest": (training.model_digest, evidence.model_digest),
+        "evaluated model digest": (evaluation.model_digest, evidence.model_digest),
+        "evaluation": (evaluation_digest(evaluation), evidence.evaluation_digest),
+    }
+    for fact, (found, expected) in facts.items():
+        if found != expected:
+            raise IntegrityError(f"{fact} is {found}, the evidence says {expected}")
+    return _Candidate(
+        evidence=evidence,
+        training=training,
+        entity_keys=training_set.entity_keys,
+        golden=Golden.read(source, evaluation.golden_path),
+    )
+
+
+def _raise_if_taken_back(endpoint: _Endpoint, restore: Release | None, evidence: Evidence) -> None:
+    """If a killed process was taking this very evidence back, it has failed, here as there."""
+    if restore is None or restore.replaces is None:
+        return
+    replaced = endpoint.releases.get(*endpoint.where, restore.replaces)
+    if replaced.evidence_digest == evidence.digest:
+        raise _failed(replaced, restore.reason)
+
+
+def _failed(release: Release, reason: str) -> ReleaseChecksError:
+    return ReleaseChecksError(
+        f"version {release.version} of {release.model} failed in {release.environment} as revision "
+        f"{release.revision} and was rolled back: {reason}"
+    )
+
+
+def _require_approval(
+    endpoint: _Endpoint, database: Database, evidence: Evidence, champion: Release | None
+) -> None:
+    ledger = Ledger(database)
+    ledger.verify(published_heads(endpoint.target.lake, endpoint.spec.endpoint))
+    if ledger.approval_for(evidence.digest) is None:
+        raise NotApprovedError(
+            f"the ledger has no approval of version {evidence.version} of {evidence.model} "
+            f"with evidence {evidence.digest}: ask for one by its promotion"
+        )
+    check_champion(evidence, champion)
+
+
+def _copy_variant(
+    spec: ModelSpec, source: Lake, lake: Lake, candidate: _Candidate, registry: RegistryFile | None
+) -> Variant:
+    training = candidate.training
+    model_path = f"models/{training.model_digest}.onnx"
+    _copy(source, training.model_path, lake, model_path, training.model_digest)
+    registry_path = None
+    if registry is not None:
+        registry_path = f"registries/{registry.digest}"
+        _copy(source, registry.path, lake, registry_path, registry.digest)
+    return Variant(
+        role="champion",
+        version=candidate.evidence.version,
+        model_path=model_path,
+        model_digest=training.model_digest,
+        task=spec.task,
+        columns=training.columns,
+        classes=training.classes,
+        threshold=spec.evaluation.threshold,
+        registry_path=registry_path,
+        registry_digest=None if registry is None else registry.digest,
+        feature_service=None if registry is None else spec.features.service,
+        entity_keys=() if registry is None else candidate.entity_keys,
+    )
+
+
+def _copy(source: Lake, path: str, lake: Lake, to: str, digest: str) -> None:
+    """Named by its digest, it may be there already; torn or altered bytes are replaced."""
+    if not (lake.exists(to) and sha256(lake.read_bytes(to)) == digest):
+        lake.write_bytes(to, source.read_bytes(path, digest))

@@ -1,0 +1,316 @@
+"""Monitor: one window of logged predictions against the reference profile and the labels that have arrived.
+
+The stage measures whatever can be measured. A metric that fails, a torn part of the log, labels that cannot
+be read or a report that cannot be made are findings with an ``error``; only an unreachable lake raises.
+
+Drift and quality are about the version that served most rows of the window; others are listed. Volume,
+errors and latency are the endpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+
+import polars as pl
+
+from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.adapters.predictions import PredictionWindow
+from ml_lifecycle.metrics import METRICS
+from ml_lifecycle.profiles.drift import measured
+from ml_lifecycle.profiles.profile import Profile
+from ml_lifecycle.records import (
+    Finding,
+    Monitoring,
+    Run,
+    Severity,
+    Training,
+    canonical_json,
+    digest_of,
+    from_json,
+    to_json,
+)
+from ml_lifecycle.spec.model import Alert, ModelSpec
+from ml_lifecycle.stages import monitor_drift, monitor_quality
+
+_NARROW = (
+    "row",
+    "entity_keys",
+    "event_time",
+    "model_version",
+    "model_digest",
+    "variant",
+    "returned",
+    "outputs",
+    "score",
+    "latency_ms",
+    "status",
+)
+_RANK: dict[Severity | None, int] = {None: 0, "informational": 1, "warning": 2, "critical": 3}
+
+
+@dataclass(frozen=True)
+class ServedVersion:
+    """A version and how many of the window's returned rows it answered."""
+
+    version: str
+    model_digest: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was found in a window, before it is written."""
+
+    findings: tuple[Finding, ...]
+    profile: Profile | None = None
+    sample: pl.DataFrame | None = None
+    answers: pl.DataFrame | None = None
+
+
+def monitor(
+    spec: ModelSpec,
+    lake: Lake,
+    environment_lake: Lake,
+    run: Run,
+    reference_for: Callable[[str], Training | None],
+    labels: pl.LazyFrame | None,
+    now: datetime,
+) -> Monitoring:
+    """Measure the window ``run.interval`` of the endpoint's traffic and write findings and reports.
+
+    The same log, labels, reference and ``monitoring:`` section give the same result, which is returned as it
+    is if it is there already.
+
+    :param lake: where trainings are read and reports written
+    :param environment_lake: where the endpoint's server logs its predictions
+    :param reference_for: model digest → the training that made it, None if it is unknown
+    :param labels: the table of ``spec.labels``; only labels known before ``run.as_of`` are used
+    :param now: noted in the report; nothing depends on it
+    :raises OSError: a lake cannot be reached. Retry: yes.
+    """
+    log = PredictionWindow(environment_lake, spec.endpoint, run.interval)
+    rows = log.read(_NARROW)
+    versions = _versions(rows)
+    training = reference_for(versions[0].model_digest) if versions else None
+    truth, label_error = _read_labels(spec, labels, run)
+    digest = _inputs_digest(spec, run, log, training, truth, label_error)
+    path = f"monitoring/{spec.name}/{digest}"
+    if lake.exists(f"{path}/manifest.json"):
+        return from_json(Monitoring, lake.read_json(f"{path}/manifest.json"))
+
+    found = _measure(spec, lake, log, rows, versions, training, truth)
+    pages, failures = _write_reports(spec, lake, path, training, found)
+    if label_error is not None:
+        failures.append(Finding("labels", None, None, 0, error=label_error))
+    findings, alerts = judge([*found.findings, *failures, *_unreadable(log)], spec.monitoring.alerts)
+    monitoring = Monitoring(
+        run=run,
+        digest=digest,
+        path=path,
+        endpoint=spec.endpoint,
+        window=run.interval,
+        predictions=sum(version.rows for version in versions),
+        labelled=found.answers.height if found.answers is not None else 0,
+        versions=tuple(version.version for version in versions),
+        alerts=tuple(alerts),
+        metrics=_summary(findings),
+        report_path=f"{path}/report.json",
+        html_path=pages.get("drift"),
+        retrain=any(alert.action == "retrain" for alert in alerts),
+    )
+    report = {
+        "schema": "monitoring_report/1",
+        "monitoring": to_json(monitoring),
+        "made_at": now.isoformat(),
+        "versions": [asdict(version) for version in versions],
+        "reference": training.path if training is not None else None,
+        "pages": pages,
+        "findings": [asdict(finding) for finding in findings],
+    }
+    lake.write_json(monitoring.report_path, report)
+    lake.write_json(f"{path}/manifest.json", to_json(monitoring))
+    return monitoring
+
+
+def _inputs_digest(
+    spec: ModelSpec,
+    run: Run,
+    log: PredictionWindow,
+    training: Training | None,
+    truth: pl.DataFrame,
+    label_error: str | None,
+) -> str:
+    return digest_of(
+        {
+            "stage": "monitor/1",
+            "endpoint": spec.endpoint,
+            "task": spec.task,
+            "threshold": spec.evaluation.threshold,
+            "monitoring": spec.monitoring.model_dump(mode="json"),
+            "labels": spec.labels.model_dump(mode="json"),
+            "window": [run.interval.start.isoformat(), run.interval.end.isoformat()],
+            "files": log.files,
+            "known_labels": sha256(truth.write_csv().encode()),
+            "label_error": label_error,
+            "reference": training.digest if training is not None else None,
+        }
+    )
+
+
+def judge(findings: Sequence[Finding], alerts: Sequence[Alert]) -> tuple[list[Finding], list[Finding]]:
+    """Hold findings against the alerts' thresholds.
+
+    A finding on fewer than an alert's ``min_rows`` never alerts; ``volume`` is exempt, for it measures the
+    very lack of rows. A watched metric that could not be measured notifies and never retrains.
+
+    :returns: all findings, marked with the most severe alert each has raised; and one for every alert raised
+    """
+    marked: list[Finding] = []
+    raised: list[Finding] = []
+    for finding in findings:
+        own = [hit for alert in alerts if (hit := _hold(finding, alert)) is not None]
+        raised.extend(own)
+        marked.append(max(own, key=lambda hit: _RANK[hit.severity], default=finding))
+    return marked, raised
+
+
+def _hold(finding: Finding, alert: Alert) -> Finding | None:
+    if finding.metric != alert.metric:
+        return None
+    if alert.columns is not None and finding.column not in alert.columns:
+        return None
+    if finding.n < alert.min_rows and finding.metric != "volume":
+        return None
+    limit = alert.above if alert.above is not None else alert.below
+    threshold = f"{'above' if alert.above is not None else 'below'} {limit:g}"
+    if finding.value is None:
+        if finding.error is None:
+            return None
+        return replace(finding, threshold=threshold, severity=alert.severity, action="notify")
+    above = alert.above is not None and finding.value > alert.above
+    below = alert.below is not None and finding.value < alert.below
+    if not above and not below:
+        return None
+    return replace(finding, threshold=threshold, severity=alert.severity, action=alert.action)
+
+
+def _versions(rows: pl.DataFrame) -> list[ServedVersion]:
+    """Versions of the returned rows, the one with most rows first."""
+    counts = _returned(rows).group_by("model_version", "model_digest").len("rows")
+    ordered = counts.sort("rows", "model_version", "model_digest", descending=[True, False, False])
+    return [ServedVersion(*row) for row in ordered.iter_rows()]
+
+
+def _returned(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.filter(monitor_drift.RETURNED)
+
+
+def _read_labels(spec: ModelSpec, labels: pl.LazyFrame | None, run: Run) -> tuple[pl.DataFrame, str | None]:
+    """The labels known, and why there are none if that is somebody's mistake."""
+    empty = monitor_quality.no_labels(spec.labels)
+    if labels is None:
+        return empty, None
+    try:
+        return monitor_quality.known_labels(spec.labels, labels, run.interval, run.as_of), None
+    except Exception as error:  # noqa: BLE001 - labels are the user's code; drift must still be measured
+        return empty, f"{type(error).__name__}: {error}"
+
+
+def _measure(
+    spec: ModelSpec,
+    lake: Lake,
+    log: PredictionWindow,
+    rows: pl.DataFrame,
+    versions: Sequence[ServedVersion],
+    training: Training | None,
+    truth: pl.DataFrame,
+) -> _Measured:
+    findings = list(_traffic(rows))
+    if not versions:
+        return _Measured(tuple(findings))
+    main = versions[0]
+    if training is None:
+        error = f"no training is known for model digest {main.model_digest} (version {main.version})"
+        return _Measured((*findings, Finding("reference", None, None, main.rows, error=error)))
+    served = _returned(rows).filter(pl.col("model_digest") == main.model_digest)
+    answers, quality = _quality(spec, training, served, truth)
+    drift = monitor_drift.measure(lake, log, training)
+    return _Measured(
+        (*findings, *quality, *drift.findings),
+        drift.profile,
+        drift.sample,
+        answers,
+    )
+
+
+def _quality(
+    spec: ModelSpec, training: Training, served: pl.DataFrame, truth: pl.DataFrame
+) -> tuple[pl.DataFrame | None, list[Finding]]:
+    try:
+        answers = monitor_quality.join_labels(spec.labels, served, truth)
+        findings = list(monitor_quality.findings(spec, training.classes, answers, served.height))
+    except Exception as error:  # noqa: BLE001 - a label that fits no class or key must not hide the drift
+        text = f"{type(error).__name__}: {error}"
+        return None, [Finding(metric, None, None, served.height, error=text) for metric in METRICS[spec.task]]
+    return answers, findings
+
+
+def _traffic(rows: pl.DataFrame) -> Iterator[Finding]:
+    """The endpoint's volume, errors and latency; shadows answer nobody and are left out."""
+    asked = rows.filter(pl.col("variant") != "shadow")
+    returned = _returned(rows)
+    yield Finding("volume", None, float(returned.height), returned.height)
+    if not asked.height:
+        return
+    yield measured("error_share", None, asked.height, lambda: _share(asked, pl.col("status") != 200))
+    # The rows of one request share its latency.
+    latency = returned.filter(pl.col("row") == 0)["latency_ms"].drop_nulls()
+    for percent in (50, 95, 99):
+        if (value := latency.quantile(percent / 100, "linear")) is not None:
+            yield Finding(f"latency_p{percent}_ms", None, float(value), len(latency))
+
+
+def _share(rows: pl.DataFrame, condition: pl.Expr) -> float:
+    return rows.filter(condition).height / rows.height
+
+
+def _unreadable(log: PredictionWindow) -> Iterator[Finding]:
+    if log.unreadable:
+        listed = "; ".join(f"{path}: {error}" for path, error in list(log.unreadable.items())[:3])
+        text = f"{len(log.unreadable)} of {len(log.files)} parts of the log cannot be read: {listed}"
+        yield Finding("unreadable_parts", None, float(len(log.unreadable)), len(log.files), error=text)
+
+
+def _write_reports(
+    spec: ModelSpec, lake: Lake, path: str, training: Training | None, found: _Measured
+) -> tuple[dict[str, str], list[Finding]]:
+    """The window's profile and Evidently's pages: which were written, by subject, and what failed."""
+    pages: dict[str, str] = {}
+    failures: list[Finding] = []
+    if found.profile is not None:
+        lake.write_bytes(f"{path}/profile.json", canonical_json(to_json(found.profile)))
+    if training is not None and found.sample is not None:
+        page, failed = monitor_drift.write_report(lake, path, training, found.sample)
+        failures.extend(failed)
+        pages |= {"drift": page} if page is not None else {}
+    if training is not None and found.answers is not None and found.answers.height:
+        page, failed = monitor_quality.write_report(lake, path, spec.task, training.classes, found.answers)
+        failures.extend(failed)
+        pages |= {"quality": page} if page is not None else {}
+    return pages, failures
+
+
+def _summary(findings: Sequence[Finding]) -> dict[str, float]:
+    """Metrics of the whole window by name; of those of columns the largest, as ``<metric>_max``."""
+    summary: dict[str, float] = {}
+    for finding in findings:
+        if finding.value is None:
+            continue
+        if finding.column is None:
+            summary[finding.metric] = finding.value
+        else:
+            name = f"{finding.metric}_max"
+            summary[name] = max(finding.value, summary.get(name, finding.value))
+    return summary

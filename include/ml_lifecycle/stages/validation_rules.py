@@ -1,0 +1,241 @@
+"""A contract's rules as stock expectations, grouped by the rows they look at.
+
+What is no property of single rows (types, rows a day, staleness, shift) is measured first and handed to
+Great Expectations as a small frame of its own, so that all verdicts come from its result objects.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from ml_lifecycle.adapters.expectations import Batch, Rule
+from ml_lifecycle.adapters.tables import ARROW_NAMES
+from ml_lifecycle.spec.contract import Contract, ContractField, RuleSeverity
+
+
+def type_batch(source: str, contract: Contract, columns: Mapping[str, str], known: Iterable[str]) -> Batch:
+    """Present, typed and extra columns: one row with each column's type.
+
+    :param known: columns that the spec itself names, which are never extra
+    """
+    rules = []
+    for item in contract.fields:
+        name, halts, arrow = item.name, item.severity == "halt", ARROW_NAMES[item.type]
+        exists = {"column": name}
+        rules.append(Rule(source, "present", name, halts, "a column", "ExpectColumnToExist", exists))
+        if name in columns:
+            right, wrong = {"column": name, "value_set": [arrow]}, ~pl.col(name).is_in([arrow])
+            expected, stock = f"{item.type} ({arrow})", "ExpectColumnValuesToBeInSet"
+            rules.append(Rule(source, "type", name, halts, expected, stock, right, wrong, (name,)))
+    if contract.extra_columns != "allow":
+        allowed = {item.name for item in contract.fields} | set(known)
+        rules.append(
+            Rule(
+                source,
+                "extra_columns",
+                None,
+                contract.extra_columns == "halt",
+                "no column beyond the contract's",
+                "ExpectTableColumnsToMatchSet",
+                {"column_set": sorted(allowed & columns.keys()), "exact_match": True},
+                shown=tuple(columns),
+            )
+        )
+    frame = pl.LazyFrame({name: [kind] for name, kind in columns.items()})
+    return Batch(f"{source}.types", frame, tuple(columns), tuple(rules))
+
+
+def row_batch(source: str, contract: Contract, columns: Mapping[str, str], frame: pl.LazyFrame) -> Batch:
+    """Missing values, ranges, allowed values and patterns of the rows in ``frame``."""
+    rules: list[Rule] = []
+    for item in contract.fields:
+        blocked = _blocked(item, columns)
+        for rule in _value_rules(source, item):
+            # What depends on the type cannot be computed without it; missing values can.
+            typed = rule.rule not in ("not_null", "max_missing")
+            if item.name not in columns or (typed and blocked is not None):
+                rule = Rule(source, rule.rule, rule.field, rule.halts, rule.expected, blocked=blocked)
+            rules.append(rule)
+    used = {rule.field: None for rule in rules if rule.field is not None and rule.blocked is None}
+    return Batch(f"{source}.rows", frame, tuple(used), tuple(rules), of_source=True)
+
+
+def _blocked(item: ContractField, columns: Mapping[str, str]) -> str | None:
+    if item.name not in columns:
+        return "could not be computed: the column is missing"
+    found = columns[item.name]
+    if found != ARROW_NAMES[item.type]:
+        return f"could not be computed: the column is {found}, not {item.type}"
+    return None
+
+
+def _value_rules(source: str, item: ContractField) -> list[Rule]:
+    name, column, halts = item.name, pl.col(item.name), item.severity == "halt"
+    shown = () if item.pii else (name,)
+
+    def rule(kind: str, expected: str, expectation: str, offending: pl.Expr, **arguments: Any) -> Rule:
+        arguments = {"column": name, **arguments}
+        return Rule(source, kind, name, halts, expected, expectation, arguments, offending, shown)
+
+    def missing(kind: str, expected: str, mostly: float) -> Rule:
+        return rule(kind, expected, "ExpectColumnValuesToNotBeNull", column.is_null(), mostly=mostly)
+
+    rules = []
+    if not item.nullable:
+        rules.append(missing("not_null", "a value in every row", 1))
+    elif item.max_missing is None:
+        # Nullable means that some values may be missing; for all of them, say max_missing: 1.
+        rules.append(missing("max_missing", "at least one value (or max_missing: 1)", 1e-12))
+    elif item.max_missing < 1:
+        rules.append(missing("max_missing", f"at most {item.max_missing:.2%} missing", 1 - item.max_missing))
+    if item.min is not None or item.max is not None:
+        low = -math.inf if item.min is None else item.min
+        high = math.inf if item.max is None else item.max
+        rules.append(
+            rule(
+                "range",
+                f"{low:g} to {high:g}",
+                "ExpectColumnValuesToBeBetween",
+                ~column.is_between(low, high),
+                min_value=item.min,
+                max_value=item.max,
+            )
+        )
+    if item.allowed_values is not None:
+        values = list(item.allowed_values)
+        rules.append(
+            rule(
+                "allowed_values",
+                f"one of {', '.join(map(str, values))}",
+                "ExpectColumnValuesToBeInSet",
+                ~column.is_in(values),
+                value_set=values,
+            )
+        )
+    if item.pattern is not None:
+        # Great Expectations searches; a contract's pattern is about the whole value.
+        whole = rf"\A(?:{item.pattern})\Z"
+        rules.append(
+            rule(
+                "pattern",
+                f"text that matches {item.pattern}",
+                "ExpectColumnValuesToMatchRegex",
+                _lacks_pattern(column, whole),
+                regex=whole,
+            )
+        )
+    return rules
+
+
+def _lacks_pattern(column: pl.Expr, pattern: str) -> pl.Expr:
+    """Python's ``re``, which Great Expectations uses too: Polars' dialect has no look-around."""
+    compiled = re.compile(pattern)
+
+    def lacks(values: pl.Series) -> pl.Series:
+        return pl.Series(
+            [value is not None and not compiled.search(value) for value in values], dtype=pl.Boolean
+        )
+
+    return column.map_batches(lacks, return_dtype=pl.Boolean)
+
+
+def unique_batch(
+    source: str,
+    rule: str,
+    fields: Sequence[str],
+    severity: RuleSeverity,
+    frame: pl.LazyFrame,
+    missing: Sequence[str],
+    *,
+    hidden: bool,
+) -> Batch:
+    """No two rows of ``frame`` have the same values in ``fields``; rows without any are left out.
+
+    :param missing: those of the fields that the table lacks
+    :param hidden: whether the values may not stand in messages
+    """
+    duplicated = pl.struct(fields).is_duplicated() & pl.any_horizontal(pl.col(fields).is_not_null())
+    arguments: dict[str, Any] = {"column_list": list(fields)}
+    expectation = "ExpectCompoundColumnsToBeUnique"
+    if len(fields) == 1:
+        arguments, expectation = {"column": fields[0]}, "ExpectColumnValuesToBeUnique"
+    planned = Rule(
+        source,
+        rule,
+        "+".join(fields),
+        severity == "halt",
+        "no two rows alike",
+        expectation,
+        arguments,
+        duplicated,
+        () if hidden else tuple(fields),
+        f"could not be computed: no column {', '.join(missing)}" if missing else None,
+    )
+    name = f"{source}.{rule}.{'+'.join(fields)}"
+    return Batch(name, frame, tuple(fields), (planned,), of_source=True)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number about a source as a whole, and its limits.
+
+    :param value: None if it could not be computed, for the reason in ``error``
+    """
+
+    rule: str
+    field: str | None
+    halts: bool
+    expected: str
+    value: float | None
+    min: float | None = None
+    max: float | None = None
+    error: str | None = None
+
+
+def measure_batch(source: str, measures: Sequence[Measure]) -> Batch:
+    """One row with a column a measure."""
+    names = [f"{measure.rule}.{measure.field or source}" for measure in measures]
+    rules = tuple(
+        Rule(
+            source,
+            measure.rule,
+            measure.field,
+            measure.halts,
+            measure.expected,
+            "ExpectColumnMaxToBeBetween",
+            {"column": name, "min_value": measure.min, "max_value": measure.max},
+            shown=(name,),
+            blocked=f"could not be computed: {measure.error or 'no value'}"
+            if measure.value is None
+            else None,
+        )
+        for name, measure in zip(names, measures, strict=True)
+    )
+    values = {name: [measure.value] for name, measure in zip(names, measures, strict=True)}
+    return Batch(f"{source}.measures", pl.LazyFrame(values), tuple(names), rules)
+
+
+def day_batch(source: str, contract: Contract, days: pl.LazyFrame) -> Batch:
+    """Rows a day (columns ``day`` and ``rows``) against the contract's volume."""
+    volume = contract.volume
+    assert volume is not None
+    low, high = volume.min_rows_per_day, volume.max_rows_per_day
+    least, most = low or 0, math.inf if high is None else high
+    rule = Rule(
+        source,
+        "volume",
+        None,
+        volume.severity == "halt",
+        f"{least:,} to {most:,} rows a day" if high is not None else f"at least {least:,} rows a day",
+        "ExpectColumnValuesToBeBetween",
+        {"column": "rows", "min_value": least, "max_value": high},
+        ~pl.col("rows").is_between(least, most),
+        ("day", "rows"),
+    )
+    return Batch(f"{source}.days", days, ("day", "rows"), (rule,))

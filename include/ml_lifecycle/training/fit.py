@@ -1,0 +1,122 @@
+"""Calling the user's ``training.py``: everything that can be wrong with it ends in one clear error."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ml_lifecycle.errors import FeatureError, TrainingError
+from ml_lifecycle.metrics import label_texts, plain_labels
+from ml_lifecycle.records import TaskType
+from ml_lifecycle.spec.folder import load_module
+
+_SIGNATURE = "train(training_set, labels, parameters, seed)"
+_LAST_FRAMES = 15
+
+
+def load_train(folder: Path) -> Callable[..., Any]:
+    """The folder's ``train`` function.
+
+    :raises TrainingError: ``training.py`` does not import, or has no such function. Retry: no.
+    """
+    try:
+        train: Callable[..., Any] | None = getattr(load_module(folder, "training"), "train", None)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - importing runs the user's code
+        cause = error.__cause__ or error
+        raise TrainingError(f"training.py does not import: {type(cause).__name__}: {cause}") from cause
+    if not callable(train):
+        raise TrainingError(f"training.py has no function {_SIGNATURE}")
+    try:
+        inspect.signature(train).bind(None, None, None, None)
+    except TypeError as error:
+        raise TrainingError(
+            f"training.py: train{inspect.signature(train)} cannot be called as {_SIGNATURE}: {error}"
+        ) from error
+    return train
+
+
+def labels_of(frame: pl.DataFrame, column: str, task: TaskType) -> pl.Series:
+    """The labels as they are fitted on: float64 for regression, else int64 or text.
+
+    :raises FeatureError: the column is missing, has nulls or a single class. Retry: no.
+    """
+    if column not in frame.columns:
+        raise FeatureError(f"the training rows have no label column {column!r}")
+    labels = frame[column]
+    if nulls := labels.null_count():
+        raise FeatureError(f"{nulls} of {frame.height} training rows have no label in {column!r}")
+    if task == "regression":
+        return labels.cast(pl.Float64)
+    labels = plain_labels(labels)
+    classes = labels.unique().sort().to_list()
+    if len(classes) < 2 or (task == "binary" and len(classes) > 2):
+        wanted = "exactly two classes" if task == "binary" else "two classes or more"
+        raise FeatureError(f"{task} needs {wanted} among the training rows, {column!r} holds {classes[:20]}")
+    return labels
+
+
+def fit(
+    train: Callable[..., Any],
+    served: pl.DataFrame,
+    labels: pl.Series,
+    parameters: Mapping[str, Any],
+    seed: int,
+    task: TaskType,
+) -> Any:
+    """Call ``train`` on the features as they are served, and check what it returns.
+
+    :raises TrainingError: it raised, or returned something that is no fitted estimator. Retry: no.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        estimator = train(served.to_pandas(), labels.to_pandas(), dict(parameters), seed)
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:  # it is the user's code, which raises what it likes
+        raise TrainingError(f"train() raised {type(error).__name__}: {error}") from error
+    _check_estimator(estimator, task)
+    return estimator
+
+
+def _check_estimator(estimator: Any, task: TaskType) -> None:
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    needed = ["predict"] if task == "regression" else ["predict", "predict_proba"]
+    missing = [name for name in needed if not callable(getattr(estimator, name, None))]
+    if missing or isinstance(estimator, type):
+        what = f"the class {estimator.__name__}" if isinstance(estimator, type) else repr(estimator)[:200]
+        raise TrainingError(
+            f"train() returned {what}; for {task} it must return a fitted estimator "
+            f"with {' and '.join(needed)}"
+        )
+    try:
+        check_is_fitted(estimator)
+    except (NotFittedError, TypeError) as error:
+        raise TrainingError(f"train() returned an estimator that is not fitted: {error}") from error
+
+
+def classes_of(estimator: Any, task: TaskType) -> tuple[str, ...]:
+    """Class labels in output order, as text; empty for regression."""
+    if task == "regression":
+        return ()
+    return tuple(label_texts(pl.Series(np.asarray(estimator.classes_).tolist())))
+
+
+def user_frames(error: BaseException, folder: Path) -> tuple[str, ...]:
+    """The traceback from the first frame in the model folder on, paths relative to the folder."""
+    frames = traceback.extract_tb(error.__traceback__)
+    prefix = f"{folder}/"
+    first = next((i for i, frame in enumerate(frames) if frame.filename.startswith(prefix)), len(frames))
+    return tuple(
+        f"{frame.filename.removeprefix(prefix)}:{frame.lineno} in {frame.name}: {frame.line or ''}"
+        for frame in frames[first:][-_LAST_FRAMES:]
+    )

@@ -1,0 +1,484 @@
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from delivery_kit import NOW, Candidate, Server, approve, make_candidate, make_golden, make_model, make_spec
+from sqlalchemy import Connection, update
+
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.checks import Clock
+from ml_lifecycle.delivery.releases import Releases, published_heads
+from ml_lifecycle.delivery.route import current
+from ml_lifecycle.errors import (
+    ChampionChangedError,
+    IntegrityError,
+    LedgerError,
+    LifecycleError,
+    NotApprovedError,
+    NothingToRollBackToError,
+    ReleaseChecksError,
+    ReleaseConflictError,
+    ServerUnavailableError,
+    SpecError,
+)
+from ml_lifecycle.ledger.database import Database
+from ml_lifecycle.ledger.ledger import Ledger
+from ml_lifecycle.ledger.tables import ledger as ledger_table
+from ml_lifecycle.records import Evidence, Release
+from ml_lifecycle.serving.client import ModelClient, RequestRefusedError
+from ml_lifecycle.stages.deploy import RegistryFile, Target, deploy, rollback
+
+CLOCK = Clock(now=lambda: NOW)
+_numbers = itertools.count(1)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the code catches it."""
+
+
+@dataclass
+class Fuse:
+    """Kills after the n-th write to lake or database; before it the world is as after the one before.
+
+    The pointer is written within a transaction: killed there, the lake knows what the database does not.
+    """
+
+    left: int
+    burnt: list[str] = field(default_factory=list)
+
+    def burn(self, where: str) -> None:
+        self.burnt.append(where)
+        if len(self.burnt) == self.left:
+            raise Killed(where)
+
+
+class FusedLake(Lake):
+    def __init__(self, url: str, fuse: Fuse) -> None:
+        super().__init__(url)
+        self._fuse = fuse
+
+    def write_bytes(self, path: str, data: bytes) -> str:
+        super().write_bytes(path, data)
+        self._fuse.burn(path)
+        return path
+
+
+class FusedDatabase(Database):
+    def __init__(self, url: str, fuse: Fuse) -> None:
+        super().__init__(url)
+        self._fuse = fuse
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        with super().write() as connection:
+            yield connection
+        self._fuse.burn("commit")
+
+
+class World:
+    """One endpoint of a running server, and everything that leads to it."""
+
+    def __init__(self, folder: Path, client: ModelClient, lake: Lake, timeout: str = "10s") -> None:
+        self.endpoint = f"delays_{next(_numbers)}"
+        self.url = f"sqlite:///{folder}/{self.endpoint}.db"
+        self.database = Database(self.url)
+        self.database.migrate()
+        self.source = Lake(str(folder / self.endpoint))
+        self.spec = make_spec(delivery={"endpoint": self.endpoint, "check_timeout": timeout})
+        self.target = Target("production", lake, (client,))
+        self.releases = Releases(self.database)
+
+    def candidate(self, number: int, slope: float | None = None) -> Candidate:
+        """Version ``number`` predicts ``number * distance + hour``; golden rows expect ``slope``."""
+        return make_candidate(self.source, number, make_model(number), make_golden(slope or number))
+
+    def approved(self, candidate: Candidate) -> Evidence:
+        champion = self.releases.champion(self.endpoint)
+        evidence = candidate.evidence(self.source, champion)
+        approve(self.database, evidence, champion)
+        return evidence
+
+    def deploy(self, candidate: Candidate, evidence: Evidence, fuse: Fuse | None = None) -> Release:
+        database, target = self._fused(fuse)
+        return deploy(
+            self.spec, target, self.source, database, evidence, candidate.version, CLOCK, requested_by="cem"
+        )
+
+    def release(self, number: int) -> Release:
+        candidate = self.candidate(number)
+        return self.deploy(candidate, self.approved(candidate))
+
+    def rollback(self, request: str, fuse: Fuse | None = None) -> Release:
+        database, target = self._fused(fuse)
+        return rollback(
+            self.spec, target, database, CLOCK, request=request, requested_by="ben", reason="complaints"
+        )
+
+    def _fused(self, fuse: Fuse | None) -> tuple[Database, Target]:
+        if fuse is None:
+            return self.database, self.target
+        lake = FusedLake(self.target.lake.url, fuse)
+        return FusedDatabase(self.url, fuse), replace(self.target, lake=lake)
+
+    def live(self) -> Release:
+        live = self.releases.live("production", self.endpoint)
+        assert live is not None
+        return live
+
+    def served(self) -> tuple[str, int]:
+        """Version and route revision that the server answers with."""
+        parameters = self.target.clients[0].metadata(self.endpoint)["parameters"]
+        return parameters["version"], parameters["route_revision"]
+
+    def check_order(self) -> None:
+        """What holds after any history: one live release, the one published, and an unbroken ledger."""
+        live, route = self.live(), current(self.target.lake, self.endpoint)
+        assert route is not None
+        assert route == self.releases.route(live)
+        assert self.served() == (live.version, live.revision)
+        assert self.releases.under_way("production", self.endpoint) is None
+        Ledger(self.database).verify(published_heads(self.target.lake, self.endpoint))
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModelClient, Lake]]:
+    lake = Lake(str(tmp_path_factory.mktemp("serving") / "lake"))
+    server = Server(lake)
+    with server.client() as client:
+        yield client, lake
+    server.stop()
+
+
+@pytest.fixture
+def make_world(tmp_path: Path, serving: tuple[ModelClient, Lake]) -> Callable[..., World]:
+    return lambda **changes: World(tmp_path, *serving, **changes)
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    return make_world()
+
+
+def test_a_release_is_copied_published_checked_and_confirmed(world: World) -> None:
+    candidate = world.candidate(1)
+    evidence = world.approved(candidate)
+    release = world.deploy(candidate, evidence)
+    assert release == world.live()
+    assert (release.state, release.version, release.revision) == ("confirmed", "1", 1)
+    assert (release.evidence_digest, release.requested_by) == (evidence.digest, "cem")
+    route = world.releases.route(release)
+    assert world.target.lake.read_bytes(route.champion.model_path, candidate.version.model_digest)
+    assert route.champion.entity_keys == ()
+    world.check_order()
+
+
+def test_a_second_release_follows_on_the_first(world: World) -> None:
+    world.release(1)
+    assert world.release(2).previous_revision == 1
+    assert world.served() == ("2", 2)
+    world.check_order()
+
+
+def test_deploying_what_is_live_changes_nothing(world: World) -> None:
+    candidate = world.candidate(1)
+    evidence = world.approved(candidate)
+    release = world.deploy(candidate, evidence)
+    entries = Ledger(world.database).entries()
+    assert world.deploy(candidate, evidence) == release
+    assert Ledger(world.database).entries() == entries
+
+
+def test_the_registry_goes_along_under_its_digest(world: World) -> None:
+    candidate = world.candidate(1)
+    evidence = world.approved(candidate)
+    world.source.write_bytes("features/registry.pb", b"altered")
+    registry = RegistryFile("features/registry.pb", "a" * 64)
+    with pytest.raises(IntegrityError, match="expected aaaa"):
+        deploy(
+            world.spec,
+            world.target,
+            world.source,
+            world.database,
+            evidence,
+            candidate.version,
+            CLOCK,
+            registry=registry,
+        )
+    assert world.releases.history("production", world.endpoint) == []
+
+
+class TestApproval:
+    def test_production_asks_the_ledger(self, world: World) -> None:
+        candidate = world.candidate(1)
+        evidence = candidate.evidence(world.source)
+        with pytest.raises(NotApprovedError, match=f"no approval of version 1 of delays.*{evidence.digest}"):
+            world.deploy(candidate, evidence)
+        assert world.releases.history("production", world.endpoint) == []
+
+    def test_staging_does_not(self, world: World) -> None:
+        world.target = replace(world.target, environment="staging")
+        candidate = world.candidate(1)
+        release = world.deploy(candidate, candidate.evidence(world.source))
+        assert (release.environment, release.state) == ("staging", "confirmed")
+        assert world.releases.champion(world.endpoint) is None
+
+    def test_approval_of_other_evidence_does_not_count(self, world: World) -> None:
+        world.approved(world.candidate(1))
+        other = world.candidate(2)
+        with pytest.raises(NotApprovedError):
+            world.deploy(other, other.evidence(world.source))
+
+    @pytest.mark.parametrize("forged", [{"model_digest": "f" * 64}, {"champion_digest": "f" * 64}])
+    def test_approved_evidence_cannot_be_altered(self, world: World, forged: dict[str, Any]) -> None:
+        candidate = world.candidate(1)
+        evidence = world.approved(candidate)
+        with pytest.raises(IntegrityError, match="its content has"):
+            world.deploy(candidate, replace(evidence, **forged))
+
+    def test_another_version_cannot_use_it(self, world: World) -> None:
+        evidence, other = world.approved(world.candidate(1)), world.candidate(2)
+        with pytest.raises(IntegrityError, match="version is 2, the evidence says 1"):
+            world.deploy(other, evidence)
+
+    def test_altered_bytes_are_found(self, world: World) -> None:
+        candidate = world.candidate(1)
+        evidence = world.approved(candidate)
+        world.source.write_bytes(candidate.training.model_path, make_model(-1.0 * next(_numbers)))
+        world.target.lake.delete(f"models/{candidate.version.model_digest}.onnx")
+        with pytest.raises(IntegrityError, match="has digest"):
+            world.deploy(candidate, evidence)
+
+    def test_an_altered_evaluation_is_found(self, world: World) -> None:
+        candidate = world.candidate(1)
+        evidence = world.approved(candidate)
+        better = replace(candidate, evaluation=replace(candidate.evaluation, metrics={"rmse": 0.1}))
+        better.evidence(world.source)
+        with pytest.raises(IntegrityError, match="evaluation is"):
+            world.deploy(candidate, evidence)
+
+    def test_another_champion_asks_for_another_evaluation(self, world: World) -> None:
+        world.release(1)
+        late = world.candidate(3)
+        evidence = world.approved(late)
+        world.release(4)
+        with pytest.raises(ChampionChangedError, match="compared with version 1, but version 4 is champion"):
+            world.deploy(late, evidence)
+        assert world.live().version == "4"
+
+    def test_a_rewritten_ledger_stops_everything(self, world: World) -> None:
+        world.release(1)
+        candidate = world.candidate(2)
+        evidence = world.approved(candidate)
+        with world.database.write() as connection:
+            connection.execute(
+                update(ledger_table).where(ledger_table.c.seq == 1).values(payload='{"decision":"approve"}')
+            )
+        with pytest.raises(LedgerError, match="entry 1 was edited"):
+            world.deploy(candidate, evidence)
+
+    def test_what_people_rolled_back_needs_a_new_approval(self, world: World) -> None:
+        world.release(1)
+        second = world.candidate(2)
+        evidence = world.approved(second)
+        world.deploy(second, evidence)
+        world.rollback("run 1")
+        with pytest.raises(NotApprovedError):
+            world.deploy(second, evidence)
+
+
+def test_an_unknown_environment_is_named(world: World) -> None:
+    world.target = replace(world.target, environment="uat")
+    candidate = world.candidate(1)
+    with pytest.raises(SpecError, match="no environment 'uat', only staging, production"):
+        world.deploy(candidate, candidate.evidence(world.source))
+
+
+class TestChecksFail:
+    def test_what_was_live_is_served_again(self, world: World) -> None:
+        world.release(1)
+        bad = world.candidate(2, slope=2.5)
+        with pytest.raises(ReleaseChecksError, match=r"version 2 .* back: golden rows: prediction\[0\]"):
+            world.deploy(bad, world.approved(bad))
+        assert (world.live().version, world.live().kind, world.served()) == ("1", "restore", ("1", 3))
+        assert "golden rows" in world.releases.get("production", world.endpoint, 2).reason
+        world.check_order()
+
+    def test_a_model_the_server_refuses_is_taken_back(self, make_world: Callable[..., World]) -> None:
+        world = make_world(timeout="1s")
+        world.release(1)
+        torn = make_candidate(world.source, 2, b"no ONNX file", make_golden(2))
+        with pytest.raises(ReleaseChecksError, match=r"did not come to revision 2 within 1 s.*does not load"):
+            world.deploy(torn, world.approved(torn))
+        assert world.served() == ("1", 3)
+        world.check_order()
+
+    def test_a_first_release_leaves_nothing_served(self, world: World) -> None:
+        bad = world.candidate(1, slope=2.5)
+        with pytest.raises(ReleaseChecksError):
+            world.deploy(bad, world.approved(bad))
+        assert world.releases.live("production", world.endpoint) is None
+        assert not world.target.clients[0].ready(world.endpoint)
+        with pytest.raises(RequestRefusedError, match="404"):
+            world.target.clients[0].post(world.endpoint, make_golden(1)["request"])
+        assert world.release(2).previous_revision is None
+        world.check_order()
+
+    def test_a_server_that_is_down_is_told_before_anything_changes(self, world: World) -> None:
+        candidate = world.candidate(1)
+        evidence = world.approved(candidate)
+        with ModelClient("http://127.0.0.1:9", "x") as nobody:
+            world.target = replace(world.target, clients=(*world.target.clients, nobody))
+            with pytest.raises(ServerUnavailableError):
+                world.deploy(candidate, evidence)
+        assert world.releases.history("production", world.endpoint) == []
+
+
+def test_of_two_promoters_one_wins(world: World) -> None:
+    world.release(1)
+    candidates = [world.candidate(2), world.candidate(3)]
+    evidences = [world.approved(candidate) for candidate in candidates]
+    barrier = threading.Barrier(2)
+
+    def promote(number: int) -> Release | LifecycleError:
+        barrier.wait()
+        try:
+            return world.deploy(candidates[number], evidences[number])
+        except (ReleaseConflictError, ChampionChangedError) as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(promote, range(2)))
+    won = [result for result in results if isinstance(result, Release)]
+    assert len(won) == 1
+    assert world.live() == won[0]
+    world.check_order()
+
+
+class TestRollback:
+    def test_goes_back_and_says_who_and_why(self, world: World) -> None:
+        world.release(1)
+        world.release(2)
+        restored = world.rollback("run 1")
+        assert (restored.version, restored.revision, restored.restores, world.served()) == (
+            "1",
+            3,
+            1,
+            ("1", 3),
+        )
+        entries = Ledger(world.database).entries()
+        told = next(entry for entry in entries if entry.payload.get("kind") == "restore")
+        assert (told.payload["requested_by"], told.payload["reason"]) == ("ben", "complaints")
+        world.check_order()
+
+    def test_called_again_makes_no_further_one(self, world: World) -> None:
+        for number in (1, 2, 3):
+            world.release(number)
+        assert world.rollback("run 1") == world.rollback("run 1")
+        assert world.live().version == "2"
+        assert world.rollback("run 2").version == "1"
+        with pytest.raises(NothingToRollBackToError):
+            world.rollback("run 3")
+        world.check_order()
+
+    def test_of_nothing(self, world: World) -> None:
+        with pytest.raises(NothingToRollBackToError, match="serves nothing"):
+            world.rollback("run 1")
+
+    def test_ends_a_release_that_is_stuck(self, world: World) -> None:
+        world.release(1)
+        candidate = world.candidate(2)
+        evidence = world.approved(candidate)
+        with pytest.raises(Killed):
+            world.deploy(candidate, evidence, Fuse(3))
+        other = world.candidate(3)
+        with pytest.raises(ReleaseConflictError, match="a rollback of the endpoint ends it too"):
+            world.deploy(other, world.approved(other))
+        assert world.rollback("run 1").version == "1"
+        with pytest.raises(NotApprovedError):
+            world.deploy(candidate, evidence)
+        world.check_order()
+
+    def test_two_at_once_go_back_once(self, world: World) -> None:
+        for number in (1, 2, 3):
+            world.release(number)
+        with pytest.raises(Killed):
+            world.rollback("run 1", Fuse(3))
+        with pytest.raises(ReleaseConflictError, match="the rollback run 1 was under way: it is finished"):
+            world.rollback("run 2")
+        assert world.live().version == "2"
+        assert world.rollback("run 1") == world.live()
+        world.check_order()
+
+    def test_a_server_that_does_not_follow_is_told(self, make_world: Callable[..., World]) -> None:
+        world = make_world(timeout="1s")
+        world.release(1)
+        world.release(2)
+        with ModelClient("http://127.0.0.1:9", "x") as nobody:
+            real, world.target = world.target, replace(world.target, clients=(nobody,))
+            with pytest.raises(ServerUnavailableError, match="revision 3 is published, but"):
+                world.rollback("run 1")
+            world.target = real
+        assert world.rollback("run 1").revision == 3
+        world.check_order()
+
+
+class TestKilledAnywhere:
+    """Killed after each write, then called again."""
+
+    def killed_everywhere(
+        self, make_world: Callable[..., World], act: Callable[[World, Fuse | None], None]
+    ) -> Iterator[World]:
+        for point in itertools.count(1):
+            world = make_world()
+            world.release(1)
+            world.release(2)
+            fuse = Fuse(point)
+            try:
+                act(world, fuse)
+            except Killed:
+                assert world.live().version in ("1", "2", "3")
+                act(world, None)
+            world.check_order()
+            yield world
+            if len(fuse.burnt) < point:
+                assert point > 5, fuse.burnt
+                return
+
+    def test_a_deployment_arrives(self, make_world: Callable[..., World]) -> None:
+        def act(world: World, fuse: Fuse | None) -> None:
+            candidate = world.candidate(3)
+            champion = world.releases.get("production", world.endpoint, 2)
+            evidence = candidate.evidence(world.source, champion)
+            if fuse is not None:
+                approve(world.database, evidence, champion)
+            world.deploy(candidate, evidence, fuse)
+
+        for world in self.killed_everywhere(make_world, act):
+            assert (world.live().version, world.live().revision) == ("3", 3)
+
+    def test_a_deployment_that_fails_its_checks_is_taken_back(self, make_world: Callable[..., World]) -> None:
+        def act(world: World, fuse: Fuse | None) -> None:
+            bad = world.candidate(3, slope=2.5)
+            evidence = bad.evidence(world.source, world.live())
+            if fuse is not None:
+                approve(world.database, evidence, world.live())
+            with pytest.raises(ReleaseChecksError, match="golden rows"):
+                world.deploy(bad, evidence, fuse)
+
+        for world in self.killed_everywhere(make_world, act):
+            assert world.live().version == "2"
+
+    def test_a_rollback_goes_back_once(self, make_world: Callable[..., World]) -> None:
+        def act(world: World, fuse: Fuse | None) -> None:
+            world.rollback("run 1", fuse)
+
+        for world in self.killed_everywhere(make_world, act):
+            assert (world.live().version, world.live().revision) == ("1", 3)

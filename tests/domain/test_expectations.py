@@ -1,0 +1,194 @@
+"""Great Expectations itself, one rule at a time."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import polars as pl
+import pytest
+
+from ml_lifecycle.adapters.expectations import Batch, Checked, Expectations
+from ml_lifecycle.records import RuleResult
+from ml_lifecycle.spec.contract import Contract
+from ml_lifecycle.stages.validation_rules import (
+    Measure,
+    day_batch,
+    measure_batch,
+    row_batch,
+    type_batch,
+    unique_batch,
+)
+
+ARROW = {pl.String: "string", pl.Int64: "int64", pl.Float64: "double", pl.Boolean: "bool"}
+
+
+@pytest.fixture(scope="module")
+def expectations() -> Expectations:
+    return Expectations()
+
+
+def check_field(values: list[Any], dtype: Any = None, **field: Any) -> dict[str, RuleResult]:
+    contract = Contract.model_validate({"name": "t", "version": "1", "fields": [{"name": "x", **field}]})
+    frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype)})
+    columns = {"x": ARROW[type(frame.schema["x"])]}
+    checked = Expectations().check(row_batch("t", contract, columns, frame.lazy()))
+    return {result.rule: result for result in checked.results}
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "field", "unexpected", "observed"),
+    [
+        ("not_null", [1, None, 3], {"type": "integer", "nullable": False}, 1, "1 of 3 (33.33%), e.g. None"),
+        ("max_missing", [1.0, None, None], {"type": "float", "max_missing": 0.5}, 2, "2 of 3 (66.67%)"),
+        ("max_missing", [None, None], {"type": "float"}, 2, "2 of 2 (100.00%)"),
+        ("range", [1, 5, 11, None], {"type": "integer", "min": 0, "max": 10}, 1, "1 of 4 (25.00%), e.g. 11"),
+        ("range", [-0.5, 0.5], {"type": "float", "min": 0}, 1, "e.g. -0.5"),
+        ("range", [float("inf"), 1.0], {"type": "float", "max": 10}, 1, "e.g. inf"),
+        ("allowed_values", ["A", "B", None], {"type": "string", "allowed_values": ["A"]}, 1, "e.g. B"),
+        ("allowed_values", [1, 2, None], {"type": "integer", "allowed_values": [1]}, 1, "e.g. 2"),
+        ("allowed_values", [True, False, None], {"type": "boolean", "allowed_values": [True]}, 1, "False"),
+        ("pattern", ["A1x"], {"type": "string", "pattern": "[A-Z][0-9]+"}, 1, "A1x"),
+        ("pattern", ["ab", "b", None, "c"], {"type": "string", "pattern": "(?=a).b|c"}, 1, "e.g. b"),
+    ],
+)
+def test_broken_rule(
+    rule: str, values: list[Any], field: dict[str, Any], unexpected: int, observed: str
+) -> None:
+    result = check_field(values, {"float": pl.Float64}.get(field["type"]), **field)[rule]
+    assert not result.passed
+    assert result.error is None
+    assert result.unexpected_rows == unexpected
+    assert observed in str(result.observed)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ([1, 2], {"type": "integer", "nullable": False, "min": 1, "max": 2, "allowed_values": [1, 2]}),
+        ([1.5, None], {"type": "float", "max_missing": 0.5, "min": 0, "max": 1.5}),
+        ([1, None], {"type": "integer", "min": 0, "allowed_values": [1]}),
+        ([None, None], {"type": "string", "max_missing": 1, "allowed_values": ["A"], "pattern": "x"}),
+        (["A1", "B22"], {"type": "string", "pattern": "[A-Z][0-9]+"}),
+    ],
+)
+def test_kept_rules(values: list[Any], field: dict[str, Any]) -> None:
+    results = check_field(values, pl.String if field["type"] == "string" else None, **field)
+    assert results
+    assert all(result.passed for result in results.values()), results
+
+
+def test_rules_that_cannot_be_computed_have_not_passed() -> None:
+    field = {"type": "float", "min": 0, "nullable": False}
+    results = check_field(["a", None], **field)
+    assert results["range"].error == "could not be computed: the column is string, not float"
+    assert not results["not_null"].passed
+    assert results["not_null"].unexpected_rows == 1
+
+
+def test_an_exception_within_great_expectations_is_a_failed_rule(expectations: Expectations) -> None:
+    """It is found in exception_info only; the result itself is empty."""
+    batch = unique_batch("t", "unique", ["x"], "halt", pl.LazyFrame({"x": [1]}), [], hidden=False)
+    rule = batch.rules[0]
+    asking = type(rule)(**{**vars(rule), "arguments": {"column": "y"}})
+    (result,) = expectations.check(Batch("t.broken", batch.frame, ("x",), (asking,), True)).results
+    assert not result.passed
+    assert result.error is not None
+    assert '"y"' in result.error
+
+
+def types(columns: dict[str, str], extra: str, expectations: Expectations, name: str) -> Checked:
+    fields = [{"name": "a", "type": "integer"}, {"name": "b", "type": "timestamp", "severity": "warn"}]
+    contract = Contract.model_validate(
+        {"name": "t", "version": "1", "fields": fields, "extra_columns": extra}
+    )
+    return expectations.check(type_batch(name, contract, columns, ["key"]))
+
+
+def test_types_and_columns(expectations: Expectations) -> None:
+    columns = {"a": "double", "key": "string", "more": "string"}
+    results = {(r.rule, r.field): r for r in types(columns, "halt", expectations, "t1").results}
+    assert results["present", "a"].passed
+    assert not results["present", "b"].passed
+    assert not results["present", "b"].halts
+    assert results["type", "a"].observed == "double"
+    assert results["type", "a"].expected == "integer (int64)"
+    assert results["extra_columns", None].observed == "more"
+    assert results["extra_columns", None].halts
+    whole = {"a": "int64", "b": "timestamp[us, tz=UTC]"}
+    assert all(result.passed for result in types(whole, "warn", expectations, "t2").results)
+    assert len(types(columns, "allow", expectations, "t3").results) == 3
+    assert not any(result.passed for result in types({}, "allow", expectations, "t4").results)
+
+
+def test_uniqueness(expectations: Expectations) -> None:
+    rows = pl.LazyFrame({"a": [1, 1, 2, None, None], "b": ["x", "x", "y", None, "z"]})
+    one = expectations.check(unique_batch("u", "unique", ["a"], "halt", rows, [], hidden=False))
+    assert one.results[0].unexpected_rows == 2
+    assert one.offending[0][1].rows() == [(1, "x"), (1, "x")]
+    two = expectations.check(unique_batch("u", "unique_together", ["a", "b"], "warn", rows, [], hidden=False))
+    assert two.results[0].unexpected_rows == 2
+    assert two.results[0].field == "a+b"
+    assert two.offending == ()  # it only warns
+    gone = expectations.check(unique_batch("u", "keys", ["a", "c"], "halt", rows, ["c"], hidden=False))
+    assert gone.results[0].error == "could not be computed: no column c"
+
+
+def test_measures_and_days(expectations: Expectations) -> None:
+    found = expectations.check(
+        measure_batch(
+            "m",
+            [
+                Measure("freshness", "at", True, "", 30.0, max=24.0),
+                Measure("psi", "x", False, "", 0.05, max=0.2),
+                Measure("rows", None, True, "", 0.0, min=1),
+                Measure("psi", "y", False, "", None, max=0.2, error="no rows"),
+            ],
+        )
+    ).results
+    assert [result.passed for result in found] == [False, True, False, False]
+    assert [result.observed for result in found] == [30.0, 0.05, 0.0, None]
+    assert found[3].error == "could not be computed: no rows"
+    fields = [{"name": "a", "type": "integer"}]
+    volume = {"min_rows_per_day": 2, "max_rows_per_day": 5}
+    contract = Contract.model_validate({"name": "t", "version": "1", "fields": fields, "volume": volume})
+    days = pl.LazyFrame({"day": ["2013-01-01", "2013-01-02", "2013-01-03"], "rows": [2, 0, 6]})
+    (result,) = expectations.check(day_batch("m", contract, days)).results
+    assert not result.passed
+    assert result.observed == "2 of 3 (66.67%), e.g. 2013-01-02, 0; 2013-01-03, 6"
+    assert result.expected == "2 to 5 rows a day"
+    assert result.unexpected_rows == 0
+
+
+def test_the_report_is_great_expectations_own_without_personal_values(expectations: Expectations) -> None:
+    fields = [
+        {"name": "phone", "type": "string", "pattern": "^[0-9]+$", "pii": True},
+        {"name": "x", "type": "float", "max": 1, "severity": "warn"},
+    ]
+    contract = Contract.model_validate({"name": "t", "version": "1", "fields": fields})
+    frame = pl.LazyFrame({"phone": ["secret", "1"], "x": [2.0, 0.0]})
+    checked = expectations.check(row_batch("pii", contract, {"phone": "string", "x": "double"}, frame))
+    text = json.dumps(checked.report, allow_nan=False)
+    assert "secret" not in text + repr(checked.results)
+    severities = {
+        one["expectation_config"]["type"]: one["expectation_config"]["severity"]
+        for one in checked.report["results"]
+        if not one["success"]
+    }
+    assert severities == {
+        "expect_column_values_to_match_regex": "critical",
+        "expect_column_values_to_be_between": "warning",
+    }
+    import great_expectations.core
+
+    config = great_expectations.core.expectationSuiteValidationResultSchema.load(checked.report)
+    assert not config.success
+
+
+def test_quiet(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither hundreds of INFO lines nor progress bars in a task's log."""
+    with caplog.at_level(logging.INFO):
+        assert check_field([1], type="integer", min=0)["range"].passed
+    assert [record for record in caplog.records if record.name.startswith("great_expectations")] == []
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ml_lifecycle.serving.__main__ import EXIT_PORT, EXIT_USAGE, TOKEN_VARIABLE
+from tests.serving.conftest import Publisher, Server, logged, row, wait_until
+
+
+def run(*arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != TOKEN_VARIABLE}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    if token is not None:
+        environment[TOKEN_VARIABLE] = token
+    command = [sys.executable, "-m", "ml_lifecycle.serving", "--environment", "staging", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+
+
+@pytest.mark.parametrize("token", [None, "", " \n"])
+def test_it_refuses_to_start_without_a_token(tmp_path: Path, token: str | None) -> None:
+    result = run("--lake", str(tmp_path), token=token)
+    assert result.returncode == EXIT_USAGE
+    assert result.stderr.count("\n") == 1
+    assert TOKEN_VARIABLE in result.stderr
+
+
+def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = run("--lake", str(tmp_path), "--port", str(port), token="token")
+    assert result.returncode == EXIT_PORT
+    assert result.stderr == f"cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_a_token_file_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    result = run("--lake", str(tmp_path), "--token-file", str(tmp_path / "none"))
+    assert result.returncode == EXIT_USAGE
+    assert result.stderr.count("\n") == 1
+    assert "none" in result.stderr
+
+
+def test_the_token_can_come_from_a_file(
+    publisher: Publisher, start: Callable[..., Server], tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("from the file\n")
+    server = start(publisher.lake, "--token-file", str(tmp_path / "token"))
+    with httpx.Client(base_url=server.url) as http:
+        for token, status in (("from the file", 200), ("a token of the tests", 401)):
+            response = http.get("/v2", headers={"Authorization": f"Bearer {token}"})
+            assert response.status_code == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_orderly_stop_exits_with_0(
+    publisher: Publisher, start: Callable[..., Server], number: int
+) -> None:
+    server = start(publisher.lake)
+    assert server.stop(signal.Signals(number)) == 0
+
+
+def test_vectors_need_neither_pandas_nor_feast(publisher: Publisher, start: Callable[..., Server]) -> None:
+    """They would take an idle server from 75 to 200 MiB; native libraries show in the memory map."""
+    publisher("late", "binary", 1, "1")
+    server = start(publisher.lake, "--online-store", "sqlite:////nowhere.db")
+    with server.client() as client:
+        wait_until(lambda: client.ready("late"))
+        client.post("late", row())
+    wait_until(lambda: len(logged(publisher.lake)) == 1)
+    mapped = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "/onnxruntime/" in mapped
+    for package in ("pandas", "pyarrow", "sklearn", "google/_upb"):
+        assert f"/{package}/" not in mapped

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from ml_lifecycle.adapters.lake import sha256
+from ml_lifecycle.errors import FeatureError
+from ml_lifecycle.serving.server import create_app
+from tests.serving.conftest import TOKEN, Publisher, logged, wait_until
+
+REGISTRY = b"a registry"
+ROWS: dict[tuple[object, ...], dict[str, object]] = {
+    ("EWR", 1): {"carrier": "AA", "wind": 12.5, "hour": 17},
+    ("JFK", 2): {"carrier": None, "wind": None, "hour": 3},
+    ("LGA", 3): {"carrier": "UA", "wind": 1.0, "hour": None},
+    ("torn", 4): {"carrier": "UA", "wind": "much", "hour": 1},
+}
+
+
+class MemoryReader:
+    """An online store in memory."""
+
+    made: list[tuple[bytes, str, str]] = []
+
+    def __init__(self, registry: bytes, service: str, online_store: str) -> None:
+        self.made.append((registry, service, online_store))
+
+    def read(self, entities: Mapping[str, Sequence[object]]) -> Mapping[str, list[object]]:
+        origins, flights = entities["origin"], entities["flight"]
+        if "down" in origins:
+            raise ConnectionError("refused")
+        if "view" in origins:
+            raise FeatureError("no view of this name")
+        if any(not isinstance(flight, int) for flight in flights):
+            raise TypeError("flight must be an integer")
+        found = [ROWS.get(key, {}) for key in zip(origins, flights, strict=True)]
+        return {name: [row.get(name) for row in found] for name in ("carrier", "wind", "hour")}
+
+
+def by_keys(origins: list[Any], flights: list[Any], **rest: Any) -> dict[str, Any]:
+    n = len(origins)
+    return {
+        "inputs": [
+            {"name": "origin", "datatype": "BYTES", "shape": [n], "data": origins},
+            {"name": "flight", "datatype": "INT64", "shape": [n], "data": flights},
+        ],
+        **rest,
+    }
+
+
+def with_registry(publisher: Publisher, revision: int = 1, registry: bytes = REGISTRY) -> None:
+    path = f"registries/{sha256(registry)}"
+    publisher.lake.write_bytes(path, registry)
+    publisher(
+        "late",
+        "binary",
+        revision,
+        "1",
+        registry_path=path,
+        registry_digest=sha256(registry),
+        feature_service="late_features",
+        entity_keys=("origin", "flight"),
+    )
+
+
+@pytest.fixture
+def client(publisher: Publisher) -> Iterator[TestClient]:
+    MemoryReader.made.clear()
+    app = create_app(
+        publisher.lake, "test", TOKEN, "memory://", poll_seconds=0.02, reader_factory=MemoryReader
+    )
+    with TestClient(
+        app, headers={"Authorization": f"Bearer {TOKEN}"}, raise_server_exceptions=False
+    ) as client:
+        yield client
+
+
+def wait_for(client: TestClient, revision: int) -> None:
+    def live() -> bool:
+        response = client.get("/v2/models/late")
+        return response.status_code == 200 and response.json()["parameters"]["route_revision"] == revision
+
+    wait_until(live)
+
+
+def test_entity_keys_give_what_the_vector_gives(publisher: Publisher, client: TestClient) -> None:
+    with_registry(publisher)
+    wait_for(client, 1)
+    assert client.get("/v2/models/late").json()["parameters"]["entity_keys"] == ["origin", "flight"]
+    vector = {
+        "inputs": [
+            {"name": "carrier", "datatype": "BYTES", "shape": [2], "data": [None, "AA"]},
+            {"name": "wind", "datatype": "FP32", "shape": [2], "data": [None, 12.5]},
+            {"name": "hour", "datatype": "INT64", "shape": [2], "data": [3, 17]},
+        ]
+    }
+    expected = client.post("/v2/models/late/infer", json=vector).json()
+    assert not MemoryReader.made, "the reader is made when entity keys are first asked for"
+    found = client.post("/v2/models/late/infer", json=by_keys(["JFK", "EWR"], [2, 1])).json()
+    assert found["outputs"] == expected["outputs"]
+    assert MemoryReader.made == [(REGISTRY, "late_features", "memory://")]
+
+
+def test_resolved_features_are_logged_with_their_keys(publisher: Publisher, client: TestClient) -> None:
+    with_registry(publisher)
+    wait_for(client, 1)
+    client.post("/v2/models/late/infer", json=by_keys(["JFK", "EWR"], [2, 1]))
+    wait_until(lambda: len(logged(publisher.lake)) == 2)
+    frame = logged(publisher.lake)
+    assert set(frame["features_from"]) == {"online_store"}
+    assert [json.loads(text) for text in frame["entity_keys"]] == [
+        {"origin": "JFK", "flight": 2},
+        {"origin": "EWR", "flight": 1},
+    ]
+    assert json.loads(frame["features"][0]) == {"carrier": None, "wind": None, "hour": 3}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "message"),
+    [
+        (by_keys(["LGA"], [3]), 400, "'hour' (from the online store) is null in row 0"),
+        (by_keys(["EWR", "nowhere"], [1, 9]), 400, "is null in row 1"),
+        (by_keys(["torn"], [4]), 400, "expected a number, got str 'much'"),
+        (by_keys(["EWR"], ["1"]), 400, "entity key 'flight', row 0: '1' is no INT64"),
+        (by_keys(["EWR"], [None]), 400, "entity key 'flight', row 0: None is no INT64"),
+        (by_keys([], []), 400, "no rows"),
+        (by_keys(["down"], [1]), 503, "the online store did not answer: refused"),
+        (by_keys(["view"], [1]), 500, "features cannot be read: no view of this name"),
+    ],
+)
+def test_keys_that_lead_nowhere(
+    publisher: Publisher, client: TestClient, request_: dict[str, Any], status: int, message: str
+) -> None:
+    with_registry(publisher)
+    wait_for(client, 1)
+    response = client.post("/v2/models/late/infer", json=request_)
+    assert response.status_code == status, response.text
+    assert message in response.json()["error"]
+
+
+def test_keys_of_another_type_are_refused(publisher: Publisher, client: TestClient) -> None:
+    with_registry(publisher)
+    wait_for(client, 1)
+    request = by_keys(["EWR"], ["1"])
+    request["inputs"][1]["datatype"] = "BYTES"
+    response = client.post("/v2/models/late/infer", json=request)
+    assert response.status_code == 400
+    assert "flight must be an integer" in response.json()["error"]
+    request["inputs"][1].update(datatype="FP32", data=[1.5])
+    assert "must be BYTES or INT64" in client.post("/v2/models/late/infer", json=request).json()["error"]
+
+
+def test_some_keys_are_not_all_keys(publisher: Publisher, client: TestClient) -> None:
+    with_registry(publisher)
+    wait_for(client, 1)
+    request = by_keys(["EWR"], [1])
+    del request["inputs"][1]
+    response = client.post("/v2/models/late/infer", json=request)
+    assert response.status_code == 400
+    assert "or the entity keys origin, flight" in response.json()["error"]
+
+
+def test_a_switch_makes_the_next_reader_ahead(publisher: Publisher, client: TestClient) -> None:
+    with_registry(publisher)
+    wait_for(client, 1)
+    client.post("/v2/models/late/infer", json=by_keys(["EWR"], [1]))
+    with_registry(publisher, 2, b"another registry")
+    wait_for(client, 2)
+    assert [registry for registry, _, _ in MemoryReader.made] == [REGISTRY, b"another registry"]
+
+
+def test_a_torn_registry_is_refused(publisher: Publisher, client: TestClient) -> None:
+    with_registry(publisher)
+    wait_for(client, 1)
+    path = f"registries/{sha256(b'next')}"
+    with_registry(publisher, 2, b"next")
+    wait_for(client, 2)
+    publisher.lake.write_bytes(path, b"torn")
+    publisher(
+        "late",
+        "binary",
+        3,
+        "1",
+        registry_path=path,
+        registry_digest=sha256(b"next"),
+        feature_service="late_features",
+        entity_keys=("origin", "flight"),
+    )
+    error = wait_until(lambda: client.get("/v2/models/late").json()["parameters"]["route_error"])
+    assert "IntegrityError" in error
+    assert client.post("/v2/models/late/infer", json=by_keys(["EWR"], [1])).status_code == 200
+
+
+def test_a_server_without_an_online_store_says_so(publisher: Publisher) -> None:
+    with_registry(publisher)
+    app = create_app(publisher.lake, "test", TOKEN, poll_seconds=0.02, reader_factory=MemoryReader)
+    with TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        wait_for(client, 1)
+        response = client.post("/v2/models/late/infer", json=by_keys(["EWR"], [1]))
+    assert response.status_code == 400
+    assert "started without an online store" in response.json()["error"]
