@@ -146,7 +146,7 @@ def test_what_is_done_is_not_done_again(world: World, training_set: TrainingSet)
 def test_online_equals_offline_at_every_step(world: World, training_set: TrainingSet, tmp_path: Path) -> None:
     """Materialise to t, read at t: exactly what a training set made later holds for t."""
     expected = world.rows(training_set)
-    registry = world.lake.read_bytes(registry_path(training_set.path))
+    registry = world.lake.read_bytes(registry_path(f"{training_set.path}/manifest.json"))
     url = f"sqlite:///{tmp_path}/online.db"
     start = BEGINNING
     for day in (9, 10, 11):

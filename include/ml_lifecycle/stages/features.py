@@ -174,7 +174,7 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
     training_set = TrainingSet(
         run=run,
         digest=digest,
-        path=f"{root}/manifest.json",
+        path=root,
         snapshot_digest=snapshot.digest,
         code_digest=folder.code_digest,
         train_path=f"{root}/train.parquet",
@@ -187,12 +187,15 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
         label_column=spec.labels.column,
         entity_keys=spec.labels.keys,
     )
-    lake.write_json(training_set.path, to_json(training_set))
+    lake.write_json(f"{root}/manifest.json", to_json(training_set))
     return training_set
 
 
 def registry_path(training_set_path: str) -> str:
-    """Where the feature registry lies that belongs to a training set's manifest."""
+    """Where the registry lies that a server resolves entity keys with.
+
+    :param training_set_path: of the training set's manifest, as a ``Training`` carries it
+    """
     return training_set_path.rsplit("/", 1)[0] + "/registry.pb"
 
 
