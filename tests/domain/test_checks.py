@@ -9,7 +9,8 @@ import pytest
 from delivery_kit import COLUMNS, NOW, Server, make_golden, make_model
 
 from ml_lifecycle.adapters.lake import Lake, sha256
-from ml_lifecycle.delivery.checks import CHECK_ID_PREFIX, Clock, Golden, run_checks, wait_for_revision
+from ml_lifecycle.adapters.predictions import CHECK_ID_PREFIX
+from ml_lifecycle.delivery.checks import Clock, Golden, run_checks, wait_for_revision
 from ml_lifecycle.delivery.route import Route, Variant, publish
 from ml_lifecycle.errors import ServerUnavailableError
 from ml_lifecycle.records import ColumnSpec

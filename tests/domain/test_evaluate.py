@@ -84,11 +84,15 @@ def test_it_is_named_by_its_inputs_and_made_once(world: dict[str, Trained]) -> N
     assert judge(trained, champion=trained.training).digest != first.digest
 
 
-@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
-def test_a_server_with_the_file_gives_the_golden_answers(world: dict[str, Trained], task: TaskType) -> None:
+@pytest.mark.parametrize(
+    ("task", "threshold"), [("binary", 0.5), ("binary", 0.2), ("multiclass", 0.5), ("regression", 0.5)]
+)
+def test_a_server_with_the_file_gives_the_golden_answers(
+    world: dict[str, Trained], task: TaskType, threshold: float
+) -> None:
     trained = world[task]
     training = trained.training
-    golden = trained.lake.read_json(judge(trained).golden_path)
+    golden = trained.lake.read_json(judge(trained, threshold=threshold).golden_path)
     variant = Variant(
         role="champion",
         version="1",
@@ -97,8 +101,9 @@ def test_a_server_with_the_file_gives_the_golden_answers(world: dict[str, Traine
         task=task,
         columns=training.columns,
         classes=training.classes,
+        threshold=threshold,
     )
-    query = decode_query(json.dumps(golden["request"]).encode(), variant, max_rows=100)
+    query = decode_query(json.dumps(golden["request"]).encode(), variant, max_rows=100, received_at=NOW)
     assert query.features is not None
     assert query.rows == 54
     assert "(unseen category)" in query.features.values["carrier"]

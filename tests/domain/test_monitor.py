@@ -288,6 +288,13 @@ def test_rows_outside_the_window_and_unanswered_ones_are_left_out(world):
     assert monitoring.metrics["error_share"] == pytest.approx(100 / 600)
 
 
+def test_release_checks_are_no_traffic(world):
+    rows = traffic(200, seed=6)
+    world.log(log_rows(rows[:150]))
+    world.log(log_rows(rows[150:], prediction_id=pl.lit("release-check-late-1-golden")))
+    assert world.monitor().predictions == 150
+
+
 def test_without_an_event_time_the_arrival_counts(world):
     rows = traffic(200, seed=6)
     world.log(log_rows(rows, event_time=pl.lit(None)))

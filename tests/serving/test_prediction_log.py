@@ -31,8 +31,8 @@ RECEIVED = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 def entry_of(publisher: Publisher, model: str, request: dict[str, object]) -> LogEntry:
     route = publisher("endpoint", model, 1, "1")
     served = RouteLoader(publisher.lake).load(route, Pointer(1, "", ""))
-    query = decode_query(json.dumps(request).encode(), route.champion, max_rows=100_000)
-    return LogEntry(served.pick().infer(route, query), RECEIVED, latency_ms=1.5)
+    query = decode_query(json.dumps(request).encode(), route.champion, max_rows=100_000, received_at=RECEIVED)
+    return LogEntry(served.pick().infer(route, query), latency_ms=1.5)
 
 
 def write(lake: Lake, *entries: LogEntry) -> pl.DataFrame:

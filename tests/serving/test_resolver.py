@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -20,16 +21,22 @@ ROWS: dict[tuple[object, ...], dict[str, object]] = {
     ("torn", 4): {"carrier": "UA", "wind": "much", "hour": 1},
 }
 
+RECEIVED = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
 
 class MemoryReader:
     """An online store in memory."""
 
     made: list[tuple[bytes, str, str]] = []
+    asked: list[list[datetime]] = []
 
     def __init__(self, registry: bytes, service: str, online_store: str) -> None:
         self.made.append((registry, service, online_store))
 
-    def read(self, entities: Mapping[str, Sequence[object]]) -> Mapping[str, list[object]]:
+    def read(
+        self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]
+    ) -> Mapping[str, list[object]]:
+        self.asked.append(list(as_of))
         origins, flights = entities["origin"], entities["flight"]
         if "down" in origins:
             raise ConnectionError("refused")
@@ -70,8 +77,15 @@ def with_registry(publisher: Publisher, revision: int = 1, registry: bytes = REG
 @pytest.fixture
 def client(publisher: Publisher) -> Iterator[TestClient]:
     MemoryReader.made.clear()
+    MemoryReader.asked.clear()
     app = create_app(
-        publisher.lake, "test", TOKEN, "memory://", poll_seconds=0.02, reader_factory=MemoryReader
+        publisher.lake,
+        "test",
+        TOKEN,
+        "memory://",
+        poll_seconds=0.02,
+        reader_factory=MemoryReader,
+        clock=lambda: RECEIVED,
     )
     with TestClient(
         app, headers={"Authorization": f"Bearer {TOKEN}"}, raise_server_exceptions=False
@@ -103,6 +117,16 @@ def test_entity_keys_give_what_the_vector_gives(publisher: Publisher, client: Te
     found = client.post("/v2/models/late/infer", json=by_keys(["JFK", "EWR"], [2, 1])).json()
     assert found["outputs"] == expected["outputs"]
     assert MemoryReader.made == [(REGISTRY, "late_features", "memory://")]
+
+
+def test_features_are_read_as_of_each_rows_moment(publisher: Publisher, client: TestClient) -> None:
+    with_registry(publisher)
+    wait_for(client, 1)
+    moments = {"event_time": ["2026-02-01T08:00:00Z", "2026-02-02T08:00:00Z"]}
+    client.post("/v2/models/late/infer", json=by_keys(["JFK", "EWR"], [2, 1], parameters=moments))
+    client.post("/v2/models/late/infer", json=by_keys(["JFK"], [2]))
+    given = [datetime(2026, 2, 1, 8, tzinfo=UTC), datetime(2026, 2, 2, 8, tzinfo=UTC)]
+    assert MemoryReader.asked == [given, [RECEIVED]]
 
 
 def test_resolved_features_are_logged_with_their_keys(publisher: Publisher, client: TestClient) -> None:

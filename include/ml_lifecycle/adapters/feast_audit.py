@@ -10,6 +10,7 @@ import polars as pl
 from feast import FeatureStore, FeatureView
 
 from ml_lifecycle.adapters.feast_repo import Features, historical_features
+from ml_lifecycle.adapters.feast_store import source_columns
 
 _RELATIVE = 1e-6  # Float32 values are rounded once more on their way through the online store
 
@@ -59,7 +60,7 @@ def _sample(
 ) -> pl.DataFrame:
     """Distinct keys of the view's table that were known by ``moment``."""
     source = view.batch_source
-    in_source = {feast_name: column for column, feast_name in source.field_mapping.items()}
+    in_source = source_columns(source)
     rows = pl.scan_parquet(store.config.repo_path / source.path).filter(
         pl.col(source.timestamp_field) <= moment
     )

@@ -29,8 +29,10 @@ from feast import (
     ValueType,
 )
 from feast.feature_view import DUMMY_ENTITY_NAME
+from feast.protos.feast.core.Registry_pb2 import Registry
 from feast.types import Bool, FeastType, Float32, Float64, Int32, Int64, String
 
+from ml_lifecycle.adapters.feast_store import source_columns
 from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.records import Interval
 
@@ -38,6 +40,19 @@ ColumnType = Literal["float", "int", "string", "bool"]
 _REGISTRY = "registry.pb"
 _TIMESTAMP = pl.Datetime("us", "UTC")
 _WRITE_BATCH = 50_000  # keeps protobuf objects of a first materialisation within some 100 MiB
+
+# Fields of a registry that say when and where objects were registered, not what they are.
+_MOMENTARY = {
+    "created_timestamp",
+    "feature_view_version_history",
+    "infra",
+    "last_updated",
+    "last_updated_timestamp",
+    "materialization_intervals",
+    "project_uuid",
+    "state",
+    "version_id",
+}
 
 _TYPES: Mapping[FeastType, tuple[ColumnType, pl.DataType]] = {
     Float32: ("float", pl.Float32()),
@@ -138,10 +153,10 @@ class Features:
         needed: dict[str, dict[str, pl.DataType]] = {}
         for view in self.views:
             source, keys = view.batch_source, self.keys_of(view)
-            fields = {
+            fields: dict[str, pl.DataType] = {
                 f.name: _TYPES[f.dtype][1] for f in view.schema if f.dtype in _TYPES and f.name not in keys
             }
-            in_source = {feast_name: column for column, feast_name in source.field_mapping.items()}
+            in_source = source_columns(source)
             columns = needed.setdefault(source.name, {})
             columns |= {str(in_source.get(name, name)): dtype for name, dtype in (keys | fields).items()}
             columns[source.timestamp_field] = _TIMESTAMP
@@ -212,25 +227,23 @@ def open_store(features: Features, folder: Path, online_store: str | None = None
 def registry_bytes(store: FeatureStore) -> bytes:
     """The registry for servers: the same objects give the same bytes, whenever they were registered."""
     store.refresh_registry()
-    proto = type(store.registry.proto())()
-    proto.CopyFrom(store.registry.proto())
-    for field in ("last_updated", "version_id"):
-        proto.ClearField(field)
-    for descriptor, objects in proto.ListFields():
-        for item in objects if descriptor.is_repeated else ():
-            _forget_when(item)
+    proto = Registry.FromString(store.registry.proto().SerializeToString())
+    _forget_when(proto)
+    proto.data_sources.sort(key=lambda source: source.name)  # Feast collects them in a set
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
 
 
-def _forget_when(item: Any) -> None:
-    """Clear an object's timestamps and materialisation state."""
-    for holder in (item, getattr(item, "meta", None), getattr(item, "spec", None)):
-        if holder is None or not hasattr(holder, "DESCRIPTOR"):
+def _forget_when(message: Any) -> None:
+    """Clear, all the way down, what differs between two registrations of the same objects."""
+    for field, value in message.ListFields():
+        if field.name in _MOMENTARY:
+            message.ClearField(field.name)
+        elif field.message_type is None or field.message_type.GetOptions().map_entry:
             continue
-        for field in ("created_timestamp", "last_updated_timestamp", "materialization_intervals", "state"):
-            if field in holder.DESCRIPTOR.fields_by_name:
-                holder.ClearField(field)
+        else:
+            for part in value if field.is_repeated else (value,):
+                _forget_when(part)
 
 
 def historical_features(

@@ -223,12 +223,17 @@ class AsOfOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast has no type
             progress(table.num_rows)
 
 
+def source_columns(source: DataSource) -> dict[str, str]:
+    """Feast's name → the column's name in the source, where the two differ."""
+    return {name: column for column, name in source.field_mapping.items()}
+
+
 def _join_as_of(
     rows: pl.DataFrame, view: FeatureView, names: dict[str, str], config: RepoConfig
 ) -> pl.DataFrame:
     """``rows``, which are sorted by their moment, with ``view``'s features under their result names."""
     source = view.batch_source
-    in_source = {feast_name: column for column, feast_name in source.field_mapping.items()}
+    in_source = source_columns(source)
     # A view's key may go by another name among the entity rows: the projection's join key map.
     keys = {
         view.projection.join_key_map.get(column.name, column.name): in_source.get(column.name, column.name)

@@ -188,3 +188,12 @@ def predict(session: Any, inputs: Mapping[str, Array]) -> Prediction:
     if "prediction" in answers:
         return Prediction(np.asarray(answers["prediction"]).reshape(-1), None)
     return Prediction(answers["probabilities"], answers["label"])
+
+
+def decide(labels: Array, probabilities: Array, classes: Sequence[str], threshold: float) -> Array:
+    """Binary labels at a threshold of the positive (last) class; the file itself decides at 0.5."""
+    if threshold == 0.5:
+        return labels
+    negative, positive = np.array(classes, dtype=object).astype(labels.dtype)
+    decided: Array = np.where(probabilities[:, 1] >= threshold, positive, negative)
+    return decided

@@ -31,8 +31,12 @@ SCHEMA: dict[str, pl.DataType] = {
 }
 
 
+# Requests by which a release is checked: they are answered and logged like any other, but are no traffic.
+CHECK_ID_PREFIX = "release-check-"
+
+
 class PredictionWindow:
-    """The rows of an endpoint's log that fall in a window.
+    """The rows of an endpoint's log that fall in a window, release checks left out.
 
     A row's time is its ``event_time``, or ``received_at`` where the client gave none. Parts that cannot be
     read are left out and named in ``unreadable``: one torn file must not blind the monitor.
@@ -77,6 +81,7 @@ class PredictionWindow:
     def _collect(self, paths: Sequence[str], columns: Sequence[str], where: pl.Expr | None) -> pl.DataFrame:
         moment = pl.coalesce("event_time", "received_at")
         inside = moment.is_between(self._window.start, self._window.end, closed="left")
+        inside &= ~pl.col("prediction_id").str.starts_with(CHECK_ID_PREFIX)
         rows = self._lake.scan(paths).filter(inside if where is None else inside & where)
         return rows.select(pl.col(name).cast(SCHEMA[name]) for name in columns).collect()
 

@@ -10,12 +10,12 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.predictions import CHECK_ID_PREFIX
 from ml_lifecycle.delivery.route import Route
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.records import ColumnSpec
 from ml_lifecycle.serving.types import announced
 
-CHECK_ID_PREFIX = "release-check-"
 """The prediction ids of all requests made here begin with this: they are no traffic."""
 
 _POLL_SECONDS = 0.1

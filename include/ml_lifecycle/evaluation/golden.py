@@ -7,14 +7,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ml_lifecycle.adapters.onnx import feeds, predict
-from ml_lifecycle.records import ColumnSpec
+from ml_lifecycle.adapters.onnx import decide, feeds, predict
+from ml_lifecycle.records import Training
 
 GOLDEN_ROWS = 50
 # The same file on another processor differs by rounding only.
@@ -28,14 +27,15 @@ def golden_rows(holdout_rows: int) -> list[int]:
     return sorted({int(row) for row in spread.round()})
 
 
-def make_golden(
-    session: Any, model_digest: str, served: pl.DataFrame, columns: Sequence[ColumnSpec]
-) -> dict[str, Any]:
+def make_golden(session: Any, training: Training, served: pl.DataFrame, threshold: float) -> dict[str, Any]:
     """The request for these rows (as served) and the session's answer.
 
     Rows that JSON or the model's signature cannot carry are left out: an infinite value, a missing one in
     a column that is not nullable.
+
+    :param threshold: binary only: from which probability on a row counts as positive
     """
+    columns = training.columns
     for column in columns:
         if column.type == "float":
             value = pl.col(column.name)
@@ -48,7 +48,9 @@ def make_golden(
     if answer.labels is None:
         expected["prediction"] = outputs.tolist()
     else:
-        expected["label"] = answer.labels.tolist()
+        binary = outputs.shape[1] == 2
+        labels = decide(answer.labels, outputs, training.classes, threshold) if binary else answer.labels
+        expected["label"] = labels.tolist()
         expected["probabilities"] = outputs.ravel().tolist()
     inputs = [
         {
@@ -61,7 +63,7 @@ def make_golden(
     ]
     return {
         "schema": "golden/1",
-        "model_digest": model_digest,
+        "model_digest": training.model_digest,
         "request": {"inputs": inputs},
         "expected": expected,
         "absolute": _TOLERANCE * max(1.0, float(np.abs(outputs).max(initial=0))),

@@ -100,7 +100,7 @@ def _flat(where: str, shape: list[int], data: list[Any]) -> list[Any]:
     return data
 
 
-def decode_query(body: bytes, variant: Variant, max_rows: int) -> Query:
+def decode_query(body: bytes, variant: Variant, max_rows: int, received_at: datetime) -> Query:
     """The request as a query the variant can answer: typed columns, or entity keys to read features with.
 
     :raises BadRequestError: names, datatypes, shapes or values do not fit the variant. Retry: no.
@@ -128,6 +128,7 @@ def decode_query(body: bytes, variant: Variant, max_rows: int) -> Query:
         entities=entities,
         event_times=_event_times(request.parameters, rows),
         id=request.id or f"{random.getrandbits(128):032x}",
+        received_at=received_at,
         outputs=request.outputs,
     )
 

@@ -21,6 +21,7 @@ class Query:
     :param features: the vectors; None if features are to be read by ``entities``
     :param entities: key → values: what to read by, or with vectors what to log
     :param event_times: one a row; None where the client gave none
+    :param received_at: when the request came
     :param id: of the request: the client's, else made here
     :param outputs: names of the outputs to answer with; empty for all
     """
@@ -30,7 +31,13 @@ class Query:
     entities: Mapping[str, Sequence[Any]]
     event_times: tuple[datetime | None, ...]
     id: str
+    received_at: datetime
     outputs: tuple[str, ...] = ()
+
+    @property
+    def moments(self) -> list[datetime]:
+        """The moment each row is about: the client's, else when the request came."""
+        return [moment or self.received_at for moment in self.event_times]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class LoadedVariant:
         :raises FeaturesUnavailableError: the online store did not answer. Retry: yes.
         :raises ModelFailedError: the model could not be run. Retry: no.
         """
-        features = query.features or self.resolver.resolve(query.entities, query.rows)
+        features = query.features or self.resolver.resolve(query.entities, query.moments)
         outputs = self.model.run(features)
         return Prediction(route, self.variant, query, features, outputs)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from ml_lifecycle.adapters.onnx import open_session
+from ml_lifecycle.adapters.onnx import decide, open_session
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.records import ColumnSpec, TaskType
 from ml_lifecycle.serving.columns import Features, make_features
@@ -68,12 +67,9 @@ class OnnxModel:
         return outputs
 
     def _decide(self, label: NDArray[Any], probabilities: NDArray[Any]) -> NDArray[Any]:
-        """The file decides at 0.5; another threshold is the route's."""
-        if self.variant.task != "binary" or self.variant.threshold == 0.5:
+        if self.variant.task != "binary":
             return label
-        negative, positive = np.array(self.variant.classes, dtype=object).astype(label.dtype)
-        decided: NDArray[Any] = np.where(probabilities[:, 1] >= self.variant.threshold, positive, negative)
-        return decided
+        return decide(label, probabilities, self.variant.classes, self.variant.threshold)
 
     def _check_interface(self) -> None:
         found = {node.name: node.type for node in self._session.get_inputs()}

@@ -9,7 +9,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from io import BytesIO
 from typing import Any
 
@@ -37,7 +37,6 @@ class LogEntry:
     """
 
     prediction: Prediction
-    received_at: datetime
     latency_ms: float
     status: int = 200
     returned: bool = True
@@ -190,13 +189,13 @@ def _rows(entry: LogEntry) -> Iterator[tuple[Folder, tuple[Any, ...]]]:
     outputs = _json_rows(columns, query.rows)
     scores = _scores(prediction.outputs)
     for number, event_time in enumerate(query.event_times):
-        folder = endpoint, (event_time or entry.received_at).date()
+        folder = endpoint, (event_time or query.received_at).date()
         yield (
             folder,
             (
                 query.id,
                 number,
-                entry.received_at,
+                query.received_at,
                 event_time,
                 entities[number],
                 endpoint,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
 from ml_lifecycle.adapters.lake import Lake
@@ -16,8 +17,10 @@ from ml_lifecycle.serving.errors import BadRequestError, FeaturesUnavailableErro
 class Reader(Protocol):
     """Reads features by entity keys: one list a feature, rows in the keys' order, None where missing."""
 
-    def read(self, entities: Mapping[str, Sequence[object]]) -> Mapping[str, list[object]]:
-        """Features of the rows ``entities`` name."""
+    def read(
+        self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]
+    ) -> Mapping[str, list[object]]:
+        """Features of the rows ``entities`` name, without those too old at each row's ``as_of``."""
         ...
 
 
@@ -74,15 +77,16 @@ class Resolver:
             self._reader = self._factory(self._registry, self._variant.feature_service, self._online_store)
         return self._reader
 
-    def resolve(self, entities: Mapping[str, Sequence[Any]], rows: int) -> Features:
+    def resolve(self, entities: Mapping[str, Sequence[Any]], as_of: Sequence[datetime]) -> Features:
         """Read the features of ``entities``; may take seconds the first time.
 
+        :param as_of: one moment a row: a value past its time to live then is missing, as it is in training
         :raises BadRequestError: an entity lacks a feature that may not be null. Retry: no.
         :raises FeaturesUnavailableError: the online store did not answer. Retry: yes.
         """
         try:
             with self._lock:
-                found = self.open().read(entities)
+                found = self.open().read(entities, as_of)
         except ServingError:
             raise
         except LifecycleError as error:
@@ -91,7 +95,7 @@ class Resolver:
             raise BadRequestError(f"features cannot be looked up by these entity keys: {error}") from error
         except Exception as error:  # each online store's client raises its own; all mean "not now"
             raise FeaturesUnavailableError(f"the online store did not answer: {error}") from error
-        columns = self._variant.columns
+        rows, columns = len(as_of), self._variant.columns
         for column in columns:
             if len(found.get(column.name, ())) != rows:
                 raise FeaturesUnavailableError(

@@ -133,12 +133,12 @@ class Rest:
         served, loaded = self._pick(request)
         body = await self._read(request)
         large = len(body) > _INLINE_BYTES
-        query = await self._call(large, decode_query, body, loaded.variant, self._limits.rows)
+        query = await self._call(large, decode_query, body, loaded.variant, self._limits.rows, received_at)
         # Reading the online store waits, and the first time imports Feast.
         prediction = await self._call(large or query.features is None, loaded.infer, served.route, query)
         answer = await self._call(large, encode_prediction, prediction)
         latency_ms = (time.perf_counter() - started) * 1000
-        self._log.append(LogEntry(prediction, received_at, latency_ms))
+        self._log.append(LogEntry(prediction, latency_ms))
         self._metrics.scored(served.route.endpoint, loaded.variant.version, loaded.variant.role, query.rows)
         return Response(answer, media_type=_JSON)
 

@@ -91,9 +91,7 @@ def evaluate(
     )
     golden = _read_rows(lake, training_set.holdout_path, training.columns, golden_rows(len(answers)))
     golden = pl.concat([golden, reference.probes])
-    lake.write_json(
-        evaluation.golden_path, make_golden(session, training.model_digest, golden, training.columns)
-    )
+    lake.write_json(evaluation.golden_path, make_golden(session, training, golden, spec.evaluation.threshold))
     page = render_html(evaluation, training, training_set, segments, not_computed, now)
     lake.write_bytes(evaluation.report_path, page)
     details = {

@@ -43,6 +43,7 @@ from ml_lifecycle.records import (
 )
 from ml_lifecycle.spec.folder import ModelFolder, load_module
 from ml_lifecycle.spec.model import Labels
+from ml_lifecycle.spec.types import format_duration
 
 if TYPE_CHECKING:
     from ml_lifecycle.adapters.feast_repo import Features
@@ -384,8 +385,8 @@ class _Spans:
         if start >= train_end:
             raise FeatureError(
                 f"nothing to train on: rows count from {start.isoformat()}, but with a holdout of "
-                f"{data.holdout} and labels that take {labels.delay} they end at {train_end.isoformat()}; "
-                "train later, or hold out less"
+                f"{format_duration(data.holdout)} and labels that take {format_duration(labels.delay)} "
+                f"they end at {train_end.isoformat()}; train later, or hold out less"
             )
         return cls(Interval(start, train_end), holdout, labels.event_time, labels.known_at)
 

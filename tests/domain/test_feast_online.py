@@ -1,0 +1,260 @@
+"""The online store and its reader, with real files and Feast's own calls."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import types
+from datetime import UTC, datetime, timedelta
+from itertools import permutations
+from pathlib import Path
+
+import polars as pl
+import pytest
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast.types import Bool, Float32, Int64, String
+
+from ml_lifecycle.adapters.feast_online import OnlineReader
+from ml_lifecycle.adapters.feast_repo import Features, materialise, open_store, registry_bytes
+from ml_lifecycle.errors import FeatureError
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+TIME = pl.Datetime("us", "UTC")
+SECOND = timedelta(seconds=1)
+
+
+def hours(value: float) -> datetime:
+    return START + timedelta(hours=value)
+
+
+def objects() -> Features:
+    user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
+    shop = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.INT64)
+
+    def source(name: str) -> FileSource:
+        return FileSource(
+            name=name,
+            path=f"{name}.parquet",
+            timestamp_field="event_timestamp",
+            created_timestamp_column="created",
+        )
+
+    users = FeatureView(
+        name="users",
+        entities=[user],
+        ttl=timedelta(hours=6),
+        schema=[
+            Field(name="spent", dtype=Float32),
+            Field(name="orders", dtype=Int64),
+            Field(name="country", dtype=String),
+            Field(name="member", dtype=Bool),
+        ],
+        source=source("users"),
+    )
+    shops = FeatureView(
+        name="shops", entities=[shop], schema=[Field(name="open", dtype=Bool)], source=source("shops")
+    )
+    module = types.ModuleType("features")
+    vars(module).update(user=user, shop=shop, users=users, shops=shops)
+    module.service = FeatureService(name="service", features=[users, shops])  # type: ignore[attr-defined]
+    return Features.of(module, "test", "service")
+
+
+def user_rows(*rows: tuple[str, datetime, float | None]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [
+            {
+                "user_id": user,
+                "event_timestamp": event,
+                "created": event,
+                "spent": spent,
+                "orders": None if spent is None else int(spent),
+                "country": "GB",
+                "member": True,
+            }
+            for user, event, spent in rows
+        ],
+        schema_overrides={
+            "event_timestamp": TIME,
+            "created": TIME,
+            "spent": pl.Float32,
+            "orders": pl.Int64,
+        },
+    )
+
+
+class Place:
+    """A repository and an online store below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.database = folder / "online" / "store.db"
+        self.url = f"sqlite:///{self.database}"
+        shops = {"shop_id": [1], "event_timestamp": [START], "created": [START], "open": [False]}
+        pl.DataFrame(shops, schema_overrides={"event_timestamp": TIME, "created": TIME}).write_parquet(
+            folder / "shops.parquet"
+        )
+
+    def open(self, rows: pl.DataFrame) -> FeatureStore:
+        rows.write_parquet(self.folder / "users.parquet")
+        return open_store(objects(), self.folder, self.url)
+
+    def write(self, rows: pl.DataFrame, start: float = 0, end: float = 1000) -> bytes:
+        store = self.open(rows)
+        materialise(store, hours(start), hours(end))
+        return registry_bytes(store)
+
+    def spent(self, registry: bytes, *users: str) -> list[object]:
+        reader = OnlineReader(registry, "service", self.url)
+        return reader.read({"user_id": users, "shop_id": [1] * len(users)})["spent"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_rows_come_back_in_order_with_none_where_nothing_is_known(place: Place) -> None:
+    registry = place.write(user_rows(("a", hours(1), 1.5), ("b", hours(1), None)))
+    reader = OnlineReader(registry, "service", place.url)
+    found = reader.read({"shop_id": [1, 9, 1, 1], "user_id": ["b", "a", "nobody", "a"]})
+    assert found == {
+        "spent": [None, 1.5, None, 1.5],
+        "orders": [None, 1, None, 1],
+        "country": ["GB", "GB", None, "GB"],
+        "member": [True, True, None, True],
+        "open": [False, None, False, False],
+    }
+    assert list(found) == ["spent", "orders", "country", "member", "open"]
+    assert reader.read({"user_id": [], "shop_id": []}) == {name: [] for name in found}
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_the_newest_event_stays_whatever_the_order_of_windows(place: Place, order: tuple[int, ...]) -> None:
+    rows = user_rows(("a", hours(1), 1.0), ("a", hours(25), 2.0), ("a", hours(49), 3.0))
+    for day in order:
+        registry = place.write(rows, 24 * day, 24 * day + 23)
+    assert place.spent(registry, "a") == [3.0]
+
+
+def test_of_one_event_the_newer_creation_stays_to_the_microsecond(place: Place) -> None:
+    base = user_rows(("a", hours(1), 1.0))
+    newer = base.with_columns(pl.col("created") + timedelta(microseconds=2), spent=pl.lit(2.0, pl.Float32))
+    older = base.with_columns(pl.col("created") + timedelta(microseconds=1), spent=pl.lit(3.0, pl.Float32))
+    for rows in (base, newer, older):
+        registry = place.write(rows)
+    assert place.spent(registry, "a") == [2.0]
+    event = user_rows(("a", hours(1) + timedelta(microseconds=1), 4.0))
+    place.write(event.with_columns(created=pl.lit(START).cast(TIME)))
+    place.write(newer)
+    assert place.spent(registry, "a") == [4.0]
+
+
+def test_a_value_past_its_time_to_live_is_none_as_of_a_moment(place: Place) -> None:
+    registry = place.write(user_rows(("a", hours(0), 1.0), ("b", hours(4), 2.0)))
+    reader = OnlineReader(registry, "service", place.url)
+    keys = {"user_id": ["a", "b"], "shop_id": [1, 1]}
+    assert reader.read(keys)["spent"] == [1.0, 2.0]
+    assert reader.read(keys, as_of=hours(6))["spent"] == [1.0, 2.0]
+    assert reader.read(keys, as_of=hours(6) + SECOND)["spent"] == [None, 2.0]
+    late = reader.read(keys, as_of=[hours(6), hours(11)])
+    assert late["spent"] == [1.0, None]
+    assert late["open"] == [False, False]  # a view without a time to live
+
+
+def test_the_time_zone_of_the_process_does_not_matter(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    registry = place.write(user_rows(("a", hours(0), 1.0)))
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        reader = OnlineReader(registry, "service", place.url)
+        keys = {"user_id": ["a"], "shop_id": [1]}
+        assert reader.read(keys, as_of=hours(6))["spent"] == [1.0]
+        assert reader.read(keys, as_of=hours(6) + SECOND)["spent"] == [None]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_reading_before_anything_was_materialised_finds_nothing(place: Place) -> None:
+    registry = registry_bytes(open_store(objects(), place.folder))
+    assert place.spent(registry, "a") == [None]
+
+
+def test_more_keys_than_sqlite_takes_variables(place: Place) -> None:
+    registry = place.write(user_rows(("a", hours(1), 1.0)))
+    users = [f"u{number}" for number in range(33_000)] + ["a"]
+    found = place.spent(registry, *users)
+    assert (found[0], found[-1], len(found)) == (None, 1.0, 33_001)
+
+
+def test_readers_go_on_while_a_writer_writes(place: Place) -> None:
+    registry = place.write(user_rows(("a", hours(1), 1.0)))
+    with sqlite3.connect(place.database, isolation_level=None) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("DELETE FROM test_users")
+        assert place.spent(registry, "a") == [1.0]
+        writer.execute("ROLLBACK")
+
+
+def test_a_materialisation_that_is_killed_leaves_readers_and_the_next_one_whole(place: Place) -> None:
+    registry = place.write(user_rows(("a", hours(1), 1.0)))
+    user_rows(*((f"u{n}", hours(2), 2.0) for n in range(20)), ("a", hours(2), 2.0)).write_parquet(
+        place.folder / "users.parquet"
+    )
+    code = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        import test_feast_online as here
+        from ml_lifecycle.adapters import feast_online
+        rows = feast_online._parameters
+        def dying(config, data):
+            for number, row in enumerate(rows(config, data)):
+                if number == 10:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield row
+        feast_online._parameters = dying
+        folder = Path({str(place.folder)!r})
+        store = here.open_store(here.objects(), folder, {place.url!r})
+        here.materialise(store, here.hours(0), here.hours(9))
+    """
+    path = os.pathsep.join(sys.path)
+    killed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env={**os.environ, "PYTHONPATH": path}, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert place.spent(registry, "a", "u3") == [1.0, None]
+    place.write(pl.read_parquet(place.folder / "users.parquet"))
+    assert place.spent(registry, "a", "u3") == [2.0, 2.0]
+
+
+def test_the_same_objects_make_the_same_registry(tmp_path: Path) -> None:
+    exports = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        place = Place(tmp_path / name)
+        exports.add(registry_bytes(place.open(user_rows(("a", hours(1), 1.0)))))
+        exports.add(place.write(user_rows(("a", hours(1), 1.0))))
+    assert len(exports) == 1
+    assert str(tmp_path).encode() not in exports.pop()
+
+
+def test_what_cannot_be_read_is_said(place: Place) -> None:
+    registry = place.write(user_rows(("a", hours(1), 1.0)))
+    with pytest.raises(FeatureError, match=r"no feature service 'other'; it has \['service'\]"):
+        OnlineReader(registry, "other", place.url)
+    for url in ("sqlite:///relative.db", "/plain/path.db", "redis://host:6379"):
+        with pytest.raises(FeatureError, match="four slashes"):
+            OnlineReader(registry, "service", url)
+    reader = OnlineReader(registry, "service", place.url)
+    with pytest.raises(FeatureError, match=r"\['shop_id'\] are missing"):
+        reader.read({"user_id": ["a"]})
+    with pytest.raises(FeatureError, match="differ in length"):
+        reader.read({"user_id": ["a"], "shop_id": [1, 2]})

@@ -1,0 +1,233 @@
+"""The offline store, through Feast's public calls, against a join written out in Python."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import polars as pl
+import pytest
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast.errors import SavedDatasetLocationAlreadyExists
+from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Float64, Int64, String
+
+from ml_lifecycle.adapters.feast_repo import repo_config
+from ml_lifecycle.errors import FeatureError
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+TTL = timedelta(hours=5)
+TIME = pl.Datetime("us", "UTC")
+
+driver = Entity(name="driver", join_keys=["driver_id"], value_type=ValueType.STRING)
+city = Entity(name="city", join_keys=["city_id"], value_type=ValueType.INT64)
+
+
+def view(name: str, entities: list[Entity], fields: list[Field], **source: object) -> FeatureView:
+    ttl = source.pop("ttl", None)
+    return FeatureView(
+        name=name,
+        entities=entities,
+        schema=fields,
+        ttl=ttl,
+        source=FileSource(name=name, path=f"{name}.parquet", timestamp_field="event_timestamp", **source),
+    )
+
+
+def trips(ttl: timedelta | None = TTL) -> FeatureView:
+    return view(
+        "trips",
+        [driver],
+        [Field(name="rating", dtype=Float64), Field(name="note", dtype=String)],
+        ttl=ttl,
+        created_timestamp_column="created",
+    )
+
+
+def store(folder: Path, *objects: object) -> FeatureStore:
+    made = FeatureStore(config=repo_config("test", folder))
+    made.apply([driver, city, *objects])
+    return made
+
+
+def hours(value: float) -> datetime:
+    return START + timedelta(hours=value)
+
+
+def write(folder: Path, name: str, rows: list[dict[str, object]], **types: pl.DataType) -> None:
+    frame = pl.DataFrame(rows, schema_overrides={"event_timestamp": TIME, **types}, infer_schema_length=None)
+    frame.write_parquet(folder / f"{name}.parquet")
+
+
+def moments(*rows: tuple[object, ...], keys: tuple[str, ...] = ("driver_id",)) -> pd.DataFrame:
+    frame = pd.DataFrame([dict(zip((*keys, "event_timestamp"), row, strict=True)) for row in rows])
+    return frame.assign(event_timestamp=pd.to_datetime(frame["event_timestamp"], utc=True))
+
+
+def as_of(rows: list[dict[str, object]], key: object, moment: datetime) -> tuple[object, object]:
+    """What the join must find, by looking at every row."""
+    best: tuple[object, ...] | None = None
+    for number, row in enumerate(rows):
+        event, created = row["event_timestamp"], row["created"]
+        if key is None or row["driver_id"] != key or event > moment or event < moment - TTL:
+            continue
+        rank = (event, created is not None, created or START, number)
+        if best is None or rank > best[0]:
+            best = (rank, row["rating"], row["note"])
+    return (None, None) if best is None else (best[1], best[2])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_join_agrees_with_looking_at_every_row(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+
+    def key() -> str | None:
+        return chance.choice(["a", "b", "c", "d", None])
+
+    rows = [
+        {
+            "driver_id": key(),
+            "event_timestamp": hours(chance.randrange(24)),  # whole hours: many ties
+            "created": chance.choice([None, hours(30 + chance.randrange(4))]),
+            "rating": chance.choice([None, chance.random()]),
+            "note": chance.choice([None, "", "x", "y"]),
+        }
+        for _ in range(300)
+    ]
+    write(tmp_path, "trips", rows, created=TIME)
+    asked = moments(*[(key(), hours(chance.randrange(-2, 36))) for _ in range(300)])
+
+    found = (
+        store(tmp_path, trips())
+        .get_historical_features(entity_df=asked, features=["trips:rating", "trips:note"])
+        .to_arrow()
+        .to_pylist()
+    )
+
+    assert [row["driver_id"] for row in found] == asked["driver_id"].tolist()
+    for row, moment in zip(found, asked["event_timestamp"], strict=True):
+        expected = as_of(rows, row["driver_id"], moment.to_pydatetime())
+        assert (row["rating"], row["note"]) == expected, (row, moment)
+
+
+def test_rows_that_are_equal_all_stay_and_their_order_too(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "trips",
+        [{"driver_id": "a", "event_timestamp": hours(1), "created": hours(1), "rating": 0.5, "note": "n"}],
+    )
+    asked = moments(("a", hours(2)), ("b", hours(1)), ("a", hours(2)), ("a", hours(0)), ("a", hours(9)))
+    found = (
+        store(tmp_path, trips()).get_historical_features(entity_df=asked, features=["trips:rating"]).to_df()
+    )
+    assert found["rating"].tolist()[::2][:2] == [0.5, 0.5]
+    assert found["rating"].isna().tolist() == [False, True, False, True, True]
+    assert found["event_timestamp"].tolist() == asked["event_timestamp"].tolist()
+
+
+def test_the_end_of_a_lifetime_belongs_to_it(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "trips",
+        [{"driver_id": "a", "event_timestamp": hours(0), "created": hours(0), "rating": 1.0, "note": "n"}],
+    )
+    after = hours(5) + timedelta(microseconds=1)
+    asked = moments(("a", hours(5)), ("a", after))
+    found = (
+        store(tmp_path, trips()).get_historical_features(entity_df=asked, features=["trips:rating"]).to_df()
+    )
+    assert found["rating"].isna().tolist() == [False, True]
+    forever = store(tmp_path, trips(ttl=timedelta(0)))
+    found = forever.get_historical_features(entity_df=asked, features=["trips:rating"]).to_df()
+    assert found["rating"].tolist() == [1.0, 1.0]
+
+
+def test_views_of_several_entities_mapped_columns_other_key_names_and_on_demand_features(
+    tmp_path: Path,
+) -> None:
+    write(
+        tmp_path,
+        "pairs",
+        [
+            {"drv": "a", "city_id": 7, "event_timestamp": hours(1), "n": 3},
+            {"drv": "a", "city_id": 8, "event_timestamp": hours(1), "n": 4},
+        ],
+    )
+    pairs = view(
+        "pairs",
+        [driver, city],
+        [Field(name="count", dtype=Int64)],
+        field_mapping={"drv": "driver_id", "n": "count"},
+    )
+    write(tmp_path, "homes", [{"city_id": 8, "event_timestamp": hours(0), "size": 2.0}])
+    homes = view("homes", [city], [Field(name="size", dtype=Float64)])
+    write(tmp_path, "world", [{"event_timestamp": hours(0), "price": 1.5}])
+    world = view("world", [], [Field(name="price", dtype=Float64)])
+
+    @on_demand_feature_view(sources=[world], schema=[Field(name="double", dtype=Float64)], mode="pandas")
+    def doubled(inputs: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"double": inputs["price"] * 2})
+
+    home = homes.with_name("home").with_join_key_map({"city_id": "home_id"})
+    every = FeatureService(name="every", features=[pairs, homes, world, doubled])
+    moved = FeatureService(name="moved", features=[pairs, home])
+    asked = moments(("a", 7, 8, hours(2)), ("a", 8, 7, hours(2)), keys=("driver_id", "city_id", "home_id"))
+    made = store(tmp_path, pairs, homes, world, doubled, every, moved)
+
+    found = made.get_historical_features(entity_df=asked, features=every, full_feature_names=True).to_df()
+    assert found["pairs__count"].tolist() == [3, 4]
+    assert found["homes__size"].isna().tolist() == [True, False]
+    assert found["world__price"].tolist() == [1.5, 1.5]
+    assert found["doubled__double"].tolist() == [3.0, 3.0]
+    found = made.get_historical_features(entity_df=asked, features=moved, full_feature_names=True).to_df()
+    assert found["home__size"].isna().tolist() == [False, True]
+
+
+def test_whatever_cannot_be_joined_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "trips", [{"driver_id": "a", "event_timestamp": hours(1), "rating": 0.5, "note": "n"}])
+    made = store(tmp_path, trips())
+
+    def ask(asked: object, *features: str) -> object:
+        return made.get_historical_features(entity_df=asked, features=[*features]).to_df()
+
+    good = moments(("a", hours(1)))
+    with pytest.raises(FeatureError, match=r"lacks the columns \['created'\]"):
+        ask(good, "trips:rating")
+    with pytest.raises(FeatureError, match=r"needs the entity columns \['driver_id'\]"):
+        ask(good.rename(columns={"driver_id": "id"}), "trips:rating")
+    with pytest.raises(FeatureError, match="full_feature_names"):
+        ask(good.assign(rating=1.0), "trips:rating")
+    with pytest.raises(FeatureError, match="needs a column 'event_timestamp'"):
+        ask(good.drop(columns="event_timestamp"), "trips:rating")
+    with pytest.raises(FeatureError, match="must be a pandas data frame"):
+        ask("SELECT 1", "trips:rating")
+
+
+def test_results_persist_and_are_not_overwritten_by_accident(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "trips",
+        [{"driver_id": "a", "event_timestamp": hours(1), "created": hours(1), "rating": 0.5, "note": "n"}],
+    )
+    made = store(tmp_path, trips())
+    storage = SavedDatasetFileStorage(path="saved/set.parquet")
+    job = made.get_historical_features(entity_df=moments(("a", hours(2))), features=["trips:rating"])
+    made.create_saved_dataset(from_=job, name="saved", storage=storage)
+    assert pl.read_parquet(tmp_path / "saved/set.parquet")["rating"].to_list() == [0.5]
+    with pytest.raises(SavedDatasetLocationAlreadyExists):
+        job.persist(storage)
+
+
+def test_rows_written_through_feast_are_read_back(tmp_path: Path) -> None:
+    rows = [{"driver_id": "a", "event_timestamp": hours(1), "created": hours(1), "rating": 0.5, "note": "n"}]
+    write(tmp_path, "trips", rows)
+    made = store(tmp_path, trips())
+    new = pd.DataFrame(rows).assign(event_timestamp=pd.Timestamp(hours(2)), rating=0.75)
+    made.write_to_offline_store("trips", new[["driver_id", "event_timestamp", "created", "rating", "note"]])
+    found = made.get_historical_features(
+        entity_df=moments(("a", hours(3))), features=["trips:rating"]
+    ).to_df()
+    assert found["rating"].tolist() == [0.75]
