@@ -131,6 +131,12 @@ def write_rows(lake: Lake, partition: str, frame: pl.DataFrame, event_time: str 
     )
 
 
+def read_rows(lake: Lake, file: SnapshotFile) -> pl.DataFrame:
+    """A partition's rows as they were stored."""
+    with lake.open(file.path) as stored:
+        return pl.read_parquet(stored)
+
+
 def _moment(value: object) -> datetime | None:
     """A timestamp as it is, a date as its midnight UTC."""
     if isinstance(value, datetime):

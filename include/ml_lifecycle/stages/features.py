@@ -12,7 +12,6 @@ label was known later than the first question of the holdout.
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,7 @@ import polars as pl
 from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.tables import read_table
+from ml_lifecycle.adapters.tables import read_table, write_parquet
 from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.records import (
     ColumnSpec,
@@ -137,7 +136,7 @@ def build_tables(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> Feature
         return from_json(FeatureTables, lake.read_json(f"{root}/manifest.json"))
     frames = _frames(folder, _features(folder), _sources(folder, lake, snapshot))
     for name, frame in frames.items():
-        _write_parquet(lake, f"{root}/{name}.parquet", frame)
+        write_parquet(lake, f"{root}/{name}.parquet", frame)
     tables = FeatureTables(
         digest=digest,
         path=root,
@@ -174,7 +173,7 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
         joined, registry = _join(features, path, spec.labels, pl.concat([training, holdout]))
     rows, columns = _as_served(joined, features.columns())
     for name, part in (("train", rows.head(training.height)), ("holdout", rows.tail(holdout.height))):
-        _write_parquet(lake, f"{root}/{name}.parquet", part)
+        write_parquet(lake, f"{root}/{name}.parquet", part)
     training_set = TrainingSet(
         run=run,
         digest=digest,
@@ -467,9 +466,3 @@ def _as_served(
         typed.append(values)
     specs = (ColumnSpec(name, kind, nullable=kind in _MISSING) for name, kind in columns.items())
     return rows.with_columns(typed), tuple(specs)
-
-
-def _write_parquet(lake: Lake, path: str, frame: pl.DataFrame) -> None:
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer)
-    lake.write_bytes(path, buffer.getvalue())

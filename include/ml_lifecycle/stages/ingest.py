@@ -43,6 +43,7 @@ from ml_lifecycle.adapters.tables import (
     canonical_order,
     column_types,
     merge_column_types,
+    read_rows,
     read_table,
     rows_digest,
     write_rows,
@@ -277,9 +278,12 @@ class _SourceReader:
             now = {**kept, **read}
             columns = merge_column_types((name, now[name].columns) for name in sorted(now))
             touched = _changed_parts(base.files, now)
+            grown = {label for label in touched & base_files.keys() if _only_grew(label, base.files, now)}
+            for label in grown:
+                spill.add(label, read_rows(self.lake, base_files[label]))
             for file in files:
-                if file.name in kept and not touched.isdisjoint(kept[file.name].parts):
-                    self._read_file(file, spill, touched)
+                if file.name in kept and not (touched - grown).isdisjoint(kept[file.name].parts):
+                    self._read_file(file, spill, touched - grown)
             written = {label: self._write(label, spill) for label in touched if spill.holds(label)}
         partitions = {label for reading in now.values() for label in reading.parts}
         table = SnapshotTable(
@@ -355,6 +359,18 @@ def _changed_parts(before: Mapping[str, FileReading], now: Mapping[str, FileRead
         new = now[name].parts if name in now else {}
         changed |= {label for label in old.keys() | new.keys() if old.get(label) != new.get(label)}
     return changed
+
+
+def _only_grew(label: str, before: Mapping[str, FileReading], now: Mapping[str, FileReading]) -> bool:
+    """Whether all that made a partition is still there, so that new rows can be added to what is stored.
+
+    What is stored is the newest of those rows, and the newest of it and of new rows is the newest of all.
+    """
+    return all(
+        name in now and now[name].parts.get(label) == reading.parts[label]
+        for name, reading in before.items()
+        if label in reading.parts
+    )
 
 
 class _Spill:

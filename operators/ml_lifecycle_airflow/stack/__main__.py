@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -39,10 +42,21 @@ def up() -> int:
         _say("it is already running")
         _print_access(stack)
         return 0
-    supervise.start(stack, _say)
-    _land_example(stack)
+    with _stopped_on_failure(stack):
+        supervise.start(stack, _say)
+        _land_example(stack)
     _print_access(stack)
     return 0
+
+
+@contextmanager
+def _stopped_on_failure(stack: Stack) -> Iterator[None]:
+    """Ctrl-C and failures alike: say why, leave nothing running."""
+    try:
+        yield
+    except BaseException:
+        supervise.stop(stack, _say)
+        raise
 
 
 def _land_example(stack: Stack) -> None:
@@ -96,13 +110,9 @@ def demo(keep: bool) -> int:
     if stack.root.exists():
         supervise.stop(stack, _say)
         shutil.rmtree(stack.root)
-    try:
+    with _stopped_on_failure(stack):
         supervise.start(stack, _say)
         code = play(_access(stack))
-    except BaseException:
-        # Ctrl-C and failures alike: say why, leave nothing running.
-        supervise.stop(stack, _say)
-        raise
     if keep:
         _print_access(stack)
     else:
@@ -118,6 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
         commands.add_parser(name)
     commands.add_parser("demo").add_argument("--keep", choices=("yes", "no"), default="yes")
     chosen = parser.parse_args(arguments)
+    # A terminated demo cleans up as an interrupted one does.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         if chosen.command == "demo":
             return demo(chosen.keep == "yes")

@@ -204,6 +204,14 @@ def processes(stack: Stack) -> list[int]:
     return found
 
 
+def _end_left_pods(stack: Stack) -> None:
+    """Pods outlive a killed localpods on purpose, and their environment is their own: ask it to end them."""
+    if (stack.root / "pods").exists():
+        command = [sys.executable, "-m", "ml_lifecycle.localpods", "--sweep"]
+        where = ["--state-dir", str(stack.root / "pods"), "--token-file", str(stack.root / "tokens" / "pods")]
+        subprocess.run([*command, *where], check=False, capture_output=True)
+
+
 def stop(stack: Stack, say: Callable[[str], None]) -> int:
     """Stop everything; returns how many processes had to be killed because supervisord left them."""
     pid_file = stack.root / "supervisord.pid"
@@ -221,5 +229,6 @@ def stop(stack: Stack, say: Callable[[str], None]) -> int:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+    _end_left_pods(stack)
     say("stopped" + (f"; {len(left)} processes had to be killed" if left else ""))
     return len(left)
