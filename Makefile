@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 KEEP ?= yes
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down status test test-full lint constraints clean
+.PHONY: help install demo up down status test test-full lint compose-env constraints clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,9 +45,16 @@ test: lint ## Prove it: lint and every test but soaks and browser
 test-full: install ## Soaks and browser tests
 	$(BIN)/python -m pytest -m full
 
+compose-env: .env ## Make the secrets that docker-compose.yaml reads
+
+.env:
+	@umask 077 && for name in POSTGRES_PASSWORD API_SECRET JWT_SECRET PODS_TOKEN STAGING_TOKEN PRODUCTION_TOKEN; do \
+	  $(PYTHON) -c "import secrets; print('$$name=' + secrets.token_urlsafe(24))"; done > $@
+	@$(PYTHON) -c "import base64, os; print('FERNET_KEY=' + base64.urlsafe_b64encode(os.urandom(32)).decode())" >> $@
+
 constraints: ## Pin anew (needs the virtual environment)
 	@( printf '# Pins everything for every supported Python (3.11 to 3.14); made by `make constraints`, never by hand.\n# Why a range in pyproject.toml ends where it ends is said beside it there. Names no registry.\n'; \
-	  $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --extra s3 --universal --python-version 3.11 \
+	  $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --extra s3 --extra postgres --universal --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate ) > constraints.new
 	mv constraints.new constraints.txt
 
