@@ -17,15 +17,10 @@ from ml_lifecycle.demo import flights
 from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.records import Interval, Run, Snapshot, TrainingSet, from_json, to_json
 from ml_lifecycle.spec.folder import ModelFolder, load_folder
-from ml_lifecycle.stages.features import (
-    FeatureTables,
-    Materialisation,
-    audit_online,
-    build_tables,
-    build_training_set,
-    materialise,
-)
+from ml_lifecycle.stages.feature_tables import FeatureTables, build_tables
+from ml_lifecycle.stages.features import build_training_set
 from ml_lifecycle.stages.ingest import ingest
+from ml_lifecycle.stages.online_features import Materialisation, audit_online, materialise
 
 EXAMPLE = Path(__file__).parents[2] / "dags" / "models" / "flight_delay"
 DAY = timedelta(days=1)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -20,7 +21,6 @@ from airflow.providers_manager import ProvidersManager
 from airflow import plugins_manager
 import ml_lifecycle, ml_lifecycle_airflow, ml_lifecycle_ui
 manager = ProvidersManager()
-views = plugins_manager._get_ui_plugins()[0] if hasattr(plugins_manager, "_get_ui_plugins") else []
 print("FOUND " + json.dumps({
     "provider": manager.providers["airflow-ml-lifecycle"].version,
     "connections": sorted(c for c in manager.hooks if c.startswith("ml_lifecycle_")),
@@ -63,10 +63,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)],
         check=True,
     )
-    # Third-party packages come from this environment, but the editable install of the project must not:
-    # a .pth file is not read from a folder that another .pth file adds.
-    third_party = Path(next(p for p in sys.path if p.endswith("site-packages")))
-    (site / "third_party.pth").write_text(f"{third_party}\n")
+    # Third-party packages are this environment's; the project itself, installed here too, must not be seen.
+    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        ours = entry.name.startswith(("airflow_ml_lifecycle", "_editable", "_airflow_ml_lifecycle"))
+        if not ours and not (site / entry.name).exists():
+            (site / entry.name).symlink_to(entry)
     return folder / "bin" / "python"
 
 

@@ -35,6 +35,11 @@ def entry_of(publisher: Publisher, model: str, request: dict[str, object]) -> Lo
     return LogEntry(served.pick().infer(route, query), latency_ms=1.5)
 
 
+def value(metrics: Metrics, name: str) -> float:
+    lines = metrics.expose().decode().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
+
+
 def write(lake: Lake, *entries: LogEntry) -> pl.DataFrame:
     log = PredictionLog(lake, Metrics("test"))
     log.start()
@@ -127,14 +132,14 @@ def test_refused_writes_are_tried_again(publisher: Publisher) -> None:
     log.start()
     log.append(entry)
     wait_until(lambda: b"write_failures_total 0.0" not in metrics.expose())
-    assert b"ml_lifecycle_log_rows_pending 1.0" in metrics.expose()
+    assert value(metrics, "ml_lifecycle_log_rows_pending") == 1.0
     log.append(entry)
     blocker.unlink()
     log.close()
     assert len(logged(publisher.lake)) == 2
-    assert b"ml_lifecycle_log_rows_written_total 2.0" in metrics.expose()
-    assert b"ml_lifecycle_log_rows_pending 0.0" in metrics.expose()
-    assert b"ml_lifecycle_log_rows_lost_total 0.0" in metrics.expose()
+    assert value(metrics, "ml_lifecycle_log_rows_written_total") == 2.0
+    assert value(metrics, "ml_lifecycle_log_rows_pending") == 0.0
+    assert value(metrics, "ml_lifecycle_log_rows_lost_total") == 0.0
 
 
 def test_what_does_not_fit_the_buffer_or_cannot_be_written_is_counted_as_lost(publisher: Publisher) -> None:
@@ -145,10 +150,10 @@ def test_what_does_not_fit_the_buffer_or_cannot_be_written_is_counted_as_lost(pu
     log.start()
     for _ in range(5):
         log.append(entry)
-    assert b"ml_lifecycle_log_rows_lost_total 2.0" in metrics.expose()
+    assert value(metrics, "ml_lifecycle_log_rows_lost_total") == 2.0
     log.close()
-    assert b"ml_lifecycle_log_rows_lost_total 5.0" in metrics.expose()
-    assert b"ml_lifecycle_log_rows_pending 0.0" in metrics.expose()
+    assert value(metrics, "ml_lifecycle_log_rows_lost_total") == 5.0
+    assert value(metrics, "ml_lifecycle_log_rows_pending") == 0.0
 
 
 def test_a_full_part_is_written_at_once(publisher: Publisher) -> None:

@@ -66,7 +66,7 @@ class World:
         Each step first brings the online store up to the step's beginning, as the score DAG does on its
         schedule; the steps are too many to be runs of their own here.
         """
-        from ml_lifecycle.stages.features import materialise
+        from ml_lifecycle.stages.online_features import materialise
 
         rows = 0
         with ModelClient(self._access.production_url, self._access.production_token) as client:

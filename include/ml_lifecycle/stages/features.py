@@ -1,4 +1,4 @@
-"""Features: snapshot → training set, and snapshot → online store.
+"""Features: snapshot → training set, and rows to score.
 
 **When a value counts.** A feature row is usable just *after* its event time, as everything here is usable
 when it was known *before* the moment in question. Feast counts the instant itself too, so the moments
@@ -12,60 +12,36 @@ label was known later than the first question of the holdout.
 
 from __future__ import annotations
 
-import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import polars as pl
-from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.tables import read_table, write_parquet
+from ml_lifecycle.adapters.tables import TIMESTAMP, write_parquet
 from ml_lifecycle.errors import FeatureError
-from ml_lifecycle.records import (
-    ColumnSpec,
-    Evidence,
-    Interval,
-    Record,
-    Run,
-    Snapshot,
-    Training,
-    TrainingSet,
-    digest_of,
-    from_json,
-    to_json,
-)
+from ml_lifecycle.records import ColumnSpec, Interval, Snapshot, TrainingSet, digest_of, from_json, to_json
 from ml_lifecycle.spec.folder import ModelFolder, load_module
 from ml_lifecycle.spec.model import Labels
 from ml_lifecycle.spec.types import format_duration
+from ml_lifecycle.stages.feature_tables import (
+    INSTANT,
+    FeatureTables,
+    build_tables,
+    features_of,
+    history_start,
+    local_tables,
+    sources_of,
+)
 
 if TYPE_CHECKING:
     from ml_lifecycle.adapters.feast_repo import Features
 
 ColumnType = Literal["float", "int", "string", "bool"]
 
-__all__ = [
-    "Audit",
-    "FeatureTables",
-    "Materialisation",
-    "audit_online",
-    "build_scoring_rows",
-    "build_tables",
-    "build_training_set",
-    "entity_rows",
-    "materialise",
-    "prepare_online",
-    "read_labels",
-]
-
-_TIMESTAMP = pl.Datetime("us", "UTC")
-_INSTANT = timedelta(microseconds=1)
-_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _MOMENT = "event_timestamp"  # what Feast calls the moment of an entity row
 # A model's input types, and what a missing value is in those that have one.
 _TYPES: Mapping[ColumnType, pl.DataType] = {
@@ -75,78 +51,6 @@ _TYPES: Mapping[ColumnType, pl.DataType] = {
     "bool": pl.Boolean(),
 }
 _MISSING: Mapping[ColumnType, object] = {"float": float("nan"), "string": ""}
-
-
-@dataclass(frozen=True)
-class FeatureTables(Record):
-    """The frames of ``tables()``, one Parquet file each.
-
-    :param tables: table → path
-    :param rows: table → rows
-    """
-
-    schema: ClassVar[str] = "feature_tables/1"
-    digest: str
-    path: str
-    snapshot_digest: str
-    code_digest: str
-    tables: dict[str, str]
-    rows: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Materialisation(Record):
-    """One window written to an online store.
-
-    :param rows: table → live feature rows of the window; of each key the newest was written
-    """
-
-    schema: ClassVar[str] = "materialisation/1"
-    run: Run
-    snapshot_digest: str
-    code_digest: str
-    window: Interval
-    rows: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Audit(Record):
-    """Online values held against what the offline join says for the same keys and moment.
-
-    :param compared: values compared
-    :param differing: values that differ, by ``view:feature``; empty is what should be
-    :param examples: a few of them, in words
-    """
-
-    schema: ClassVar[str] = "feature_audit/1"
-    as_of: AwareDatetime
-    compared: int
-    differing: dict[str, int]
-    examples: tuple[str, ...]
-
-
-def build_tables(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> FeatureTables:
-    """Compute ``features.py``'s tables from all of the snapshot, once for each snapshot and code.
-
-    :raises FeatureError: ``tables()`` lacks a table or a column. Retry: no.
-    """
-    digest = digest_of({"snapshot": snapshot.digest, "code": folder.code_digest})
-    root = f"features/{folder.spec.name}/{digest}"
-    if lake.exists(f"{root}/manifest.json"):
-        return from_json(FeatureTables, lake.read_json(f"{root}/manifest.json"))
-    frames = _frames(folder, _features(folder), _sources(folder, lake, snapshot))
-    for name, frame in frames.items():
-        write_parquet(lake, f"{root}/{name}.parquet", frame)
-    tables = FeatureTables(
-        digest=digest,
-        path=root,
-        snapshot_digest=snapshot.digest,
-        code_digest=folder.code_digest,
-        tables={name: f"{root}/{name}.parquet" for name in frames},
-        rows={name: frame.height for name, frame in frames.items()},
-    )
-    lake.write_json(f"{root}/manifest.json", to_json(tables))
-    return tables
 
 
 def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> TrainingSet:
@@ -165,11 +69,11 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
     if lake.exists(f"{root}/manifest.json"):
         return replace(from_json(TrainingSet, lake.read_json(f"{root}/manifest.json")), run=run)
 
-    features = _features(folder)
+    features = features_of(folder)
     tables = build_tables(folder, lake, snapshot)
     spans = _Spans.of(folder, run.as_of)
     training, holdout = spans.split(_known_labels(folder, lake, tables, run.as_of))
-    with _local_tables(lake, tables) as path:
+    with local_tables(lake, tables) as path:
         joined, registry = _join(features, path, spec.labels, pl.concat([training, holdout]))
     rows, columns = _as_served(joined, features.columns())
     for name, part in (("train", rows.head(training.height)), ("holdout", rows.tail(holdout.height))):
@@ -207,7 +111,7 @@ def entity_rows(folder: ModelFolder, lake: Lake, snapshot: Snapshot, window: Int
     :raises FeatureError: ``features.py`` makes no table of them. Retry: no.
     """
     table, labels = folder.spec.features.entities, folder.spec.labels
-    sources = _sources(folder, lake, snapshot, _history_start(folder, window))
+    sources = sources_of(folder, lake, snapshot, history_start(folder, window))
     made = load_module(folder.path, "features").tables(sources)
     if table not in made:
         raise FeatureError(
@@ -216,7 +120,7 @@ def entity_rows(folder: ModelFolder, lake: Lake, snapshot: Snapshot, window: Int
         )
     moment = pl.col(_MOMENT)
     rows = made[table].filter(moment >= window.start, moment < window.end)
-    found: pl.DataFrame = rows.select(*labels.keys, moment.cast(_TIMESTAMP)).collect()
+    found: pl.DataFrame = rows.select(*labels.keys, moment.cast(TIMESTAMP)).collect()
     return found.sort(_MOMENT, *labels.keys)
 
 
@@ -229,137 +133,12 @@ def build_scoring_rows(
     """
     from ml_lifecycle.adapters.feast_repo import historical_features, open_store
 
-    features = _features(folder)
+    features = features_of(folder)
     rows = entity_rows(folder, lake, snapshot, window)
-    with _local_tables(lake, build_tables(folder, lake, snapshot)) as path:
-        moments = pl.col(_MOMENT) - _INSTANT
+    with local_tables(lake, build_tables(folder, lake, snapshot)) as path:
+        moments = pl.col(_MOMENT) - INSTANT
         found = historical_features(open_store(features, path), features.service, rows.with_columns(moments))
     return _as_served(found.select(*features.columns()).hstack(rows), features.columns())
-
-
-def materialise(
-    folder: ModelFolder, lake: Lake, snapshot: Snapshot, online_store: str, window: Interval
-) -> Materialisation:
-    """Write the features that became known in ``window`` to the online store; newest event wins.
-
-    The first materialisation starts at 1970-01-01, so that static tables are in it.
-
-    :param online_store: URL, ``sqlite:////absolute/path.db``
-    :raises FeatureError: the window ends after the run's ``as_of``: its features are not known yet, or a
-        table or column is missing. Retry: no.
-    """
-    from ml_lifecycle.adapters.feast_repo import materialise, open_store
-
-    if window.end > snapshot.run.as_of:
-        raise FeatureError(
-            f"the window ends {window.end.isoformat()}, after the run's as_of "
-            f"{snapshot.run.as_of.isoformat()}: its features are not known yet"
-        )
-    features = _features(folder)
-    sources = _sources(folder, lake, snapshot, _history_start(folder, window))
-    frames = _frames(folder, features, sources, labels=False)
-    rows = {}
-    with tempfile.TemporaryDirectory(prefix="features-") as name:
-        for table, frame in frames.items():
-            new = frame.filter(features.known_in(table, window))
-            new.write_parquet(Path(name) / f"{table}.parquet")
-            rows[table] = new.height
-        if window.length:
-            store = open_store(features, Path(name), online_store)
-            materialise(store, window.start, window.end - _INSTANT)
-    return Materialisation(snapshot.run, snapshot.digest, folder.code_digest, window, rows)
-
-
-def prepare_online(folder: ModelFolder, lake: Lake, evidence: Evidence, online_store: str) -> Materialisation:
-    """Fill an online store with what is live as of a candidate's data, before the candidate is served.
-
-    Values that are newer already stay.
-    """
-    training = from_json(Training, lake.read_json(f"{evidence.training_path}/manifest.json"))
-    path = f"snapshots/{evidence.model}/{evidence.snapshot_digest}/manifest.json"
-    snapshot = replace(from_json(Snapshot, lake.read_json(path)), run=training.run)
-    return materialise(folder, lake, snapshot, online_store, Interval(_BEGINNING, training.run.as_of))
-
-
-def audit_online(
-    folder: ModelFolder,
-    lake: Lake,
-    snapshot: Snapshot,
-    online_store: str,
-    as_of: datetime,
-    sample: int = 100,
-    seed: int = 0,
-) -> Audit:
-    """Hold ``sample`` keys of each view in the online store against the offline join as of ``as_of``.
-
-    :param as_of: the end of the last window that was materialised
-    """
-    from ml_lifecycle.adapters.feast_audit import compare
-    from ml_lifecycle.adapters.feast_repo import open_store
-
-    features = _features(folder)
-    with _local_tables(lake, build_tables(folder, lake, snapshot)) as path:
-        store = open_store(features, path, online_store)
-        compared, differences = compare(store, features, as_of - _INSTANT, sample, seed)
-    differing = Counter(difference.feature for difference in differences)
-    return Audit(as_of, compared, dict(differing), tuple(str(difference) for difference in differences[:10]))
-
-
-def _features(folder: ModelFolder) -> Features:
-    from ml_lifecycle.adapters.feast_repo import Features
-
-    module = load_module(folder.path, "features")
-    return Features.of(module, folder.spec.name, folder.spec.features.service)
-
-
-def _sources(
-    folder: ModelFolder, lake: Lake, snapshot: Snapshot, start: datetime | None = None
-) -> dict[str, pl.LazyFrame]:
-    """The snapshot's tables; with ``start``, only events from then on."""
-    frames = {name: read_table(lake, snapshot, name) for name in snapshot.tables}
-    for name, source in folder.spec.sources.items():
-        if start is not None and source.event_time is not None:
-            frames[name] = frames[name].filter(pl.col(source.event_time) >= start)
-    return frames
-
-
-def _history_start(folder: ModelFolder, window: Interval) -> datetime | None:
-    """From where on events matter to the window's features; None is from the beginning."""
-    lookback = folder.spec.features.lookback
-    return None if lookback is None or window.start - _BEGINNING < lookback else window.start - lookback
-
-
-def _frames(
-    folder: ModelFolder, features: Features, sources: Mapping[str, pl.LazyFrame], labels: bool = True
-) -> dict[str, pl.DataFrame]:
-    """Compute the tables, each with the columns and types its feature views declare."""
-    declared = features.source_tables()
-    made = load_module(folder.path, "features").tables(sources)
-    needed = [*declared, folder.spec.labels.table] if labels else [*declared]
-    if missing := sorted(set(needed) - made.keys()):
-        raise FeatureError(f"tables() of features.py lacks {missing}; it returns {sorted(made)}")
-    lazy = []
-    for name in needed:
-        present = made[name].collect_schema().names()
-        columns = declared.get(name, {})
-        if lacking := [column for column in columns if column not in present]:
-            raise FeatureError(f"table {name!r} of features.py lacks the columns {lacking}; it has {present}")
-        typed = [pl.col(column).cast(dtype) for column, dtype in columns.items()]
-        lazy.append(made[name].select(typed) if name in declared else made[name])
-    return dict(zip(needed, pl.collect_all(lazy), strict=True))
-
-
-@contextmanager
-def _local_tables(lake: Lake, tables: FeatureTables) -> Iterator[Path]:
-    """A folder that holds the tables as ``<name>.parquet``: the lake's own, or a copy of a remote one's."""
-    with tempfile.TemporaryDirectory(prefix="features-") as name:
-        for table, path in tables.tables.items():
-            target = Path(name) / f"{table}.parquet"
-            if lake.local_root is not None:
-                target.symlink_to(Path(lake.full_path(path)).absolute())
-            else:
-                target.write_bytes(lake.read_bytes(path))
-        yield Path(name)
 
 
 @dataclass(frozen=True)
@@ -420,7 +199,7 @@ def _known_labels(folder: ModelFolder, lake: Lake, tables: FeatureTables, as_of:
             f"table {labels.table!r} of features.py lacks the columns {missing} "
             "that labels: in model.yaml names"
         )
-    moments = pl.col(labels.event_time, labels.known_at).cast(_TIMESTAMP)
+    moments = pl.col(labels.event_time, labels.known_at).cast(TIMESTAMP)
     return (
         frame.select(needed)
         .with_columns(moments)
@@ -443,7 +222,7 @@ def _join(features: Features, path: Path, labels: Labels, rows: pl.DataFrame) ->
         raise FeatureError(f"features {clash} are named like the label or an entity key: rename them")
     store = open_store(features, path)
     moments = pl.col(labels.event_time).alias(_MOMENT)
-    found = historical_features(store, features.service, rows.select(*labels.keys, moments - _INSTANT))
+    found = historical_features(store, features.service, rows.select(*labels.keys, moments - INSTANT))
     # The join keeps rows and order, so the label need not go through Feast.
     joined = found.select(*columns).hstack(rows.select(labels.column, moments, *labels.keys))
     return joined, registry_bytes(store)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from ml_lifecycle.records import TrainingSet
-    from ml_lifecycle.stages.features import Materialisation
+    from ml_lifecycle.stages.online_features import Materialisation
 
 
 class TrainingSetOperator(StageOperator):
@@ -55,7 +55,7 @@ class MaterialiseOperator(StageOperator):
     def stage(self, resources: Resources, context: Context) -> Materialisation:
         """Return what was written."""
         from ml_lifecycle.records import Snapshot, from_json
-        from ml_lifecycle.stages.features import materialise
+        from ml_lifecycle.stages.online_features import materialise
 
         snapshot = from_json(Snapshot, self.snapshot)
         return materialise(
@@ -84,7 +84,7 @@ class PrepareFeaturesOperator(StageOperator):
     def stage(self, resources: Resources, context: Context) -> Materialisation:
         """Return what was written."""
         from ml_lifecycle.records import Evidence, from_json
-        from ml_lifecycle.stages.features import prepare_online
+        from ml_lifecycle.stages.online_features import prepare_online
 
         return prepare_online(
             resources.model,

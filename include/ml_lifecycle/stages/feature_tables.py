@@ -1,0 +1,124 @@
+"""What ``features.py`` makes of a snapshot: one frame a feature table, and Feast over them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import polars as pl
+
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.tables import read_table, write_parquet
+from ml_lifecycle.errors import FeatureError
+from ml_lifecycle.records import Interval, Record, Snapshot, digest_of, from_json, to_json
+from ml_lifecycle.spec.folder import ModelFolder, load_module
+
+if TYPE_CHECKING:
+    from ml_lifecycle.adapters.feast_repo import Features
+
+INSTANT = timedelta(microseconds=1)
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class FeatureTables(Record):
+    """The frames of ``tables()``, one Parquet file each.
+
+    :param tables: table → path
+    :param rows: table → rows
+    """
+
+    schema: ClassVar[str] = "feature_tables/1"
+    digest: str
+    path: str
+    snapshot_digest: str
+    code_digest: str
+    tables: dict[str, str]
+    rows: dict[str, int]
+
+
+def build_tables(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> FeatureTables:
+    """Compute ``features.py``'s tables from all of the snapshot, once for each snapshot and code.
+
+    :raises FeatureError: ``tables()`` lacks a table or a column. Retry: no.
+    """
+    digest = digest_of({"snapshot": snapshot.digest, "code": folder.code_digest})
+    root = f"features/{folder.spec.name}/{digest}"
+    if lake.exists(f"{root}/manifest.json"):
+        return from_json(FeatureTables, lake.read_json(f"{root}/manifest.json"))
+    frames = make_frames(folder, features_of(folder), sources_of(folder, lake, snapshot))
+    for name, frame in frames.items():
+        write_parquet(lake, f"{root}/{name}.parquet", frame)
+    tables = FeatureTables(
+        digest=digest,
+        path=root,
+        snapshot_digest=snapshot.digest,
+        code_digest=folder.code_digest,
+        tables={name: f"{root}/{name}.parquet" for name in frames},
+        rows={name: frame.height for name, frame in frames.items()},
+    )
+    lake.write_json(f"{root}/manifest.json", to_json(tables))
+    return tables
+
+
+def features_of(folder: ModelFolder) -> Features:
+    """The Feast objects of the folder's ``features.py``."""
+    from ml_lifecycle.adapters.feast_repo import Features
+
+    module = load_module(folder.path, "features")
+    return Features.of(module, folder.spec.name, folder.spec.features.service)
+
+
+def sources_of(
+    folder: ModelFolder, lake: Lake, snapshot: Snapshot, start: datetime | None = None
+) -> dict[str, pl.LazyFrame]:
+    """The snapshot's tables; with ``start``, only events from then on."""
+    frames = {name: read_table(lake, snapshot, name) for name in snapshot.tables}
+    for name, source in folder.spec.sources.items():
+        if start is not None and source.event_time is not None:
+            frames[name] = frames[name].filter(pl.col(source.event_time) >= start)
+    return frames
+
+
+def history_start(folder: ModelFolder, window: Interval) -> datetime | None:
+    """From where on events matter to the window's features; None is from the beginning."""
+    lookback = folder.spec.features.lookback
+    return None if lookback is None or window.start - BEGINNING < lookback else window.start - lookback
+
+
+def make_frames(
+    folder: ModelFolder, features: Features, sources: Mapping[str, pl.LazyFrame], labels: bool = True
+) -> dict[str, pl.DataFrame]:
+    """Compute the tables, each with the columns and types its feature views declare."""
+    declared = features.source_tables()
+    made = load_module(folder.path, "features").tables(sources)
+    needed = [*declared, folder.spec.labels.table] if labels else [*declared]
+    if missing := sorted(set(needed) - made.keys()):
+        raise FeatureError(f"tables() of features.py lacks {missing}; it returns {sorted(made)}")
+    lazy = []
+    for name in needed:
+        present = made[name].collect_schema().names()
+        columns = declared.get(name, {})
+        if lacking := [column for column in columns if column not in present]:
+            raise FeatureError(f"table {name!r} of features.py lacks the columns {lacking}; it has {present}")
+        typed = [pl.col(column).cast(dtype) for column, dtype in columns.items()]
+        lazy.append(made[name].select(typed) if name in declared else made[name])
+    return dict(zip(needed, pl.collect_all(lazy), strict=True))
+
+
+@contextmanager
+def local_tables(lake: Lake, tables: FeatureTables) -> Iterator[Path]:
+    """A folder that holds the tables as ``<name>.parquet``: the lake's own, or a copy of a remote one's."""
+    with tempfile.TemporaryDirectory(prefix="features-") as name:
+        for table, path in tables.tables.items():
+            target = Path(name) / f"{table}.parquet"
+            if lake.local_root is not None:
+                target.symlink_to(Path(lake.full_path(path)).absolute())
+            else:
+                target.write_bytes(lake.read_bytes(path))
+        yield Path(name)
