@@ -96,7 +96,9 @@ def world(tmp_path: Path, connect: Callable[..., None]) -> World:
 @pytest.fixture
 def timed(world: World) -> World:
     """The same with a source whose rows have an event time, and no file yet."""
-    return world.edit("model.yaml", "{uri: rows.parquet, contract: rows}", "{uri: rows.parquet, event_time: at}")
+    return world.edit(
+        "model.yaml", "{uri: rows.parquet, contract: rows}", "{uri: rows.parquet, event_time: at}"
+    )
 
 
 @pytest.fixture

@@ -81,9 +81,7 @@ def test_every_public_name_can_be_imported() -> None:
 
 def test_ingest_returns_a_snapshot_of_the_run_s_moment(timed: World, context: Context) -> None:
     timed.arrive()
-    record = IngestOperator(task_id="ingest", folder=timed.path).execute(
-        context(triggering_user_name="ann")
-    )
+    record = IngestOperator(task_id="ingest", folder=timed.path).execute(context(triggering_user_name="ann"))
     snapshot = from_json(Snapshot, record)
     assert snapshot.run == Run(
         "delays", "delays__train/manual__1", NOW, Interval(NOW - timedelta(days=1), NOW), "ann"

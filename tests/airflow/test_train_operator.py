@@ -133,7 +133,9 @@ def test_an_error_in_training_py_fails_at_once_with_its_traceback(
     world: World, pods: Pods, context: Context
 ) -> None:
     source = world.folder.path / "training.py"
-    source.write_text("def train(training_set, labels, parameters, seed):\n    return labels['no_such_day']\n")
+    source.write_text(
+        "def train(training_set, labels, parameters, seed):\n    return labels['no_such_day']\n"
+    )
     broken = world.edit("training.py", "no_such_day", "no_such_column")
     with pytest.raises(AirflowFailException) as raised:
         operator(broken).execute(context("train"))
