@@ -146,7 +146,7 @@ def context() -> Callable[..., Any]:
             "run_id": run["run_id"],
             "ti": instance,
             "task_instance": instance,
-            "dag": DAG(str(run["dag_id"])),
+            "dag": DAG(str(run["dag_id"]), schedule=None),
             "task_state_store": None,
         }
 

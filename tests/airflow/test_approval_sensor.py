@@ -197,5 +197,5 @@ def test_an_empty_reason_and_none_are_both_no_reason(
 def test_a_dag_s_params_are_no_fields_of_the_form(world: World, evidence: Evidence) -> None:
     from airflow.sdk import DAG, Param
 
-    with DAG("d", params={"version": Param(type="string", default="1")}):
+    with DAG("d", schedule=None, params={"version": Param(type="string", default="1")}):
         assert list(sensor(world, evidence).serialized_params) == ["reason"]

@@ -1,4 +1,4 @@
-"""What operators add to the stages: the folder, the clock of the run, and errors that say whether to retry."""
+"""What operators add to the stages: the folder, the run's moment, and errors that say whether to retry."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_bug_is_left_as_it_is() -> None:
 
 
 def test_the_folder_may_come_from_the_dag(world: World) -> None:
-    with DAG("d", default_args={"folder": world.path}):
+    with DAG("d", schedule=None, default_args={"folder": world.path}):
         assert IngestOperator(task_id="ingest").folder == world.path
         assert IngestOperator(task_id="other", folder="/elsewhere").folder == "/elsewhere"
 

@@ -68,7 +68,7 @@ def test_ports_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("text", ["0", "65536", "http", "-1", "80.5"])
 def test_a_port_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("ML_LIFECYCLE_PORT_PODS", text)
-    with pytest.raises(LifecycleError, match="ML_LIFECYCLE_PORT_PODS='.*' is not a port"):
+    with pytest.raises(LifecycleError, match=r"ML_LIFECYCLE_PORT_PODS='.*' is not a port"):
         Ports.from_environment()
 
 
