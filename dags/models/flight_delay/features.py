@@ -114,7 +114,8 @@ def tables(sources: Mapping[str, pl.LazyFrame]) -> Mapping[str, pl.LazyFrame]:
             known_at="landed_at",
             late="late",
         ),
-        "entities": flights.select(
+        # A flight published after its day's predictions were made was never there to predict.
+        "entities": flights.filter(pl.col("published_at") < _predicted_at()).select(
             "flight_id", "origin", "route", "tailnum", event_timestamp=_predicted_at()
         ),
     }

@@ -1,0 +1,153 @@
+"""Airflow, on a home of its own, and a model whose connections all lead into a temporary folder.
+
+Nothing of Airflow is replaced here but its supervisor: the process beside a task that the task asks for
+what it may not do itself. There is none in a test; what is said to it is kept instead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import polars as pl
+import pytest
+from training_world import make_folder
+
+# Airflow reads it when it is first imported, and writes its configuration there.
+_HOME = tempfile.mkdtemp(prefix="airflow-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ |= {"AIRFLOW_HOME": _HOME, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+
+from ml_lifecycle.adapters.lake import Lake  # noqa: E402
+from ml_lifecycle.ledger.database import Database  # noqa: E402
+from ml_lifecycle.spec.folder import ModelFolder, load_folder  # noqa: E402
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+APPROVERS = "users: [ann, ben, cem]"
+
+
+@dataclass(frozen=True)
+class World:
+    """A model folder, and what its connections lead to."""
+
+    folder: ModelFolder
+    lake: Lake
+    database: Database
+    root: Path
+
+    @property
+    def path(self) -> str:
+        """What operators call ``folder``."""
+        return str(self.folder.path)
+
+    def edit(self, file: str, old: str, new: str) -> World:
+        """The same with one of the folder's files changed."""
+        path = self.folder.path / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        return World(load_folder(self.folder.path), self.lake, self.database, self.root)
+
+    def arrive(self, at: datetime = NOW - timedelta(hours=1)) -> None:
+        """Let the source's file arrive, with one event."""
+        buffer = io.BytesIO()
+        pl.DataFrame({"id": [1], "at": [at]}).write_parquet(buffer)
+        self.lake.write_bytes("rows.parquet", buffer.getvalue())
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Define an Airflow connection."""
+
+    def define(conn_id: str, **fields: Any) -> None:
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(fields))
+
+    return define
+
+
+@pytest.fixture
+def world(tmp_path: Path, connect: Callable[..., None]) -> World:
+    """The model ``delays``: a lake, a migrated lifecycle database and an online store, all files."""
+    folder = make_folder(tmp_path / "models", "regression", name="delays")
+    database = Database(f"sqlite:///{tmp_path / 'lifecycle.db'}")
+    database.migrate()
+    connect("ml_lifecycle_lake", conn_type="ml_lifecycle_lake", extra={"url": str(tmp_path / "lake")})
+    connect(
+        "ml_lifecycle_database",
+        conn_type="ml_lifecycle_database",
+        extra={"url": f"sqlite:///{tmp_path / 'lifecycle.db'}"},
+    )
+    made = World(folder, Lake(str(tmp_path / "lake")), database, tmp_path)
+    return made.edit("model.yaml", "users: [alice]", APPROVERS)
+
+
+@pytest.fixture
+def timed(world: World) -> World:
+    """The same with a source whose rows have an event time, and no file yet."""
+    return world.edit(
+        "model.yaml", "{uri: rows.parquet, contract: rows}", "{uri: rows.parquet, event_time: at}"
+    )
+
+
+@pytest.fixture
+def supervisor() -> Any:
+    """Airflow's supervisor, which keeps what it is told."""
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.comms import CommsDecoder
+
+    told = mock.create_autospec(CommsDecoder, instance=True)
+    with mock.patch.object(task_runner, "SUPERVISOR_COMMS", told, create=True):
+        yield told
+
+
+@pytest.fixture
+def context() -> Callable[..., Any]:
+    """A task's context: a run of ``delays__train`` at ``NOW``, with the fields a test gives it."""
+
+    from airflow.sdk import DAG
+
+    def make(task_id: str = "task", **fields: Any) -> Any:
+        run = {
+            "dag_id": "delays__train",
+            "run_id": "manual__1",
+            "run_after": NOW,
+            "conf": {},
+            "data_interval_start": NOW - timedelta(days=1),
+            "data_interval_end": NOW,
+            "triggering_user_name": None,
+            **fields,
+        }
+        pushed: dict[str, Any] = {}
+        instance = SimpleNamespace(
+            id=uuid.uuid4(),
+            dag_id=run["dag_id"],
+            run_id=run["run_id"],
+            task_id=task_id,
+            map_index=-1,
+            try_number=1,
+            start_date=NOW,
+            pushed=pushed,
+            xcom_push=lambda key, value, **_: pushed.update({key: value}),
+        )
+        return {
+            "dag_run": SimpleNamespace(**run),
+            "run_id": run["run_id"],
+            "ti": instance,
+            "task_instance": instance,
+            "dag": DAG(str(run["dag_id"]), schedule=None),
+            "task_state_store": None,
+        }
+
+    return make

@@ -1,0 +1,110 @@
+"""Connections in, clients and URLs out; what is missing is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from ml_lifecycle_airflow.hooks.database import LifecycleDatabaseHook
+from ml_lifecycle_airflow.hooks.lake import ConnectionIncompleteError, LakeHook
+from ml_lifecycle_airflow.hooks.mlflow import MlflowHook
+from ml_lifecycle_airflow.hooks.model_server import ModelServerHook, OnlineStoreHook
+from ml_lifecycle_airflow.provider_info import get_provider_info
+
+Connect = Callable[..., None]
+
+
+def test_a_lake_is_where_the_connection_says(connect: Connect, tmp_path: Any) -> None:
+    connect("here", conn_type="ml_lifecycle_lake", extra={"url": str(tmp_path)})
+    lake = LakeHook("here").get_conn()
+    lake.write_bytes("a/b.bin", b"x")
+    assert (tmp_path / "a" / "b.bin").read_bytes() == b"x"
+
+
+def test_storage_options_reach_the_filesystem(connect: Connect) -> None:
+    connect("there", extra={"url": "memory://bucket/lake", "storage_options": {"use_listings_cache": True}})
+    assert LakeHook("there").storage_options() == {"use_listings_cache": True}
+    assert LakeHook("there").get_conn().storage_options == {"use_listings_cache": True}
+
+
+def test_an_amazon_connection_gives_a_lake_its_credentials(connect: Connect) -> None:
+    connect(
+        "minio",
+        conn_type="aws",
+        login="key",
+        password="secret",
+        extra={"endpoint_url": "http://127.0.0.1:9000", "region_name": "eu-west-1"},
+    )
+    connect("bucket", extra={"url": "s3://bucket/lake", "aws_conn_id": "minio"})
+    assert LakeHook("bucket").storage_options() == {
+        "key": "key",
+        "secret": "secret",
+        "client_kwargs": {"endpoint_url": "http://127.0.0.1:9000"},
+    }
+
+
+@pytest.mark.parametrize("extra", [{}, {"url": ""}, {"url": 5}])
+@pytest.mark.parametrize("hook", [LakeHook, OnlineStoreHook])
+def test_a_missing_url_is_named_with_its_connection(connect: Connect, hook: Any, extra: Any) -> None:
+    connect("half", conn_type=hook.conn_type, extra=extra)
+    with pytest.raises(ConnectionIncompleteError, match=r"'half' needs \{.url.: .….\} in its extra"):
+        hook("half").get_conn()
+
+
+def test_an_unknown_connection_is_airflow_s_own_error() -> None:
+    with pytest.raises(AirflowNotFoundException, match="nowhere"):
+        LakeHook("nowhere").get_conn()
+
+
+def test_a_pod_s_secret_is_a_name_and_a_key(connect: Connect) -> None:
+    connect("lake", extra={"url": "/x", "pod_secret": "lake-options/json"})
+    assert LakeHook("lake").pod_secret() == ("lake-options", "json")
+    connect("lake", extra={"url": "/x"})
+    assert LakeHook("lake").pod_secret() is None
+
+
+@pytest.mark.parametrize("named", ["lake-options", "/json", "lake-options/"])
+def test_a_secret_of_another_form_is_refused(connect: Connect, named: str) -> None:
+    connect("lake", extra={"url": "/x", "pod_secret": named})
+    with pytest.raises(ConnectionIncompleteError, match='write "secret-name/key"'):
+        LakeHook("lake").pod_secret()
+
+
+def test_a_database_is_an_url_or_a_connection_s_fields(connect: Connect, tmp_path: Any) -> None:
+    connect("db", extra={"url": f"sqlite:///{tmp_path}/l.db"})
+    LifecycleDatabaseHook("db").get_conn().migrate()
+    assert (tmp_path / "l.db").exists()
+    connect(
+        "db", conn_type="postgres", host="db", port=5432, login="ml", password="p@ss/w", schema="lifecycle"
+    )
+    assert LifecycleDatabaseHook("db").url() == "postgresql+psycopg2://ml:p%40ss%2Fw@db:5432/lifecycle"
+
+
+def test_mlflow_is_an_url_or_host_and_port(connect: Connect) -> None:
+    connect("m", conn_type="ml_lifecycle_mlflow", host="http://127.0.0.1", port=5001)
+    assert MlflowHook("m").get_conn() == "http://127.0.0.1:5001"
+    connect("m", conn_type="ml_lifecycle_mlflow", host="https://mlflow.internal")
+    assert MlflowHook("m").get_conn() == "https://mlflow.internal"
+    connect("m", extra={"url": "sqlite:////tmp/mlflow.db"})
+    assert MlflowHook("m").get_conn() == "sqlite:////tmp/mlflow.db"
+
+
+def test_a_model_server_needs_its_token(connect: Connect) -> None:
+    connect("s", conn_type="ml_lifecycle_server", host="http://127.0.0.1", port=8093)
+    with pytest.raises(ConnectionIncompleteError, match="'s' needs the token as its password"):
+        ModelServerHook("s").get_conn()
+    connect("s", conn_type="ml_lifecycle_server", host="http://127.0.0.1", port=8093, password="t")
+    with ModelServerHook("s").get_conn() as client:
+        assert client is not None
+
+
+def test_every_hook_is_announced_to_airflow_under_its_own_type() -> None:
+    hooks = [LakeHook, LifecycleDatabaseHook, MlflowHook, ModelServerHook, OnlineStoreHook]
+    announced = {
+        entry["connection-type"]: entry["hook-class-name"]
+        for entry in get_provider_info()["connection-types"]
+    }
+    assert announced == {hook.conn_type: f"{hook.__module__}.{hook.__name__}" for hook in hooks}

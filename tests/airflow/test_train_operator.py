@@ -1,0 +1,183 @@
+"""Training in a real pod of a real Pods API: what the pod is given, and what its ending means."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+from training_world import make_training_set, tracking_database
+
+import ml_lifecycle
+from ml_lifecycle.localpods.connection import connection_json
+from ml_lifecycle.records import Training, from_json, to_json
+from ml_lifecycle_airflow.operators.train import TrainOperator
+
+from .conftest import World
+
+Context = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Pods:
+    """A running Pods API: its folder holds a record of every pod it was asked for."""
+
+    url: str
+    folder: Path
+
+    def records(self) -> list[dict[str, Any]]:
+        files = sorted(self.folder.glob("state/pods/*/pod.json"), key=lambda path: path.stat().st_mtime)
+        return [json.loads(path.read_text()) for path in files]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
+    folder = tmp_path_factory.mktemp("localpods")
+    secret = folder / "secrets" / "default" / "lake-options"
+    secret.mkdir(parents=True, mode=0o700)
+    (secret / "json").write_text("{}")
+    for path in (folder / "secrets", *(folder / "secrets").rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    command = [sys.executable, "-m", "ml_lifecycle.localpods", "--stop-pods-on-exit"]
+    for option, name in (
+        ("state-dir", "state"),
+        ("secrets-dir", "secrets"),
+        ("token-file", "token"),
+        ("port-file", "port"),
+    ):
+        command += [f"--{option}", str(folder / name)]
+    source = str(Path(ml_lifecycle.__file__).parents[1])
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": source})
+    deadline = time.monotonic() + 30
+    while not (folder / "port").exists():
+        assert process.poll() is None, "the Pods API did not start"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    yield Pods(f"http://127.0.0.1:{(folder / 'port').read_text().strip()}", folder)
+    process.terminate()
+    process.wait(15)
+
+
+@pytest.fixture
+def pods(
+    server: Pods,
+    world: World,
+    connect: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Pods:
+    """The connections of a training: pods, MLflow, and a lake whose options are a secret."""
+    token = (server.folder / "token").read_text().strip()
+    monkeypatch.setenv("AIRFLOW_CONN_ML_LIFECYCLE_PODS", connection_json(server.url, token))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    connect("ml_lifecycle_mlflow", extra={"url": tracking_database(tmp_path_factory)})
+    connect("ml_lifecycle_lake", extra={"url": world.lake.url, "pod_secret": "lake-options/json"})
+    return server
+
+
+def operator(world: World, **arguments: Any) -> TrainOperator:
+    return TrainOperator(
+        task_id="train",
+        folder=world.path,
+        training_set=to_json(make_training_set(world.lake, world.folder)),
+        training=world.folder.spec.training,
+        kubernetes_conn_id=world.folder.spec.connections.pods,
+        **arguments,
+    )
+
+
+def test_a_pod_gets_uris_and_digests_trains_and_is_not_started_twice(
+    world: World, pods: Pods, context: Context
+) -> None:
+    limited = world.edit(
+        "model.yaml", "  seed: 5\n", "  seed: 5\n  resources: {cpu: 500m, memory: 1Gi}\n  timeout: 5m\n"
+    )
+    before, now = len(pods.records()), context("train")
+    operator(limited).execute(now)
+    training = from_json(Training, now["ti"].pushed["return_value"])
+    assert training.metrics["r2"] > 0.5
+    assert training.mlflow_run_id
+
+    (record,) = pods.records()[before:]
+    spec = record["manifest"]["spec"]
+    (container,) = spec["containers"]
+    amounts = {"cpu": "500m", "memory": "1Gi"}
+    assert container["resources"] == {"requests": amounts, "limits": amounts}
+    assert spec["activeDeadlineSeconds"] == 300
+    assert container["command"] == ["python", "-m", "ml_lifecycle.training.pod"]
+    values = {entry["name"]: entry.get("value") for entry in container["env"]}
+    given = {"ML_LIFECYCLE_LAKE", "ML_LIFECYCLE_JOB", "PYTHONHASHSEED", "ML_LIFECYCLE_LAKE_OPTIONS"}
+    assert set(values) == given
+    assert values["ML_LIFECYCLE_LAKE"] == world.lake.url
+    (secret,) = [entry for entry in container["env"] if entry["name"] == "ML_LIFECYCLE_LAKE_OPTIONS"]
+    assert secret["valueFrom"]["secretKeyRef"] == {"name": "lake-options", "key": "json"}
+    assert "value" not in secret
+    assert record["manifest"]["metadata"]["name"].startswith("train-delays")
+
+    again = context("train")
+    operator(limited).execute(again)
+    assert len(pods.records()) == before + 1
+    assert again["ti"].pushed["return_value"] == now["ti"].pushed["return_value"]
+
+
+def test_an_error_in_training_py_fails_at_once_with_its_traceback(
+    world: World, pods: Pods, context: Context
+) -> None:
+    source = world.folder.path / "training.py"
+    source.write_text(
+        "def train(training_set, labels, parameters, seed):\n    return labels['no_such_day']\n"
+    )
+    broken = world.edit("training.py", "no_such_day", "no_such_column")
+    with pytest.raises(AirflowFailException) as raised:
+        operator(broken).execute(context("train"))
+    message = str(raised.value)
+    assert message.startswith("TrainingError")
+    assert "training.py" in message
+    assert "no_such_column" in message
+
+
+def test_a_pod_that_dies_without_a_word_is_retried(world: World, pods: Pods, context: Context) -> None:
+    (world.folder.path / "training.py").write_text(
+        "import os\n\ndef train(training_set, labels, parameters, seed):\n    os._exit(137)\n"
+    )
+    dying = world.edit("training.py", "137", "9")
+    with pytest.raises(Exception, match="returned a failure") as raised:
+        operator(dying).execute(context("train"))
+    assert not isinstance(raised.value, AirflowFailException)
+
+
+def test_a_pod_that_can_never_fit_says_so(world: World, pods: Pods, context: Context) -> None:
+    huge = world.edit("model.yaml", "  seed: 5\n", "  seed: 5\n  resources: {cpu: '1000'}\n")
+    with pytest.raises(Exception, match=r"Insufficient cpu|took too long to start"):
+        operator(huge, startup_timeout_seconds=3).execute(context("train"))
+
+
+def test_gpus_and_the_image_are_the_spec_s(world: World) -> None:
+    made = world.edit(
+        "model.yaml", "  seed: 5\n", "  seed: 5\n  image: registry/training:1\n  resources: {gpu: 2}\n"
+    )
+    task = operator(made)
+    assert task.image == "registry/training:1"
+    assert task.container_resources.limits["nvidia.com/gpu"] == "2"
+    assert operator(made, image="mine").image == "mine"
+    assert task.do_xcom_push is False
+
+
+def test_a_training_set_that_is_none_fails_at_once(world: World, context: Context) -> None:
+    task = TrainOperator(
+        task_id="train",
+        folder=world.path,
+        training_set={"schema": "snapshot/1"},
+        training=world.folder.spec.training,
+    )
+    with pytest.raises(AirflowFailException, match="expected a record of schema 'training_set/1'"):
+        task.execute(context("train"))

@@ -1,0 +1,83 @@
+"""The arrival trigger: survives serialisation, looks until the data are there, says so once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from ml_lifecycle.records import Interval, Run, to_json
+from ml_lifecycle_airflow.triggers.ingest import DataArrivalTrigger
+
+from .conftest import NOW, World
+
+RUN = Run("delays", "train/1", NOW, Interval(NOW - timedelta(days=1), NOW))
+
+
+def trigger(world: World, spec: dict[str, Any] | None = None) -> DataArrivalTrigger:
+    return DataArrivalTrigger(spec or world.folder.spec.model_dump(mode="json"), to_json(RUN), 0.01)
+
+
+def events(made: DataArrivalTrigger, meanwhile: Callable[[], None] = lambda: None) -> list[Any]:
+    """Everything it emits; ``meanwhile`` happens once it has looked."""
+    looks = []
+    look = made._look
+
+    def counting() -> tuple[str, ...]:
+        if len(looks) == 1:
+            meanwhile()
+        looks.append(1)
+        return look()
+
+    made._look = counting  # type: ignore[method-assign]
+
+    async def collect() -> list[Any]:
+        return [event.payload async for event in made.run()]
+
+    return asyncio.run(asyncio.wait_for(collect(), 20))
+
+
+def test_it_is_made_again_from_what_it_serialises(timed: World) -> None:
+    first = trigger(timed)
+    path, arguments = first.serialize()
+    module, _, name = path.rpartition(".")
+    again = getattr(import_module(module), name)(**arguments)
+    assert isinstance(again, DataArrivalTrigger)
+    assert again.serialize() == (path, arguments)
+
+
+def test_airflow_s_own_serialisation_takes_its_arguments(timed: World) -> None:
+    from airflow.serialization.serialized_objects import BaseSerialization
+
+    _, arguments = trigger(timed).serialize()
+    assert BaseSerialization.deserialize(BaseSerialization.serialize(arguments)) == arguments
+
+
+def test_data_that_are_there_end_it_with_one_event(timed: World) -> None:
+    timed.arrive()
+    assert events(trigger(timed)) == [{"status": "arrived"}]
+
+
+def test_it_waits_for_data_that_come_later(timed: World) -> None:
+    assert events(trigger(timed), meanwhile=lambda: timed.arrive()) == [{"status": "arrived"}]
+
+
+def test_a_source_that_can_never_be_read_ends_it_with_one_error(timed: World) -> None:
+    spec = timed.folder.spec.model_dump(mode="json")
+    spec["sources"]["rows"]["uri"] = "../outside.parquet"
+    (event,) = events(trigger(timed, spec))
+    assert event["status"] == "error"
+    assert "outside.parquet" in event["message"]
+
+
+def test_a_connection_that_is_missing_ends_it_with_one_error(
+    timed: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ML_LIFECYCLE_LAKE", '{"conn_type": "ml_lifecycle_lake"}')
+    (event,) = events(trigger(timed))
+    assert event["status"] == "error"
+    assert "'ml_lifecycle_lake' needs" in event["message"]
