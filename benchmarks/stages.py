@@ -255,10 +255,10 @@ class Plain:
 
     def write_log(self) -> int:
         """A prediction log of every row of the interval, as a server that scored them would have kept it."""
+        import polars as pl
+
         from ml_lifecycle.adapters.predictions import SCHEMA
         from ml_lifecycle.stages.features import build_scoring_rows
-
-        import polars as pl
 
         spec, training = self.folder.spec, self.load("train")
         rows, columns = build_scoring_rows(self.folder, self.lake, self.load("ingest"), self.interval)

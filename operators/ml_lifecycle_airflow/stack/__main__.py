@@ -86,7 +86,8 @@ def status() -> int:
     return 0
 
 
-def _access(stack: Stack) -> Access:
+def access(stack: Stack) -> Access:
+    """How to reach the stack from outside."""
     from ml_lifecycle.demo.world import Access
 
     return Access(
@@ -102,17 +103,17 @@ def _access(stack: Stack) -> Access:
     )
 
 
-def demo(keep: bool) -> int:
-    """Play 2013 on a fresh state of its own."""
+def demo(keep: bool, root: str = ".demo") -> int:
+    """Play 2013 on a fresh state of its own, in ``root``."""
     from ml_lifecycle.demo.play import play
 
-    stack = _stack(".demo")
+    stack = _stack(root)
     if stack.root.exists():
         supervise.stop(stack, _say)
         shutil.rmtree(stack.root)
     with _stopped_on_failure(stack):
         supervise.start(stack, _say)
-        code = play(_access(stack))
+        code = play(access(stack))
     if keep:
         _print_access(stack)
     else:
@@ -126,13 +127,15 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("up", "down", "status"):
         commands.add_parser(name)
-    commands.add_parser("demo").add_argument("--keep", choices=("yes", "no"), default="yes")
+    demo_parser = commands.add_parser("demo")
+    demo_parser.add_argument("--keep", choices=("yes", "no"), default="yes")
+    demo_parser.add_argument("--root", default=".demo", help="folder for its state, emptied first")
     chosen = parser.parse_args(arguments)
     # A terminated demo cleans up as an interrupted one does.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         if chosen.command == "demo":
-            return demo(chosen.keep == "yes")
+            return demo(chosen.keep == "yes", chosen.root)
         return {"up": up, "down": down, "status": status}[chosen.command]()
     except LifecycleError as error:
         print(f"error: {error}", file=sys.stderr)
