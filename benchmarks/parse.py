@@ -107,7 +107,7 @@ def main() -> int:
     finally:
         shutil.rmtree(home, ignore_errors=True)
     table(
-        ("five DAGs, %d tasks" % sum(made.values()), "CPU ms, median of %d" % RUNS, "limit"),
+        (f"five DAGs, {sum(made.values())} tasks", f"CPU ms, median of {RUNS}", "limit"),
         (
             ("parse and serialise, ours", f"{whole:.1f}", f"{LIMIT_ALL:.0f}"),
             ("parse and serialise, stock operators", f"{least:.1f}", ""),

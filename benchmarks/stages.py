@@ -255,10 +255,10 @@ class Plain:
 
     def write_log(self) -> int:
         """A prediction log of every row of the interval, as a server that scored them would have kept it."""
+        import polars as pl
+
         from ml_lifecycle.adapters.predictions import SCHEMA
         from ml_lifecycle.stages.features import build_scoring_rows
-
-        import polars as pl
 
         spec, training = self.folder.spec, self.load("train")
         rows, columns = build_scoring_rows(self.folder, self.lake, self.load("ingest"), self.interval)
@@ -279,12 +279,10 @@ class Plain:
             model_digest=pl.lit(training.model_digest),
             features=pl.struct(*features).struct.json_encode(),
             features_from=pl.lit("online_store"),
-            outputs=pl.format(
-                '{"label": {}, "probabilities": [{}, {}]}',
-                (pl.col("score") >= 0.5).cast(pl.Int64),
-                1 - pl.col("score"),
-                "score",
-            ),
+            outputs=pl.struct(
+                label=(pl.col("score") >= 0.5).cast(pl.Int64),
+                probabilities=pl.concat_list(1 - pl.col("score"), "score"),
+            ).struct.json_encode(),
             score="score",
             latency_ms=pl.lit(3.0),
             status=pl.lit(200, pl.Int64),
