@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ml_lifecycle.demo.world import Access
+    from ml_lifecycle_airflow.stack.config import Stack
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL = REPOSITORY / "dags" / "models" / "flight_delay"
@@ -40,3 +48,33 @@ def land_year(lake: Path, end: datetime = YEAR_END) -> None:
     from ml_lifecycle.demo.flights import land
 
     land(lake / "landing", YEAR_START - timedelta(days=1), end, every=timedelta(days=30))
+
+
+@contextmanager
+def running_stack(root: Path) -> Iterator[tuple[Stack, Access]]:
+    """The whole stack on a fresh ``root``; its ports are those of ``make up`` (``ML_LIFECYCLE_PORT_*``)."""
+    from ml_lifecycle.demo.world import Access
+    from ml_lifecycle_airflow.stack import supervise
+    from ml_lifecycle_airflow.stack.config import USERS, Ports, Stack
+
+    # Without it every process would compile what it imports anew, as no installation does.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    stack = Stack(root=root, ports=Ports.from_environment())
+    try:
+        supervise.start(stack, lambda text: print(f"· {text}", file=sys.stderr, flush=True))
+        access = Access(
+            airflow_url=stack.airflow_url,
+            mlflow_url=stack.mlflow_url,
+            passwords={user: stack.password(user) for user in USERS},
+            model_folder=MODEL,
+            lake=str(stack.lake),
+            production_lake=str(stack.environment_lake("production")),
+            production_url=stack.server_url("production"),
+            production_token=stack.secrets["production"],
+            production_online_store=stack.online_store("production"),
+        )
+        kinds = ("train", "promote", "monitor", "score", "rollback")
+        access.user(USERS[0]).wait_for_dags({f"flight_delay__{kind}" for kind in kinds})
+        yield stack, access
+    finally:
+        supervise.stop(stack, lambda text: None)

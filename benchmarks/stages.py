@@ -279,12 +279,10 @@ class Plain:
             model_digest=pl.lit(training.model_digest),
             features=pl.struct(*features).struct.json_encode(),
             features_from=pl.lit("online_store"),
-            outputs=pl.format(
-                '{"label": {}, "probabilities": [{}, {}]}',
-                (pl.col("score") >= 0.5).cast(pl.Int64),
-                1 - pl.col("score"),
-                "score",
-            ),
+            outputs=pl.struct(
+                label=(pl.col("score") >= 0.5).cast(pl.Int64),
+                probabilities=pl.concat_list(1 - pl.col("score"), "score"),
+            ).struct.json_encode(),
             score="score",
             latency_ms=pl.lit(3.0),
             status=pl.lit(200, pl.Int64),
