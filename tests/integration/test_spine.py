@@ -138,6 +138,6 @@ def test_the_demo_tells_its_whole_story(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("CRITICAL skill") == 2, "once as it happens, once in the table"
     assert done.stdout.count("nothing above its threshold") >= 18, "nine quiet windows or more, told twice"
-    assert "version 2 asks for production" in done.stdout
+    assert "version 2 asks for production; alice approves" in done.stdout
     assert "version 1 on the same flights" in done.stdout
     assert supervise.processes(Stack(root=root, ports=ports)) == []

@@ -113,14 +113,16 @@ class AirflowUser:
         say: Callable[[str], None],
         *,
         until: Callable[[list[TaskState]], bool] | None = None,
+        said: set[str] | None = None,
         timeout: float = 300,
     ) -> list[TaskState]:
         """Follow a run to its end, or until ``until`` holds; says each task as it ends.
 
+        :param said: tasks said already; kept by the caller who follows one run in several calls
         :raises DemoError: the run failed or took too long. Retry: no; the log's end is in the message.
         """
         deadline = time.monotonic() + timeout
-        said: set[str] = set()
+        said = set() if said is None else said
         while True:
             state = self.run_state(dag_id, run_id)
             tasks = self.tasks(dag_id, run_id) if state is not None else []

@@ -88,29 +88,35 @@ def _train(played: Played, user: AirflowUser, run_id: str, as_of: datetime) -> N
     _follow(played, user, f"{MODEL}__train", run_id, "train")
 
 
-def _follow(played: Played, user: AirflowUser, dag_id: str, run_id: str, stage: str) -> list[TaskState]:
-    tasks = user.wait(dag_id, run_id, played.say)
-    for task in tasks:
+def _follow(played: Played, user: AirflowUser, dag_id: str, run_id: str, stage: str) -> None:
+    user.wait(dag_id, run_id, played.say)
+    _note(played, user, dag_id, run_id, stage)
+
+
+def _note(played: Played, user: AirflowUser, dag_id: str, run_id: str, stage: str) -> None:
+    """Write a finished run's tasks down for the table."""
+    for task in user.tasks(dag_id, run_id):
         result = _result(user, dag_id, run_id, task)
         played.lines.append(Line(f"{stage}/{task.task_id}", run_id, task.seconds, result))
         if task.task_id == "register":
             played.former = played.version or None
             played.version = str(user.result(dag_id, run_id, "register")["version"])
-    return tasks
 
 
 def _promote(played: Played, requester: AirflowUser, approver: AirflowUser) -> None:
     dag_id, run_id = f"{MODEL}__promote", f"candidate__v{played.version}"
 
-    def waiting(tasks: list[TaskState]) -> bool:
+    def asked(tasks: list[TaskState]) -> bool:
         return any(task.task_id == "approve" and task.state == "awaiting_input" for task in tasks)
 
-    requester.wait(dag_id, run_id, played.say, until=waiting)
-    played.say(
-        f"version {played.version} asks for production; {approver.name} approves (the demo, through REST)"
-    )
-    approver.answer(dag_id, run_id, "approve", "Approve", "gates passed; approved by the demo")
-    _follow(played, requester, dag_id, run_id, "promote")
+    said: set[str] = set()
+    while asked(requester.wait(dag_id, run_id, played.say, until=asked, said=said)):
+        played.say(f"version {played.version} asks for production; {approver.name} approves (through REST)")
+        approver.answer(dag_id, run_id, "approve", "Approve", "gates passed; approved by the demo")
+        # Airflow loses an answer that comes before its scheduler has put the asking attempt away, faster than
+        # people are, and asks again; so the loop looks again.
+        requester.wait(dag_id, run_id, played.say, until=lambda tasks: not asked(tasks), said=said)
+    _note(played, requester, dag_id, run_id, "promote")
 
 
 def _window(played: Played, world: World, user: AirflowUser, window: Interval, *, retrained: bool) -> bool:
