@@ -176,6 +176,8 @@ class Stack:
         variables = {
             # `down` finds every process of this stack by it, whatever became of the supervisor.
             "ML_LIFECYCLE_STACK": str(self.root),
+            # Airflow's process titles would overwrite that mark otherwise.
+            "SPT_NOENV": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",
             # Proxies must not see loopback traffic, the Kubernetes client's included.
@@ -201,6 +203,8 @@ class Stack:
             "AIRFLOW__API_AUTH__JWT_SECRET": keys["jwt"],
             "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
+            # A task whose process ends a little after its sockets is noticed at the next heartbeat only.
+            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.airflow_home / "logs"),
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
