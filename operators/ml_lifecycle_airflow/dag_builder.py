@@ -110,6 +110,8 @@ def _train(model: ModelFolder, dag_id: str) -> DAG:
             training_set=joined.output,
             training=spec.training,
             kubernetes_conn_id=spec.connections.pods,
+            # A killed pod is still listed for a while, and a retry that comes sooner would reattach to it.
+            retry_delay=timedelta(minutes=1),
         )
         evaluated = EvaluateOperator(task_id="evaluate", training=trained.output)
         registered = RegisterOperator(
