@@ -167,6 +167,11 @@ class Validation(Record):
     report_path: str
 
     @property
+    def page_path(self) -> str:
+        """The report as a page."""
+        return f"{self.report_path.removesuffix('.json')}.html"
+
+    @property
     def halted(self) -> bool:
         """Whether a rule that halts was broken."""
         return any(result.halts for result in self.failed)
@@ -325,6 +330,11 @@ class Evidence(Record):
     evaluation_path: str
     training_path: str
     requested_by: str | None
+
+    @property
+    def report_path(self) -> str:
+        """The evaluation's report."""
+        return f"{self.evaluation_path}/report.html"
 
 
 @dataclass(frozen=True)

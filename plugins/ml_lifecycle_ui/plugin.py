@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
-PREFIX = "/ml-lifecycle"
+from ml_lifecycle_airflow.links import PAGE
 
 _Message = MutableMapping[str, Any]
 
@@ -34,13 +34,16 @@ class LifecyclePlugin(AirflowPlugin):
     """The models' page in Airflow's navigation, and what it asks for."""
 
     name = "ml_lifecycle_ui"
-    fastapi_apps = [{"app": LazyApp(), "url_prefix": PREFIX, "name": "ML Lifecycle"}]
+    fastapi_apps = [{"app": LazyApp(), "url_prefix": f"/{PAGE}", "name": "ML Lifecycle"}]
+    # Addresses without a leading slash are relative to Airflow's own root, wherever a proxy puts that.
     external_views = [
         {
             "name": "Lifecycle",
-            "href": f"{PREFIX}/",
+            "href": f"{PAGE}/",
+            "icon": f"{PAGE}/static/icon.svg",
+            "icon_dark_mode": f"{PAGE}/static/icon-dark.svg",
             "destination": "nav",
-            "category": "browse",
-            "url_route": "ml-lifecycle",
+            "nav_top_level": True,
+            "url_route": PAGE,
         }
     ]

@@ -1,104 +1,165 @@
-"""What the page shows of each model, gathered from the lifecycle database alone."""
+"""What the page shows of each model, gathered from the lifecycle database alone.
+
+All values are JSON-ready. Links are relative to the page, which lies one level below Airflow's root.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from ml_lifecycle.delivery.releases import Releases
+from ml_lifecycle.delivery.releases import PRODUCTION, Releases
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.requests import ApprovalRequest, open_requests
-from ml_lifecycle.ledger.windows import Window, recorded_windows
+from ml_lifecycle.ledger.windows import Window, newest_windows
 
 if TYPE_CHECKING:
+    from ml_lifecycle.delivery.releases import Served
     from ml_lifecycle.ledger.database import Database
+    from ml_lifecycle.records import Approval, Release
 
-SHOWN_WINDOWS = 12
 KINDS = ("train", "promote", "monitor", "score", "rollback")
+SHOWN_WINDOWS = 12
+SHOWN_RELEASES = 20
+_RANK = {None: 0, "informational": 1, "warning": 2, "critical": 3}
 
 
-@dataclass(frozen=True)
-class ModelView:
-    """One model's row; all values are JSON-ready."""
-
-    name: str
-    dags: list[str]
-    champion: dict[str, Any] | None
-    windows: list[dict[str, Any]]
-    approvals: list[dict[str, Any]]
-
-
-def models_of(dag_ids: set[str]) -> dict[str, list[str]]:
-    """Models by name with those of their five DAGs that are in ``dag_ids``.
+def models_of(dag_ids: Iterable[str]) -> dict[str, list[str]]:
+    """Models by name with those of their five DAGs that are in ``dag_ids``, in a life's order.
 
     A model is there if its ``__train`` DAG is: whoever may not read that sees nothing of the model.
     """
-    found: dict[str, list[str]] = {}
-    for dag_id in sorted(dag_ids):
-        model, separator, kind = dag_id.rpartition("__")
-        if separator and kind in KINDS and f"{model}__train" in dag_ids:
-            found.setdefault(model, []).append(kind)
-    return found
+    known = set(dag_ids)
+    models = sorted(dag_id.removesuffix("__train") for dag_id in known if dag_id.endswith("__train"))
+    return {model: [kind for kind in KINDS if f"{model}__{kind}" in known] for model in models if model}
 
 
-def gather(database: Database, dag_ids: set[str]) -> list[dict[str, Any]]:
-    """Every model whose DAGs the caller may read, those with something to do first."""
-    ledger = Ledger(database)
-    live = {release.model: release for release in Releases(database).champions()}
-    requests = open_requests(database)
-    views = []
-    for model, kinds in models_of(dag_ids).items():
-        release = live.get(model)
-        views.append(
-            ModelView(
-                name=model,
-                dags=kinds,
-                champion=None if release is None else _champion(release, ledger),
-                windows=[_window(window) for window in recorded_windows(database, model, SHOWN_WINDOWS)],
-                approvals=[_approval(request) for request in requests if request.model == model],
-            )
-        )
-    views.sort(key=lambda view: (not view.approvals, not _alerting(view), view.name))
-    return [asdict(view) for view in views]
+def gather(database: Database, dag_ids: Iterable[str]) -> list[dict[str, Any]]:
+    """Every model whose DAGs the caller may read, those with something to do first.
+
+    A fixed number of queries, however many models there are.
+    """
+    models = models_of(dag_ids)
+    served = {each.release.model: each for each in Releases(database).served(PRODUCTION)}
+    busy = {release.model: release for release in Releases(database).all_under_way(PRODUCTION)}
+    approvals = _approvals(database, (each.release for each in served.values()))
+    windows = newest_windows(database, models, SHOWN_WINDOWS)
+    requests: dict[str, list[ApprovalRequest]] = {}
+    for request in open_requests(database):
+        requests.setdefault(request.model, []).append(request)
+    views = [
+        {
+            "name": model,
+            "dags": [{"kind": kind, "link": _site("dags", f"{model}__{kind}")} for kind in kinds],
+            "champion": _champion(served[model], approvals) if model in served else None,
+            "under_way": _release(busy[model], approvals) if model in busy else None,
+            "approvals": [_request(request) for request in requests.get(model, ())],
+            "last_window": _window(windows[model][0]) if windows.get(model) else None,
+            "windows": [_mark(window) for window in windows.get(model, ())],
+        }
+        for model, kinds in models.items()
+    ]
+    return sorted(views, key=_urgency)
 
 
-def _champion(release: Any, ledger: Ledger) -> dict[str, Any]:
-    approval = ledger.approval_for(release.evidence_digest) if release.evidence_digest else None
+def history(database: Database, model: str) -> dict[str, Any]:
+    """One model's newest windows and production releases, newest first."""
+    releases = Releases(database).of_model(PRODUCTION, model, SHOWN_RELEASES)
+    approvals = _approvals(database, releases)
+    windows = newest_windows(database, [model], SHOWN_WINDOWS).get(model, ())
+    return {
+        "windows": [_window(window) for window in windows],
+        "releases": [_release(release, approvals) for release in releases],
+    }
+
+
+def _approvals(database: Database, releases: Iterable[Release]) -> dict[str, Approval]:
+    return Ledger(database).approvals(each.evidence_digest for each in releases if each.evidence_digest)
+
+
+def _urgency(view: dict[str, Any]) -> tuple[bool, int, str]:
+    newest = view["windows"][0]["severity"] if view["windows"] else None
+    return not view["approvals"], -_RANK[newest], view["name"]
+
+
+def _champion(served: Served, approvals: dict[str, Approval]) -> dict[str, Any]:
+    release = served.release
+    approval = approvals.get(release.evidence_digest or "")
     return {
         "version": release.version,
-        "digest": release.model_digest[:12],
+        "digest": release.model_digest,
         "endpoint": release.endpoint,
         "revision": release.revision,
-        "strategy": release.strategy,
-        "since": release.created_at.isoformat(),
+        "kind": release.kind,
+        "reason": release.reason,
+        "since": served.since.isoformat(),
         "approved_by": None if approval is None else approval.approved_by,
+        "traffic": [
+            {"role": variant.role, "version": variant.version, "weight": variant.weight}
+            for variant in served.route.variants
+        ],
+    }
+
+
+def _release(release: Release, approvals: dict[str, Approval]) -> dict[str, Any]:
+    approval = approvals.get(release.evidence_digest or "")
+    return {
+        "revision": release.revision,
+        "kind": release.kind,
+        "version": release.version,
+        "state": release.state,
+        "strategy": release.strategy,
+        "begun": release.created_at.isoformat(),
+        "requested_by": release.requested_by,
+        "approved_by": None if approval is None else approval.approved_by,
+        "reason": release.reason,
+    }
+
+
+def _mark(window: Window) -> dict[str, Any]:
+    return {
+        "start": window.window.start.isoformat(),
+        "end": window.window.end.isoformat(),
+        "severity": _severity(window),
+        "retrain": window.payload["retrain"],
     }
 
 
 def _window(window: Window) -> dict[str, Any]:
     found = window.payload
+    dag_id, _, run_id = found["run"]["run_id"].partition("/")
+    reports = {"drift": found["html_path"] or found["report_path"]}
+    if found["labelled"]:
+        reports["quality"] = f"{found['path']}/quality.html"
     return {
-        "start": window.window.start.isoformat(),
-        "end": window.window.end.isoformat(),
+        **_mark(window),
         "predictions": found["predictions"],
         "labelled": found["labelled"],
+        "versions": found["versions"],
         "metrics": found["metrics"],
-        "alerts": found["alerts"],
-        "retrain": found["retrain"],
-        "run": found["run"]["run_id"],
-        "report": found["html_path"] or found["report_path"],
+        "alerts": sorted(found["alerts"], key=lambda alert: -_RANK[alert["severity"]]),
+        "run": _site("dags", dag_id, "runs", run_id),
+        "reports": [{"name": name, "link": f"reports/{quote(path)}"} for name, path in reports.items()],
     }
 
 
-def _approval(request: ApprovalRequest) -> dict[str, Any]:
+def _severity(window: Window) -> str | None:
+    raised = [alert["severity"] for alert in window.payload["alerts"]]
+    return max(raised, key=lambda severity: _RANK[severity], default=None)
+
+
+def _request(request: ApprovalRequest) -> dict[str, Any]:
     key = request.key
+    place = _site("dags", key.dag_id, "runs", key.run_id, "tasks", key.task_id)
     return {
         "version": request.version,
         "assigned": list(request.assigned),
         "opened_at": request.opened_at.isoformat(),
-        "link": f"/dags/{key.dag_id}/runs/{key.run_id}/tasks/{key.task_id}/required_actions",
+        "link": f"{place}/required_actions",
     }
 
 
-def _alerting(view: ModelView) -> bool:
-    return bool(view.windows and view.windows[0]["alerts"])
+def _site(*segments: str) -> str:
+    """A page of Airflow's own; run ids have colons and plus signs."""
+    return "../" + "/".join(quote(segment, safe="") for segment in segments)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import StatementError
 from ml_lifecycle.ledger.database import Database, DatabaseUrlError
 from ml_lifecycle.ledger.intervals import claim_interval
 from ml_lifecycle.ledger.tables import intervals, metadata, windows
-from ml_lifecycle.ledger.windows import record_window, recorded_windows
+from ml_lifecycle.ledger.windows import newest_windows, record_window
 from ml_lifecycle.records import Interval
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -123,7 +123,7 @@ def test_a_window_is_one_row_however_often_it_is_monitored(database: Database) -
     assert record_window(database, "delays", "delays", first, {"alerts": 0}, NOW)
     assert not record_window(database, "delays", "delays", first, {"alerts": 1}, NOW + timedelta(hours=1))
     assert record_window(database, "delays", "delays", second, {"alerts": 2}, NOW)
-    newest, oldest = recorded_windows(database, "delays")
+    newest, oldest = newest_windows(database, ["delays"], 5)["delays"]
     assert (newest.window, newest.payload) == (second, {"alerts": 2})
     assert (oldest.window, oldest.payload) == (first, {"alerts": 1})
     assert oldest.recorded_at == NOW + timedelta(hours=1)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.route import Route, Variant, publish
@@ -55,6 +55,18 @@ class Deployment:
     requested_by: str | None = None
 
 
+@dataclass(frozen=True)
+class Served:
+    """What an endpoint serves.
+
+    :param since: when the release was confirmed
+    """
+
+    release: Release
+    route: Route
+    since: datetime
+
+
 class Releases:
     """The releases of all endpoints."""
 
@@ -70,12 +82,48 @@ class Releases:
         """What is live in production."""
         return self.live(PRODUCTION, endpoint)
 
-    def champions(self) -> list[Release]:
-        """What is live in production, of every endpoint that serves something."""
-        endpoints = select(releases.c.endpoint).where(releases.c.environment == PRODUCTION).distinct()
+    def served(self, environment: str) -> list[Served]:
+        """What every endpoint of an environment serves; those that serve nothing are left out."""
+        confirmed = (releases.c.environment == environment) & (releases.c.state == "confirmed")
+        newest = (
+            select(releases.c.endpoint, func.max(releases.c.revision).label("revision"))
+            .where(confirmed)
+            .group_by(releases.c.endpoint)
+            .subquery()
+        )
+        query = (
+            select(releases)
+            .join(
+                newest,
+                (releases.c.endpoint == newest.c.endpoint) & (releases.c.revision == newest.c.revision),
+            )
+            .where(confirmed, releases.c.kind != "withdraw")
+            .order_by(releases.c.endpoint)
+        )
         with self._database.read() as connection:
-            found = [_live(connection, PRODUCTION, name) for name in connection.scalars(endpoints).all()]
-        return [release for release in found if release is not None]
+            rows = connection.execute(query).all()
+        return [
+            Served(_release(row), from_json(Route, json.loads(row.route)), row.updated_at) for row in rows
+        ]
+
+    def all_under_way(self, environment: str) -> list[Release]:
+        """The releases of all endpoints that have begun and are neither confirmed nor rolled back."""
+        query = select(releases).where(
+            releases.c.environment == environment, releases.c.state.in_(_UNDER_WAY)
+        )
+        with self._database.read() as connection:
+            return [_release(row) for row in connection.execute(query)]
+
+    def of_model(self, environment: str, model: str, limit: int) -> list[Release]:
+        """The newest releases of a model, newest first."""
+        query = (
+            select(releases)
+            .where(releases.c.environment == environment, releases.c.model == model)
+            .order_by(releases.c.created_at.desc(), releases.c.revision.desc())
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [_release(row) for row in connection.execute(query)]
 
     def under_way(self, environment: str, endpoint: str) -> Release | None:
         """The release that has begun and is neither confirmed nor rolled back."""

@@ -171,6 +171,18 @@ class Ledger:
         with self.database.read() as connection:
             return approval_in(connection, evidence_digest)
 
+    def approvals(self, evidence_digests: Iterable[str]) -> dict[str, Approval]:
+        """:meth:`approval_for` of many at once, by evidence digest; those not approved are left out."""
+        query = (
+            select(ledger)
+            .where(ledger.c.kind == DECISION, ledger.c.subject.in_(sorted(set(evidence_digests))))
+            .order_by(ledger.c.seq)
+        )
+        with self.database.read() as connection:
+            last = {row.subject: _entry(row) for row in connection.execute(query)}
+        found = {digest: as_approval(entry) for digest, entry in last.items()}
+        return {digest: approval for digest, approval in found.items() if approval is not None}
+
     def verify(self, known_heads: Iterable[str] = ()) -> None:
         """Recompute the chain, and find every known head in it.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, func, insert, select, update
 
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.tables import windows
@@ -50,12 +51,16 @@ def record_window(
     return True
 
 
-def recorded_windows(database: Database, model: str, limit: int = 100) -> list[Window]:
-    """The newest windows of a model, newest first."""
-    query = select(windows).where(windows.c.model == model).order_by(windows.c.end.desc()).limit(limit)
+def newest_windows(database: Database, models: Iterable[str], limit: int) -> dict[str, list[Window]]:
+    """The newest windows of each of many models, newest first, in one query."""
+    place = func.row_number().over(partition_by=windows.c.model, order_by=windows.c.end.desc())
+    ranked = select(windows, place.label("place")).where(windows.c.model.in_(sorted(models))).subquery()
+    query = select(ranked).where(ranked.c.place <= limit).order_by(ranked.c.model, ranked.c.place)
+    found: dict[str, list[Window]] = {}
     with database.read() as connection:
-        rows = connection.execute(query).all()
-    return [_window(row) for row in rows]
+        for row in connection.execute(query):
+            found.setdefault(row.model, []).append(_window(row))
+    return found
 
 
 def _window(row: Row[Any]) -> Window:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from airflow.sdk import BaseHook
 
 
@@ -24,3 +26,10 @@ class MlflowHook(BaseHook):
             return str(url)
         host = connection.host or "http://127.0.0.1"
         return f"{host}:{connection.port}" if connection.port else host
+
+    def page(self) -> str | None:
+        """Where a browser finds it, credentials left out; None if it has no web page."""
+        address = urlsplit(self.get_conn())
+        if address.scheme not in ("http", "https"):
+            return None
+        return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}".rstrip("/")

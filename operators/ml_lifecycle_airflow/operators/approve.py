@@ -23,6 +23,7 @@ class EvidenceOperator(StageOperator):
 
     template_fields = ("version",)
     operator_extra_links = (ReportLink(), ModelPageLink())
+    report_path: str | None = None
 
     def __init__(self, *, version: str = "{{ dag_run.conf['version'] }}", **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -59,7 +60,9 @@ class EvidenceOperator(StageOperator):
                 None if champion is None else champion.version,
                 datetime.now(UTC),
             )
+            self.report_path = evaluation.report_path
             raise_if_failed(evaluation)
             version = replace(version, evaluation_path=evaluation.path)
+        self.report_path = evaluation.report_path
         release = None if champion is None else champion.release
         return make_evidence(lake, version, evaluation, training, release)

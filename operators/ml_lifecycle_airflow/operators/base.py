@@ -65,6 +65,12 @@ class Resources:
 
         return MlflowHook(self.spec.connections.mlflow).get_conn()
 
+    def mlflow_page(self) -> str | None:
+        """Where a browser finds MLflow."""
+        from ml_lifecycle_airflow.hooks.mlflow import MlflowHook
+
+        return MlflowHook(self.spec.connections.mlflow).page()
+
     def environment_lake(self, environment: str) -> Lake:
         """The lake of a serving environment."""
         from ml_lifecycle_airflow.hooks.lake import LakeHook

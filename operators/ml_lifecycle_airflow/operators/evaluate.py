@@ -21,6 +21,7 @@ class EvaluateOperator(StageOperator):
 
     template_fields = ("training",)
     operator_extra_links = (ReportLink(), ModelPageLink())
+    report_path: str | None = None
 
     def __init__(self, *, training: RecordArg, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -53,5 +54,6 @@ class EvaluateOperator(StageOperator):
                 "passed" if gate.passed else "MISSED",
                 *(gate.gate, gate.measured, gate.threshold, f" ({gate.reason})" if gate.reason else ""),
             )
+        self.report_path = evaluation.report_path
         raise_if_failed(evaluation)
         return evaluation

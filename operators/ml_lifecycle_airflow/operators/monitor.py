@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from ml_lifecycle_airflow.links import ModelPageLink, ReportLink
-from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator
+from ml_lifecycle_airflow.links import ModelPageLink, ReportLink, TriggeredRunLink
+from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator, required_folder
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -25,6 +25,7 @@ class MonitorOperator(StageOperator):
 
     template_fields = ("snapshot",)
     operator_extra_links = (ReportLink(), ModelPageLink())
+    report_path: str | None = None
 
     def __init__(self, *, snapshot: RecordArg, environment: str = "production", **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -51,6 +52,7 @@ class MonitorOperator(StageOperator):
             now,
         )
         record_window(database, spec.name, spec.endpoint, findings.window, to_json(findings), now)
+        self.report_path = findings.html_path or findings.report_path
         for alert in findings.alerts:
             self.log.warning(
                 "%s: %s %s = %s (%s)",
@@ -88,13 +90,16 @@ class NotifyOperator(StageOperator):
 class RetrainOperator(TriggerDagRunOperator):
     """Start exactly one retraining for a window whose alerts ask for it.
 
+    :param folder: the model folder
     :param monitoring: the monitoring's record
     """
 
     template_fields = (*TriggerDagRunOperator.template_fields, "monitoring")
+    operator_extra_links = [TriggeredRunLink(), ModelPageLink()]
 
-    def __init__(self, *, monitoring: RecordArg, **kwargs: Any) -> None:
+    def __init__(self, *, folder: str | None = None, monitoring: RecordArg, **kwargs: Any) -> None:
         super().__init__(logical_date=None, skip_when_already_exists=True, **kwargs)
+        self.folder = required_folder(folder, self.task_id)
         self.monitoring = monitoring
 
     def execute(self, context: Context) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator
+from ml_lifecycle_airflow.links import ModelPageLink, TriggeredRunLink
+from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator, required_folder
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -52,13 +53,16 @@ class RegisterOperator(StageOperator):
 class RequestPromotionOperator(TriggerDagRunOperator):
     """Start exactly one promotion run for a candidate; a version for the record starts none.
 
+    :param folder: the model folder
     :param version: the registered version's record
     """
 
     template_fields = (*TriggerDagRunOperator.template_fields, "version")
+    operator_extra_links = [TriggeredRunLink(), ModelPageLink()]
 
-    def __init__(self, *, version: RecordArg, **kwargs: Any) -> None:
+    def __init__(self, *, folder: str | None = None, version: RecordArg, **kwargs: Any) -> None:
         super().__init__(logical_date=None, skip_when_already_exists=True, **kwargs)
+        self.folder = required_folder(folder, self.task_id)
         self.version = version
 
     def execute(self, context: Context) -> None:

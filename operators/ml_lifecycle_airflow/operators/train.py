@@ -35,6 +35,7 @@ class TrainOperator(KubernetesPodOperator):
 
     template_fields = (*KubernetesPodOperator.template_fields, "training_set")
     operator_extra_links = (MlflowRunLink(), ModelPageLink())
+    mlflow_run_url: str | None = None
 
     def __init__(
         self, *, folder: str | None = None, training_set: RecordArg, training: TrainingSpec, **kwargs: Any
@@ -126,5 +127,7 @@ class TrainOperator(KubernetesPodOperator):
                     return  # the pod left no account of its own: the cause says what is known
                 raise
             training = log_training(resources.mlflow(), resources.lake(), training)
+        if page := resources.mlflow_page():
+            self.mlflow_run_url = f"{page}/#/runs/{training.mlflow_run_id}"
         self.log.info("model %s: %s", training.model_digest[:12], training.metrics)
         context["ti"].xcom_push(key="return_value", value=to_json(training))

@@ -21,6 +21,7 @@ class ValidateOperator(StageOperator):
 
     template_fields = ("snapshot",)
     operator_extra_links = (ReportLink(), ModelPageLink())
+    report_path: str | None = None
 
     def __init__(self, *, snapshot: RecordArg, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -42,5 +43,6 @@ class ValidateOperator(StageOperator):
                 "%s.%s %s: expected %s, observed %s",
                 *(result.source, result.field, result.rule, result.expected, result.observed),
             )
+        self.report_path = validation.page_path
         raise_if_halted(validation)
         return validation

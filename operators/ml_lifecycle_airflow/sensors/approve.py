@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.exceptions import HITLTimeoutError
 from airflow.providers.standard.operators.hitl import HITLOperator
 
-from ml_lifecycle_airflow.links import PAGE, ModelPageLink, ReportLink
+from ml_lifecycle_airflow.links import ModelPageLink, ReportLink, model_url, report_url
 from ml_lifecycle_airflow.operators.base import (
     RecordArg,
     Resources,
@@ -41,6 +41,7 @@ class ApprovalSensor(HITLOperator):
 
     template_fields = ("subject", "body", "evidence")
     operator_extra_links = (ReportLink(), ModelPageLink())
+    report_path: str | None = None
 
     def __init__(
         self, *, folder: str | None = None, evidence: RecordArg, deadline: timedelta, **kwargs: Any
@@ -76,6 +77,7 @@ class ApprovalSensor(HITLOperator):
 
         resources = Resources(self.folder)
         evidence, lake = from_json(Evidence, self.evidence), resources.lake()
+        self.report_path = evidence.report_path
         with final_errors_fail_at_once():
             version = read_version(lake, evidence.model, evidence.version)
             assigned = assigned_approvers(resources.spec, version, context["dag_run"].triggering_user_name)
@@ -100,7 +102,8 @@ class ApprovalSensor(HITLOperator):
         from ml_lifecycle.stages.approve import record_decision
 
         resources = Resources(self.folder)
-        database = resources.database()
+        evidence, database = from_json(Evidence, self.evidence), resources.database()
+        self.report_path = evidence.report_path
         try:
             answer: dict[str, Any] = dict(super().execute_complete(context, event))
         except HITLTimeoutError:
@@ -111,7 +114,7 @@ class ApprovalSensor(HITLOperator):
         with final_errors_fail_at_once():
             approval = record_decision(
                 Ledger(database),
-                from_json(Evidence, self.evidence),
+                evidence,
                 _request(context),
                 "approve" if answer["chosen_options"] == [self.APPROVE] else "reject",
                 None if user is None else str(user["name"]),
@@ -124,8 +127,8 @@ class ApprovalSensor(HITLOperator):
 
     def _links(self, evidence: Evidence, evaluation: Evaluation) -> dict[str, str]:
         return {
-            "Evaluation report": f"{PAGE}/reports/{evidence.model}/{evaluation.report_path}",
-            "All models": f"{PAGE}/#{evidence.model}",
+            "Evaluation report": report_url(evaluation.report_path),
+            "All models": model_url(evidence.model),
         }
 
 

@@ -1,0 +1,163 @@
+"""The page in headless Chromium, inside Airflow's own navigation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from airflow_server import PASSWORD, AirflowServer
+from chromium import Browser, Page, browser, executable, wait_for
+from lifecycle_world import World
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(
+        executable() is None, reason="no Chromium: the page was not looked at (apt-get install chromium)"
+    ),
+]
+FRAME = "document.querySelector('iframe').contentDocument"
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def logged_in(chromium: Browser, airflow: AirflowServer) -> Page:
+    """A tab of Airflow's, logged in through the form."""
+    page = chromium.open(airflow.url)
+    page.resize(1400, 950)
+    page.wait("document.querySelector('input[name=password]')", 60)
+    for name, value in (("username", "vera"), ("password", PASSWORD)):
+        page.run(f"document.querySelector('input[name={name}]').focus()")
+        page.send("Input.insertText", text=value)
+    page.wait("!document.querySelector('button[type=submit]').disabled")
+    page.run("document.querySelector('button[type=submit]').click()")
+    page.wait("document.querySelector('a[href$=\"plugin/ml-lifecycle\"]')", 60)
+    return page
+
+
+@pytest.fixture
+def page(logged_in: Page, airflow: AirflowServer) -> Page:
+    """The models' page, come to through the navigation."""
+    logged_in.resize(1400, 950)
+    logged_in.go(f"{airflow.url}/")
+    logged_in.wait("document.querySelector('a[href$=\"plugin/ml-lifecycle\"]')", 60)
+    logged_in.run("document.querySelector('a[href$=\"plugin/ml-lifecycle\"]').click()")
+    logged_in.wait(f"{FRAME}.querySelector('article')")
+    return logged_in
+
+
+def click(page: Page, selector: str) -> None:
+    page.run(f"{FRAME}.querySelector({selector!r}).click()")
+
+
+def text(page: Page, selector: str) -> str:
+    return str(page.run(f"{FRAME}.querySelector({selector!r}).innerText"))
+
+
+def test_the_models_are_there_and_nothing_complains(page: Page, tmp_path: Path) -> None:
+    assert "4 models · 1 waiting for approval" in text(page, "#summary")
+    assert "Version 1" in text(page, "#flights .champion")
+    assert "approved by alice" in text(page, "#flights .champion")
+    assert "critical skill -0.118, below 0" in text(page, "#flights .findings")
+    assert "waits for approval by alice or bob" in text(page, "#flights .note")
+    assert page.run(f"{FRAME}.querySelectorAll('#flights .strip li').length") == 12
+    assert "secret" not in text(page, "body")
+    # Airflow's own 401 before the login is the one thing the console may hold.
+    assert [line for line in page.complaints() if "401" not in line] == []
+    assert page.screenshot(tmp_path / "models.png").stat().st_size > 10_000
+
+
+def test_hostile_text_stays_text(page: Page) -> None:
+    click(page, "#flights summary")
+    page.wait(f"{FRAME}.querySelectorAll('#flights table').length === 2")
+    assert "<script>document.title='owned'</script>" in text(page, "#flights .history")
+    assert page.run(f"{FRAME}.querySelectorAll('body script, img').length") == 0
+    assert "owned" not in page.run(f"document.title + {FRAME}.title")
+
+
+@pytest.mark.parametrize("width", [380, 1400])
+def test_nothing_is_cut_off(page: Page, width: int, tmp_path: Path) -> None:
+    page.resize(width, 900)
+    page.wait(f"{FRAME}.documentElement.clientWidth < {width}")
+    assert page.run(f"{FRAME}.documentElement.scrollWidth - {FRAME}.documentElement.clientWidth") == 0
+    page.screenshot(tmp_path / f"{width}.png")
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_it_follows_airflows_theme(page: Page, theme: str, tmp_path: Path) -> None:
+    page.run(f"document.documentElement.className = '{theme}'")
+    page.wait(f"{FRAME}.documentElement.dataset.theme === '{theme}'")
+    background = page.run(f"getComputedStyle({FRAME}.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (theme == "light")
+    page.screenshot(tmp_path / f"{theme}.png")
+
+
+def test_a_dag_is_followed_out_of_the_frame(page: Page, airflow: AirflowServer) -> None:
+    click(page, "#flights nav a")
+    page.wait(f"location.href.startsWith('{airflow.url}/dags/flights__train')")
+
+
+def test_mlflow_opens_in_a_tab_of_its_own(page: Page, chromium: Browser) -> None:
+    tab = chromium.opened(lambda: click(page, "#flights nav a[target=_blank]"))
+    wanted = "http://mlflow.example:5000/#/models/flights"
+    wait_for(lambda: chromium.pages()[tab.target] in (wanted, "chrome-error://chromewebdata/"), wanted)
+    assert page.run("location.pathname").startswith("/plugin/ml-lifecycle")
+
+
+def test_a_report_draws_itself_and_reaches_nothing_of_airflows(
+    page: Page, chromium: Browser, world: World, airflow: AirflowServer
+) -> None:
+    link = page.run(f"{FRAME}.querySelector('#flights .links a').getAttribute('href')")
+    world.lake.write_bytes(link.removeprefix("reports/"), _evidently_page())
+    report = chromium.opened(lambda: click(page, "#flights .links a"))
+    report.wait("document.body?.innerText.includes('Drifted Columns')", 60)
+    assert report.run("origin") == "null"
+    for forbidden in ("document.cookie", "localStorage.length", "sessionStorage.length"):
+        with pytest.raises(AssertionError, match="SecurityError"):
+            report.run(forbidden)
+    with pytest.raises(AssertionError, match="Failed to fetch"):
+        report.run(f"fetch('{airflow.url}/ml-lifecycle/api/models').then(answer => answer.text())")
+
+
+def test_a_link_from_a_task_leads_to_its_model(logged_in: Page, airflow: AirflowServer) -> None:
+    logged_in.go(f"{airflow.url}/plugin/ml-lifecycle/ml-lifecycle/#delays")
+    logged_in.wait(f"{FRAME}.querySelector('article.target')")
+    assert logged_in.run(f"{FRAME}.querySelector('article.target').id") == "delays"
+
+
+def test_what_needs_somebody_can_be_filtered(page: Page) -> None:
+    shown = f"[...{FRAME}.querySelectorAll('article:not([hidden])')].map(each => each.id).join()"
+    click(page, "#urgent")
+    assert page.run(shown) == "flights"
+    click(page, "#urgent")
+    page.run(f"{FRAME}.getElementById('search').focus()")
+    page.send("Input.insertText", text="LAYS")
+    assert page.run(shown) == "delays"
+
+
+def test_who_may_see_no_model_is_told_so(chromium: Browser, airflow: AirflowServer, tmp_path: Path) -> None:
+    with airflow.client("eve") as client:
+        tab = chromium.open(f"{airflow.url}/ml-lifecycle/", {"_token": client.cookies["_token"]})
+    tab.wait("document.querySelector('.empty')")
+    assert "no models you may see" in tab.run("document.body.innerText")
+    assert tab.complaints() == []
+    tab.screenshot(tmp_path / "empty.png")
+
+
+def _evidently_page() -> bytes:
+    """A report as the monitor writes it."""
+    import numpy as np
+    import polars as pl
+
+    from ml_lifecycle.adapters.evidently import drift_report
+    from ml_lifecycle.records import ColumnSpec
+
+    rng = np.random.default_rng(0)
+    reference, current = (pl.DataFrame({"x": rng.normal(shift, 1, 300)}) for shift in (0, 3))
+    made = drift_report(reference, current, [ColumnSpec("x", "float")])
+    return made.html.encode()
