@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from ml_lifecycle.adapters.lake import Lake
@@ -117,6 +118,25 @@ def test_the_page_wants_a_login(stack: Stack, admin: AirflowUser) -> None:
     assert model["name"] == MODEL
     assert model["champion"]["approved_by"] == "alice"
     assert len(model["windows"]) == 1
+
+
+def test_a_killed_process_is_restarted(stack: Stack) -> None:
+    def server() -> psutil.Process | None:
+        for pid in supervise.processes(stack):
+            command = psutil.Process(pid).cmdline()
+            if "ml_lifecycle.serving" in command and str(stack.ports.production) in command:
+                return psutil.Process(pid)
+        return None
+
+    killed = server()
+    assert killed is not None
+    killed.kill()
+    supervise.wait_healthy(stack, print)
+    restarted = server()
+    assert restarted is not None
+    assert restarted != killed
+    ready = httpx.get(f"{stack.server_url('production')}/v2/health/ready", trust_env=False)
+    assert ready.status_code == 200
 
 
 @pytest.mark.full
