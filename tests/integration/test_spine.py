@@ -131,6 +131,7 @@ def test_a_killed_process_is_restarted(stack: Stack) -> None:
     killed = server()
     assert killed is not None
     killed.kill()
+    killed.wait(10)
     supervise.wait_healthy(stack, print)
     restarted = server()
     assert restarted is not None
