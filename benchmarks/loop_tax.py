@@ -152,7 +152,8 @@ def plain(root: Path, servers: dict[str, str]) -> int:
         if kind == "monitor":
             paused = time.time()
             shutil.copytree(root / "later", root / "lake" / "landing", dirs_exist_ok=True)
-            shutil.move(root / "predictions", root / "production" / "lake" / "predictions")
+            log = root / "production" / "lake" / "predictions"
+            shutil.copytree(root / "predictions", log, dirs_exist_ok=True)
             began += time.time() - paused
         for stage in stages:
             made = time.time()
