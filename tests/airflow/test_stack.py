@@ -249,7 +249,6 @@ def test_stop_finds_by_its_mark_whatever_the_supervisor_left(
     assert other.poll() is None
 
 
-@pytest.mark.xfail(strict=True, reason="stop() signals the pid in the file, whosever it is by now")
 def test_a_stale_pid_file_stops_nobody_else(stack: Stack, sleepers: list[subprocess.Popen[str]]) -> None:
     """The pid in it may be another process's by now."""
     ours, other = sleepers

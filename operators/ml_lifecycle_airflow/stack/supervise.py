@@ -204,6 +204,15 @@ def processes(stack: Stack) -> list[int]:
     return found
 
 
+def _supervisor(stack: Stack) -> int | None:
+    """Supervisord's process id; a stale file may name somebody else's by now."""
+    try:
+        pid = int((stack.root / "supervisord.pid").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return pid if pid in processes(stack) else None
+
+
 def _end_left_pods(stack: Stack) -> None:
     """Pods outlive a killed localpods on purpose, and their environment is their own: ask it to end them."""
     if (stack.root / "pods").exists():
@@ -214,14 +223,11 @@ def _end_left_pods(stack: Stack) -> None:
 
 def stop(stack: Stack, say: Callable[[str], None]) -> int:
     """Stop everything; returns how many processes had to be killed because supervisord left them."""
-    pid_file = stack.root / "supervisord.pid"
-    if pid_file.exists() and processes(stack):
-        try:
-            os.kill(int(pid_file.read_text()), signal.SIGTERM)
-        except (ValueError, ProcessLookupError):
-            pid_file.unlink(missing_ok=True)
+    supervisor = _supervisor(stack)
+    if supervisor is not None:
+        os.kill(supervisor, signal.SIGTERM)
         deadline = time.monotonic() + 40
-        while pid_file.exists() and time.monotonic() < deadline:
+        while _supervisor(stack) is not None and time.monotonic() < deadline:
             time.sleep(0.2)
     left = processes(stack)
     for pid in left:
