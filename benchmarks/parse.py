@@ -5,7 +5,7 @@
 Goes through Airflow's own parse path (``_parse_file``: stability check, DagBag, serialisation), in this
 process, imports done before. Beside it the floor: a file with five DAGs of as many tasks, of the stock
 operators ours derive from, with no folder to load, no records between the tasks and no links of ours.
-"Ours" is the whole call in the model's ``dag.py``, Airflow's constructors that it calls included.
+What is ours is the call in the model's ``dag.py``, less what Airflow's constructors cost the stock file.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ def main() -> int:
         whole, least = cpu_ms(lambda: parse(ours), RUNS), cpu_ms(lambda: parse(stock), RUNS)
         loading = cpu_ms(lambda: load_folder(ours.parent), RUNS)
         building = cpu_ms(lambda: lifecycle_dags(str(ours)), RUNS)
+        code = compile(stock.read_text(), str(stock), "exec")
+        constructors = cpu_ms(lambda: exec(code, {}), RUNS)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     table(
@@ -111,15 +113,13 @@ def main() -> int:
         (
             ("parse and serialise, ours", f"{whole:.1f}", f"{LIMIT_ALL:.0f}"),
             ("parse and serialise, stock operators", f"{least:.1f}", ""),
-            (
-                "of ours: lifecycle_dags, Airflow's constructors included",
-                f"{building:.1f}",
-                f"{LIMIT_OURS:.0f}",
-            ),
-            ("of that: load_folder", f"{loading:.1f}", ""),
+            ("lifecycle_dags, Airflow's constructors included", f"{building:.1f}", ""),
+            ("Airflow's constructors alone, stock operators", f"{constructors:.1f}", ""),
+            ("what is ours: the difference", f"{building - constructors:.1f}", f"{LIMIT_OURS:.0f}"),
+            ("of it: load_folder", f"{loading:.1f}", ""),
         ),
     )
-    return int(whole > LIMIT_ALL or building > LIMIT_OURS)
+    return int(whole > LIMIT_ALL or building - constructors > LIMIT_OURS)
 
 
 if __name__ == "__main__":
