@@ -80,7 +80,7 @@ def test_it_parks_with_the_page_and_asks_only_those_who_may(
     assert detail.subject == "delays: may version 1 go to production?"
     assert evidence.digest in detail.body
     assert "| rmse | passed | at most 10 | 7.25 | 8.5 |" in detail.body
-    assert "/ml-lifecycle/reports/delays/report.json" in detail.body
+    assert "(/ml-lifecycle/reports/report.json)" in detail.body
     assert detail.defaults is None
     assert list(detail.params) == ["reason"]
     (request,) = open_requests(world.database, "delays")

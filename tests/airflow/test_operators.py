@@ -147,7 +147,9 @@ def monitoring(retrain: bool) -> Monitoring:
 
 
 def retraining(found: Monitoring) -> RetrainOperator:
-    return RetrainOperator(task_id="retrain", trigger_dag_id="delays__train", monitoring=to_json(found))
+    return RetrainOperator(
+        task_id="retrain", folder="delays", trigger_dag_id="delays__train", monitoring=to_json(found)
+    )
 
 
 def test_a_window_that_asks_for_it_starts_one_retraining_by_its_own_name(context: Context) -> None:
@@ -176,7 +178,7 @@ def test_a_window_that_asks_for_none_is_skipped(context: Context) -> None:
 def test_a_candidate_starts_one_promotion_by_its_version(world: World, context: Context) -> None:
     version = make_candidate(world.lake, 7, b"model").version
     asking = RequestPromotionOperator(
-        task_id="ask", trigger_dag_id="delays__promote", version=to_json(version)
+        task_id="ask", folder="delays", trigger_dag_id="delays__promote", version=to_json(version)
     )
     with pytest.raises(DagRunTriggerException) as raised:
         asking.execute(context())
@@ -188,7 +190,7 @@ def test_a_candidate_starts_one_promotion_by_its_version(world: World, context: 
 def test_a_version_for_the_record_starts_none(world: World, context: Context) -> None:
     version = replace(make_candidate(world.lake, 7, b"model").version, role="record")
     asking = RequestPromotionOperator(
-        task_id="ask", trigger_dag_id="delays__promote", version=to_json(version)
+        task_id="ask", folder="delays", trigger_dag_id="delays__promote", version=to_json(version)
     )
     with pytest.raises(AirflowSkipException, match="version 7 is for the record only"):
         asking.execute(context())

@@ -113,7 +113,7 @@ def start(stack: Stack, say: Callable[[str], None]) -> None:
     """Create the databases and start every process; returns when all of them answer.
 
     :raises PortTakenError: a port is in use. Retry: yes, with another.
-    :raises StackError: a process did not come up in two minutes. Retry: perhaps.
+    :raises StackError: a process did not come up in five minutes. Retry: perhaps.
     """
     stack.ports.check_free()
     configuration = write_configuration(stack)
@@ -167,7 +167,7 @@ def _healthy(stack: Stack) -> Iterator[tuple[str, bool]]:
         yield f"server-{name}", live is not None and live.status_code == 200
 
 
-def wait_healthy(stack: Stack, say: Callable[[str], None], timeout: float = 120) -> None:
+def wait_healthy(stack: Stack, say: Callable[[str], None], timeout: float = 300) -> None:
     """Return when every process answers.
 
     :raises StackError: one did not in ``timeout`` seconds. Retry: perhaps; the message names its log.
