@@ -170,7 +170,7 @@ class Plain:
         return self._prepare("production")
 
     def _prepare(self, environment: str) -> Any:
-        from ml_lifecycle.stages.features import prepare_online
+        from ml_lifecycle.stages.online_features import prepare_online
 
         return prepare_online(self.folder, self.lake, self.load("evidence"), self.online_store(environment))
 
@@ -237,7 +237,7 @@ class Plain:
         )
 
     def materialise(self) -> Any:
-        from ml_lifecycle.stages.features import materialise
+        from ml_lifecycle.stages.online_features import materialise
 
         snapshot = self.load("ingest")
         return materialise(

@@ -261,6 +261,33 @@ def test_a_stale_pid_file_stops_nobody_else(stack: Stack, sleepers: list[subproc
     assert other.poll() is None
 
 
+TITLED = """
+import sys, time
+from setproctitle import setproctitle
+setproctitle("airflow scheduler -- " + "LocalExecutor worker " * 200)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_that_sets_its_title_is_found_too(stack: Stack) -> None:
+    """Airflow's do; a title overwrites the environment that ``/proc`` shows, unless told not to."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", TITLED],
+        env=os.environ | stack.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        assert supervise.processes(stack) == [process.pid]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 def test_stopping_what_never_ran_is_nothing(stack: Stack) -> None:
     said: list[str] = []
     assert supervise.stop(stack, said.append) == 0
