@@ -61,6 +61,8 @@ def test_a_taken_port_stops_the_start_before_anything_is_written(stack: Stack) -
 
 
 def test_ports_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Ports.__dataclass_fields__:
+        monkeypatch.delenv(f"ML_LIFECYCLE_PORT_{name.upper()}", raising=False)
     monkeypatch.setenv("ML_LIFECYCLE_PORT_AIRFLOW", "18080")
     assert Ports.from_environment() == Ports(airflow=18080)
 
