@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -62,33 +63,36 @@ class TrainOperator(KubernetesPodOperator):
 
         :raises AirflowFailException: the user's code failed, or it does not convert; no retry helps.
         """
-        from ml_lifecycle.records import TrainingSet, from_json
-        from ml_lifecycle.stages.train import plan_training
-
         resources = Resources(self.folder)
-        with final_errors_fail_at_once():
-            job = plan_training(resources.model, resources.lake(), from_json(TrainingSet, self.training_set))
+        job = self._plan(resources)
         self._launch_with(job, resources)
-        if not resources.lake().exists(job.manifest_path):
-            try:
-                super().execute(context)
-            except Exception as error:
-                # Whatever KubernetesPodOperator raised, the pod's own account of a failure says more.
-                self._finish(resources, job, context, cause=error)
-                raise
-        self._finish(resources, job, context)
+        if resources.lake().exists(job.manifest_path):
+            self._finish(resources, job, context)
+        else:
+            self._supervise(resources, job, context, lambda: super(TrainOperator, self).execute(context))
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
-        """Come back from the trigger, in deferrable mode."""
+        """Come back from the trigger, in deferrable mode. Errors as in :meth:`execute`."""
+        resources = Resources(self.folder)
+        job = self._plan(resources)
+        self._supervise(
+            resources, job, context, lambda: super(TrainOperator, self).trigger_reentry(context, event)
+        )
+
+    def _plan(self, resources: Resources) -> TrainingJob:
         from ml_lifecycle.records import TrainingSet, from_json
         from ml_lifecycle.stages.train import plan_training
 
-        resources = Resources(self.folder)
-        job = plan_training(resources.model, resources.lake(), from_json(TrainingSet, self.training_set))
+        with final_errors_fail_at_once():
+            return plan_training(resources.model, resources.lake(), from_json(TrainingSet, self.training_set))
+
+    def _supervise(
+        self, resources: Resources, job: TrainingJob, context: Context, run: Callable[[], object]
+    ) -> None:
         try:
-            super().trigger_reentry(context, event)
+            run()
         except Exception as error:
-            # As in execute: the pod's own account first.
+            # Whatever KubernetesPodOperator raised, the pod's own account of a failure says more.
             self._finish(resources, job, context, cause=error)
             raise
         self._finish(resources, job, context)

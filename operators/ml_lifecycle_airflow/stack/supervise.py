@@ -226,7 +226,7 @@ def stop(stack: Stack, say: Callable[[str], None]) -> int:
     supervisor = _supervisor(stack)
     if supervisor is not None:
         os.kill(supervisor, signal.SIGTERM)
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 90
         while _supervisor(stack) is not None and time.monotonic() < deadline:
             time.sleep(0.2)
     left = processes(stack)
