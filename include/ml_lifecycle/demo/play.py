@@ -20,6 +20,7 @@ MODEL = "flight_delay"
 FIRST_TRAINING = datetime(2013, 5, 29, 8, tzinfo=UTC)
 WINDOW = timedelta(days=14)
 WINDOWS = 12
+READING_SECONDS = 6.0
 REQUESTER, APPROVER = "admin", "alice"
 
 
@@ -111,10 +112,11 @@ def _promote(played: Played, requester: AirflowUser, approver: AirflowUser) -> N
 
     said: set[str] = set()
     while asked(requester.wait(dag_id, run_id, played.say, until=asked, said=said)):
+        # Airflow loses an answer that comes before its scheduler has put the asking attempt away, and asks again
+        # after the retry delay. People take longer than that, so the demo does too; and looks again.
+        time.sleep(READING_SECONDS)
         played.say(f"version {played.version} asks for production; {approver.name} approves (through REST)")
         approver.answer(dag_id, run_id, "approve", "Approve", "gates passed; approved by the demo")
-        # Airflow loses an answer that comes before its scheduler has put the asking attempt away, faster than
-        # people are, and asks again; so the loop looks again.
         requester.wait(dag_id, run_id, played.say, until=lambda tasks: not asked(tasks), said=said)
     _note(played, requester, dag_id, run_id, "promote")
 
