@@ -123,7 +123,8 @@ def test_the_page_wants_a_login(stack: Stack, admin: AirflowUser) -> None:
 def test_a_killed_process_is_restarted(stack: Stack) -> None:
     def server() -> psutil.Process | None:
         for pid in supervise.processes(stack):
-            command = psutil.Process(pid).cmdline()
+            # Libraries set process titles, which become one long argument.
+            command = " ".join(psutil.Process(pid).cmdline())
             if "ml_lifecycle.serving" in command and str(stack.ports.production) in command:
                 return psutil.Process(pid)
         return None

@@ -99,7 +99,7 @@ class AirflowUser:
         """The end of a task's log, for a failure's report."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/1"
         content = self._call("GET", path, params={"full_content": True}).get("content", [])
-        return "\n".join(str(line.get("event", line)) for line in content[-lines:])
+        return "\n".join(_log_line(line) for line in content[-lines:])
 
     def answer(self, dag_id: str, run_id: str, task_id: str, option: str, reason: str) -> None:
         """Answer an open approval."""
@@ -140,3 +140,10 @@ class AirflowUser:
                 states = ", ".join(f"{task.task_id} {task.state}" for task in tasks)
                 raise DemoError(f"run {run_id} of {dag_id} was not done in {timeout:.0f} s: {states}")
             time.sleep(0.4)
+
+
+def _log_line(line: Any) -> str:
+    if not isinstance(line, dict):
+        return str(line)
+    errors = [f"{error['exc_type']}: {error['exc_value']}" for error in line.get("error_detail") or []]
+    return "\n".join([str(line.get("event", "")), *errors])

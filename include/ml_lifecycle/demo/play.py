@@ -112,8 +112,8 @@ def _promote(played: Played, requester: AirflowUser, approver: AirflowUser) -> N
 
     said: set[str] = set()
     while asked(requester.wait(dag_id, run_id, played.say, until=asked, said=said)):
-        # Airflow loses an answer that comes before its scheduler has put the asking attempt away, and asks again
-        # after the retry delay. People take longer than that, so the demo does too; and looks again.
+        # Airflow loses an answer that comes before its scheduler has put the asking attempt away, and asks
+        # again after the retry delay. People take longer than that, so the demo does too; and looks again.
         time.sleep(READING_SECONDS)
         played.say(f"version {played.version} asks for production; {approver.name} approves (through REST)")
         approver.answer(dag_id, run_id, "approve", "Approve", "gates passed; approved by the demo")
