@@ -167,7 +167,7 @@ def _healthy(stack: Stack) -> Iterator[tuple[str, bool]]:
         yield f"server-{name}", live is not None and live.status_code == 200
 
 
-def wait_healthy(stack: Stack, say: Callable[[str], None], timeout: float = 120) -> None:
+def wait_healthy(stack: Stack, say: Callable[[str], None], timeout: float = 300) -> None:
     """Return when every process answers.
 
     :raises StackError: one did not in ``timeout`` seconds. Retry: perhaps; the message names its log.
