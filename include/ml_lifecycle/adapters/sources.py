@@ -88,7 +88,7 @@ def list_files(name: str, source: Source, lake: Lake, storage_options: StorageOp
             SourceFile(path.removeprefix(base), _fingerprint(filesystem, path, info), path, filesystem)
         )
     if not files:
-        raise SourceNotReadyError(f"source {name!r}: no file matches {source.uri!r} in {filesystem.protocol}")
+        raise SourceNotReadyError(f"source {name!r}: no file matches {filesystem.unstrip_protocol(pattern)}")
     return files
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, sha256
 from ml_lifecycle.delivery.releases import Releases
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.records import Evaluation, Evidence, ModelVersion, Release, Training, TrainingSet, from_json
@@ -50,7 +50,11 @@ def read_version(lake: Lake, model: str, version: str) -> ModelVersion:
 
     :raises LakeFileMissingError: there is no such version. Retry: no.
     """
-    return from_json(ModelVersion, lake.read_json(f"versions/{model}/{version}/manifest.json"))
+    path = f"versions/{model}/{version}/manifest.json"
+    try:
+        return from_json(ModelVersion, lake.read_json(path))
+    except LakeFileMissingError as error:
+        raise LakeFileMissingError(f"{model} has no version {version}: {error}") from error
 
 
 def read_training(lake: Lake, path: str) -> Training:

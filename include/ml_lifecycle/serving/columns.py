@@ -77,8 +77,17 @@ def _check_types(spec: ColumnSpec, values: Sequence[Any], origin: Origin) -> Non
             return
     row, value = next((row, value) for row, value in enumerate(values) if type(value) not in accepted)
     if value is None:
+        hint = (
+            ""
+            if origin == "request"
+            else (
+                ": the entity is unknown, or its value is older than its time to live at the request's "
+                'event_time (now, unless parameters say {"event_time": "2026-01-31T12:00:00Z"})'
+            )
+        )
         raise BadRequestError(
-            f"column {spec.name!r} ({_where(origin)}) is null in row {row}, and the model takes no null there"
+            f"column {spec.name!r} ({_where(origin)}) is null in row {row}, and the model takes no null "
+            f"there{hint}"
         )
     raise BadRequestError(
         f"column {spec.name!r} ({_where(origin)}), row {row}: expected {_EXPECTED[spec.type]}, "

@@ -148,8 +148,9 @@ def not_arrived(
     """The sources that have nothing for the run's interval yet, sorted.
 
     A source has arrived when one of its files has an event at or after the interval's start; a static one
-    when it has a file. Files that the last reading knows are not opened, of a new Parquet file only the
-    footer is read. A torn file counts as not arrived (it may still be written): ingest will name it.
+    when it has a file. A run whose interval is empty, because its moment was run before, waits for no more
+    than a file. Files that the last reading knows are not opened, of a new Parquet file only the footer is
+    read. A torn file counts as not arrived (it may still be written): ingest will name it.
     """
     base = _Base.find(lake, run)
     missing = []
@@ -160,7 +161,9 @@ def not_arrived(
             missing.append(name)
             continue
         known = base.readings.get(name, SourceReading("", {})).files
-        if source.event_time is not None and not any(
+        if source.event_time is None or run.interval.start == run.interval.end:
+            continue
+        if not any(
             newest is not None and newest >= run.interval.start
             for newest in _newest_events(name, source, files, known)
         ):

@@ -53,6 +53,11 @@ class MonitorOperator(StageOperator):
         )
         record_window(database, spec.name, spec.endpoint, findings.window, to_json(findings), now)
         self.report_path = findings.html_path or findings.report_path
+        self.log.info(
+            "%s to %s: %d predictions, %d with labels, %d alerts",
+            *(findings.window.start, findings.window.end),
+            *(findings.predictions, findings.labelled, len(findings.alerts)),
+        )
         for alert in findings.alerts:
             self.log.warning(
                 "%s: %s %s = %s (%s)",

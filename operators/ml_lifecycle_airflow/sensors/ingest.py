@@ -34,8 +34,6 @@ class DataArrivalSensor(BaseSensorOperator):
     def poke(self, context: Context) -> bool:
         """Whether every source has arrived."""
         missing = self._missing(context)
-        if missing:
-            self.log.info("waiting for %s", ", ".join(missing))
         return not missing
 
     def _missing(self, context: Context) -> tuple[str, ...]:
@@ -44,7 +42,11 @@ class DataArrivalSensor(BaseSensorOperator):
         resources = Resources(self.folder)
         with final_errors_fail_at_once():
             run = resolve_run(context, resources.spec, resources.database())
-            return not_arrived(resources.spec, resources.lake(), run)
+            missing = not_arrived(resources.spec, resources.lake(), run)
+        if missing:
+            start = run.interval.start.isoformat()
+            self.log.info("waiting for an event at or after %s in %s", start, ", ".join(missing))
+        return missing
 
     def execute(self, context: Context) -> None:
         """Return when the data are there; defer at once if they are not and this sensor is deferrable."""

@@ -40,7 +40,7 @@ class Ports:
     def from_environment(cls) -> Ports:
         """The defaults, where the environment does not say otherwise.
 
-        :raises LifecycleError: a variable is not a port number. Retry: no.
+        :raises LifecycleError: a variable is not a port number, or two are the same. Retry: no.
         """
         chosen: dict[str, int] = {}
         for name in cls.__dataclass_fields__:
@@ -49,7 +49,15 @@ class Ports:
                 if not (text.isdigit() and 0 < int(text) < 65536):
                     raise LifecycleError(f"{variable}={text!r} is not a port: use a number from 1 to 65535")
                 chosen[name] = int(text)
-        return cls(**chosen)
+        ports = cls(**chosen)
+        users: dict[int, str] = {}
+        for name in cls.__dataclass_fields__:
+            if (other := users.setdefault(getattr(ports, name), name)) != name:
+                raise LifecycleError(
+                    f"{other} and {name} both have port {getattr(ports, name)}: move one with "
+                    f"ML_LIFECYCLE_PORT_{name.upper()}=…"
+                )
+        return ports
 
     def check_free(self) -> None:
         """Say which port is taken, by its variable.

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import polars as pl
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64, String
+from feast.types import Float64, String
 
 customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.STRING)
 
@@ -20,7 +20,8 @@ customer_orders = FeatureView(
     entities=[customer],
     ttl=timedelta(days=365),  # older values count as missing
     schema=[
-        Field(name="orders_closed", dtype=Int64),
+        # Not Int64: a customer's first order has no earlier one, and integers cannot be missing.
+        Field(name="orders_closed", dtype=Float64),
         Field(name="return_share", dtype=Float64),
         Field(name="mean_amount", dtype=Float64),
         Field(name="last_channel", dtype=String),
@@ -35,10 +36,12 @@ service = FeatureService(name="new_model", features=[customer_orders])
 
 
 def tables(sources: Mapping[str, pl.LazyFrame]) -> Mapping[str, pl.LazyFrame]:
-    """One frame for each FileSource, and the labels.
+    """One frame for each FileSource, the labels, and the entities.
 
     A feature row counts from its ``event_timestamp`` on: the moment its values were known, not the moment
     they are about. An order's return is known when the order is closed, so that is the moment here.
+
+    ``entities`` are what the score DAG predicts, and as of when: here each order, as it comes in.
 
     :param sources: the rows of each source in model.yaml, up to the time the run stands for
     """
@@ -59,4 +62,5 @@ def tables(sources: Mapping[str, pl.LazyFrame]) -> Mapping[str, pl.LazyFrame]:
         pl.col("closed_at").alias("known_at"),
         pl.col("returned").cast(pl.Int64),
     )
-    return {"customer_orders": customer_orders, "labels": labels}
+    entities = orders.select("customer_id", pl.col("ordered_at").alias("event_timestamp"))
+    return {"customer_orders": customer_orders, "labels": labels, "entities": entities}
