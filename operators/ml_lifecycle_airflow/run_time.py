@@ -26,6 +26,10 @@ class RunConfError(LifecycleError):
     """The run's conf cannot be read. Retry: no, trigger again with a right one."""
 
 
+# Airflow's OpenLineage provider adds its own key to the conf of triggered runs.
+_KEYS = frozenset({"as_of", "interval", "openlineage"})
+
+
 def resolve_run(context: Context, spec: ModelSpec, database: Database) -> Run:
     """Which run this is and the time it stands for.
 
@@ -58,8 +62,10 @@ def resolve_run(context: Context, spec: ModelSpec, database: Database) -> Run:
 def read_conf(conf: Mapping[str, Any]) -> tuple[datetime | None, Interval | None]:
     """``as_of`` and ``interval`` of a conf, either of which may be missing.
 
-    :raises RunConfError: a time has no offset or is no time, or the interval is reversed. Retry: no.
+    :raises RunConfError: an unknown key, no time or one without offset, a reversed interval. Retry: no.
     """
+    if unknown := sorted(set(conf) - _KEYS):
+        raise RunConfError(f"conf: unknown keys {unknown}; a run takes as_of and interval")
     as_of = _moment(conf["as_of"], "as_of") if conf.get("as_of") else None
     given = conf.get("interval")
     if not given:

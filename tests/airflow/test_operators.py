@@ -21,6 +21,7 @@ from ml_lifecycle_airflow import _HOMES, __all__
 from ml_lifecycle_airflow.operators.approve import EvidenceOperator
 from ml_lifecycle_airflow.operators.base import Resources, final_errors_fail_at_once
 from ml_lifecycle_airflow.operators.deploy import DeployOperator, MarkChampionOperator, RollbackOperator
+from ml_lifecycle_airflow.operators.features import PrepareFeaturesOperator
 from ml_lifecycle_airflow.operators.ingest import IngestOperator
 from ml_lifecycle_airflow.operators.monitor import RetrainOperator
 from ml_lifecycle_airflow.operators.register import RequestPromotionOperator
@@ -232,6 +233,11 @@ def test_production_is_closed_without_an_approval_in_the_ledger(
     )
     with pytest.raises(AirflowFailException, match="NotApprovedError"):
         deploying.execute(context())
+    preparing = PrepareFeaturesOperator(
+        task_id="prepare", folder=world.path, evidence=to_json(evidence), environment="production"
+    )
+    with pytest.raises(AirflowFailException, match="NotApprovedError"):
+        preparing.execute(context())
     assert not list((world.root / "production").rglob("*"))
 
 

@@ -97,6 +97,7 @@ def test_other_offsets_become_utc(database: Database) -> None:
     [
         ({"as_of": "yesterday"}, "as_of is 'yesterday'; write a time such as"),
         ({"as_of": 5}, "as_of is 5"),
+        ({"as_off": "2013-01-01T00:00:00Z"}, r"unknown keys \['as_off'\]; a run takes as_of and interval"),
         ({"as_of": "2013-01-01T00:00:00"}, "which has no offset; end it with Z"),
         ({"interval": ["2013-01-01T00:00:00Z"]}, "interval must be"),
         (

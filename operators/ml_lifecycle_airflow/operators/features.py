@@ -82,13 +82,22 @@ class PrepareFeaturesOperator(StageOperator):
         self.environment = environment
 
     def stage(self, resources: Resources, context: Context) -> Materialisation:
-        """Return what was written."""
+        """Return what was written.
+
+        :raises NotApprovedError: production, and the ledger has no approval of this evidence. Retry: no.
+        """
+        from ml_lifecycle.delivery.releases import PRODUCTION
+        from ml_lifecycle.errors import NotApprovedError
+        from ml_lifecycle.ledger.ledger import Ledger
         from ml_lifecycle.records import Evidence, from_json
         from ml_lifecycle.stages.online_features import prepare_online
 
-        return prepare_online(
-            resources.model,
-            resources.lake(),
-            from_json(Evidence, self.evidence),
-            resources.online_store(self.environment),
-        )
+        evidence = from_json(Evidence, self.evidence)
+        approved = Ledger(resources.database()).approval_for(evidence.digest)
+        if self.environment == PRODUCTION and approved is None:
+            raise NotApprovedError(
+                f"the ledger has no approval of version {evidence.version} of {evidence.model}: "
+                "production's online store stays as it is"
+            )
+        store = resources.online_store(self.environment)
+        return prepare_online(resources.model, resources.lake(), evidence, store)
