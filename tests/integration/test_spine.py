@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
@@ -137,8 +138,12 @@ def test_a_killed_process_is_restarted(stack: Stack) -> None:
     restarted = server()
     assert restarted is not None
     assert restarted != killed
-    ready = httpx.get(f"{stack.server_url('production')}/v2/health/ready", trust_env=False)
-    assert ready.status_code == 200
+    # Alive at once; ready when it has loaded the published route again.
+    deadline = time.monotonic() + 60
+    ready = f"{stack.server_url('production')}/v2/health/ready"
+    while httpx.get(ready, trust_env=False).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.full
