@@ -15,6 +15,8 @@ from ml_lifecycle_airflow.run_time import resolve_run
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from ml_lifecycle.records import Run
+
 
 class DataArrivalSensor(BaseSensorOperator):
     """Wait until every source has data for the run's interval.
@@ -33,10 +35,9 @@ class DataArrivalSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> bool:
         """Whether every source has arrived."""
-        missing = self._missing(context)
-        return not missing
+        return not self._missing(context)[1]
 
-    def _missing(self, context: Context) -> tuple[str, ...]:
+    def _missing(self, context: Context) -> tuple[Run, tuple[str, ...]]:
         from ml_lifecycle.stages.ingest import not_arrived
 
         resources = Resources(self.folder)
@@ -46,23 +47,22 @@ class DataArrivalSensor(BaseSensorOperator):
         if missing:
             start = run.interval.start.isoformat()
             self.log.info("waiting for an event at or after %s in %s", start, ", ".join(missing))
-        return missing
+        return run, missing
 
     def execute(self, context: Context) -> None:
         """Return when the data are there; defer at once if they are not and this sensor is deferrable."""
         if not self.deferrable:
             super().execute(context)
             return
-        if not self._missing(context):
+        run, missing = self._missing(context)
+        if not missing:
             return
         from ml_lifecycle.records import to_json
         from ml_lifecycle_airflow.triggers.ingest import DataArrivalTrigger
 
-        resources = Resources(self.folder)
-        run = resolve_run(context, resources.spec, resources.database())
         self.defer(
             trigger=DataArrivalTrigger(
-                spec=resources.spec.model_dump(mode="json"),
+                spec=Resources(self.folder).spec.model_dump(mode="json"),
                 run=to_json(run),
                 poll_interval=self.poke_interval,
             ),
