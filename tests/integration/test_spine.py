@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from stack_kit import free_ports, running_stack
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.releases import Releases, published_heads
@@ -25,28 +24,15 @@ from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle_airflow.stack import supervise
 from ml_lifecycle_airflow.stack.__main__ import access
-from ml_lifecycle_airflow.stack.config import Ports, Stack
-
-
-def free_ports() -> Ports:
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in Ports.__dataclass_fields__]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return Ports(*(probe.getsockname()[1] for probe in probes))
+from ml_lifecycle_airflow.stack.config import REPOSITORY, Stack
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack that has played up to the end of the first window."""
-    stack = Stack(root=tmp_path_factory.mktemp("stack"), ports=free_ports())
-    try:
-        supervise.start(stack, print)
+    with running_stack(tmp_path_factory.mktemp("stack"), REPOSITORY / "dags") as stack:
         assert play(access(stack), windows=1) == 0
         yield stack
-    finally:
-        supervise.stop(stack, print)
-        assert supervise.processes(stack) == []
 
 
 @pytest.fixture(scope="module")

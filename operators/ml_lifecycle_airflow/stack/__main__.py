@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle_airflow.stack import supervise
-from ml_lifecycle_airflow.stack.config import REPOSITORY, USERS, Ports, Stack
+from ml_lifecycle_airflow.stack.config import REPOSITORY, Ports, Stack
 
 if TYPE_CHECKING:
     from ml_lifecycle.demo.world import Access
@@ -29,7 +29,7 @@ def _stack(name: str) -> Stack:
 
 def _print_access(stack: Stack) -> None:
     print(f"\nAirflow  {stack.airflow_url}   (the models' page: Lifecycle, in the navigation)")
-    for user in USERS:
+    for user in stack.users:
         print(f"  user {user:<8} password {stack.password(user)}")
     print(f"MLflow   {stack.mlflow_url}")
     print(f"state    {stack.root}, logs in {stack.logs}\nstop     make down", flush=True)
@@ -93,7 +93,7 @@ def access(stack: Stack) -> Access:
     return Access(
         airflow_url=stack.airflow_url,
         mlflow_url=stack.mlflow_url,
-        passwords={user: stack.password(user) for user in USERS},
+        passwords={user: stack.password(user) for user in stack.users},
         model_folder=stack.dags / "models" / "flight_delay",
         lake=str(stack.lake),
         production_lake=str(stack.environment_lake("production")),

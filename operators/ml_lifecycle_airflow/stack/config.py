@@ -8,7 +8,8 @@ import os
 import secrets
 import socket
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ml_lifecycle.localpods.connection import connection_json
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ENVIRONMENTS = ("staging", "production")
-USERS = ("admin", "alice")
+USERS = {"admin": "admin", "alice": "op"}
+"""Name → role of Airflow's simple auth manager."""
 
 
 class PortTakenError(LifecycleError):
@@ -79,11 +81,15 @@ class Ports:
 
 @dataclass(frozen=True)
 class Stack:
-    """One stack: its root folder holds all of its state."""
+    """One stack: its root folder holds all of its state.
+
+    :param users: name → role: viewer, user, op or admin
+    """
 
     root: Path
     ports: Ports
     dags: Path = REPOSITORY / "dags"
+    users: Mapping[str, str] = field(default_factory=lambda: USERS)
 
     @property
     def logs(self) -> Path:
@@ -135,7 +141,7 @@ class Stack:
             self.root.mkdir(parents=True, exist_ok=True)
             made = {name: secrets.token_urlsafe(24) for name in ("jwt", "api", "pods", *ENVIRONMENTS)}
             made["fernet"] = base64.urlsafe_b64encode(os.urandom(32)).decode()
-            made |= {f"user_{name}": secrets.token_urlsafe(9) for name in USERS}
+            made |= {f"user_{name}": secrets.token_urlsafe(9) for name in self.users}
             temporary = path.with_suffix(".tmp")
             temporary.touch(mode=0o600)
             temporary.write_text(json.dumps(made, indent=1))
@@ -199,7 +205,9 @@ class Stack:
             "AIRFLOW__CORE__PARALLELISM": "4",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__FERNET_KEY": keys["fernet"],
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,alice:op",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(
+                f"{name}:{role}" for name, role in self.users.items()
+            ),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.root / "passwords.json"),
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.airflow_url}/execution/",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.airflow_home / 'airflow.db'}",

@@ -68,7 +68,7 @@ def write_configuration(stack: Stack) -> Path:
     keys = stack.secrets
     for name in ("pods", *ENVIRONMENTS):
         _write_private(stack.root / "tokens" / name, keys[name])
-    passwords = {user: stack.password(user) for user in ("admin", "alice")}
+    passwords = {user: stack.password(user) for user in stack.users}
     _write_private(stack.root / "passwords.json", json.dumps(passwords))
     sections = [
         "[supervisord]\n"

@@ -1,0 +1,80 @@
+"""A whole stack for tests: real processes on free ports, gone afterwards."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ml_lifecycle.demo.airflow import AirflowUser, TaskState
+from ml_lifecycle_airflow.stack import supervise
+from ml_lifecycle_airflow.stack.config import Ports, Stack
+
+
+def free_ports() -> Ports:
+    """Ports that nothing listens on now, each another."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in Ports.__dataclass_fields__]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return Ports(*(probe.getsockname()[1] for probe in probes))
+
+
+@contextmanager
+def running_stack(root: Path, dags: Path, users: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """A stack that serves ``dags``, started and stopped; nothing of it is left behind.
+
+    :param users: name → role of the simple auth manager (viewer, user, op, admin)
+    """
+    stack = Stack(root=root, ports=free_ports(), dags=dags)
+    if users is not None:
+        stack = Stack(root=root, ports=stack.ports, dags=dags, users=dict(users))
+    try:
+        supervise.start(stack, print)
+        yield stack
+    finally:
+        supervise.stop(stack, print)
+        assert supervise.processes(stack) == []
+
+
+def log_in(stack: Stack, name: str) -> AirflowUser:
+    """One user's view of the REST API."""
+    return AirflowUser(stack.airflow_url, name, stack.password(name))
+
+
+def wait_until(holds: Callable[[], bool], what: str, timeout: float = 120) -> None:
+    """Poll until the condition holds; the deadline is for a machine that hangs, not for one that is slow."""
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"
+        time.sleep(0.2)
+
+
+def wait_for_request(stack: Stack, user: AirflowUser, dag_id: str, run_id: str) -> None:
+    """Return once the run's approval waits for its answer.
+
+    An answer that comes before the scheduler has put the asking attempt away is lost by Airflow, which then
+    asks anew after the retry delay; the scheduler's log says when it has.
+    """
+
+    def put_away() -> bool:
+        log = (stack.logs / "scheduler.log").read_text(errors="replace")
+        task = f"TaskInstanceKey(dag_id='{dag_id}', task_id='approve', run_id='{run_id}'"
+        return f"executor event with state success for task instance {task}" in log
+
+    user.wait(dag_id, run_id, print, until=asked)
+    wait_until(put_away, f"the scheduler has put away approve of {dag_id}/{run_id}")
+
+
+def asked(tasks: Sequence[TaskState]) -> bool:
+    """Whether a run's approval waits for its answer."""
+    return any(task.task_id == "approve" and task.state == "awaiting_input" for task in tasks)
+
+
+def approve(stack: Stack, user: AirflowUser, dag_id: str, run_id: str) -> None:
+    """Answer yes as ``user``, and follow the run to its end."""
+    wait_for_request(stack, user, dag_id, run_id)
+    user.answer(dag_id, run_id, "approve", "Approve", "by a test")
+    user.wait(dag_id, run_id, print)
