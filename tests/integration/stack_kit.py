@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml_lifecycle.demo.airflow import AirflowUser, TaskState
 from ml_lifecycle_airflow.stack import supervise
-from ml_lifecycle_airflow.stack.config import Ports, Stack
+from ml_lifecycle_airflow.stack.config import USERS, Ports, Stack
 
 
 def free_ports() -> Ports:
@@ -23,14 +23,15 @@ def free_ports() -> Ports:
 
 
 @contextmanager
-def running_stack(root: Path, dags: Path, users: Mapping[str, str] | None = None) -> Iterator[Stack]:
+def running_stack(
+    root: Path, dags: Path, users: Mapping[str, str] = USERS, kind: type[Stack] = Stack
+) -> Iterator[Stack]:
     """A stack that serves ``dags``, started and stopped; nothing of it is left behind.
 
     :param users: name → role of the simple auth manager (viewer, user, op, admin)
+    :param kind: a stack with something different about it
     """
-    stack = Stack(root=root, ports=free_ports(), dags=dags)
-    if users is not None:
-        stack = Stack(root=root, ports=stack.ports, dags=dags, users=dict(users))
+    stack = kind(root=root, ports=free_ports(), dags=dags, users=users)
     try:
         supervise.start(stack, print)
         yield stack
