@@ -24,6 +24,7 @@ from ml_lifecycle.serving.codecs import decode_query, describe, encode_predictio
 from ml_lifecycle.serving.dataplane import DataPlane, Endpoint, LoadedVariant, ServedRoute
 from ml_lifecycle.serving.errors import ServingError, TooLargeError
 from ml_lifecycle.serving.metrics import Metrics
+from ml_lifecycle.serving.openapi import document
 from ml_lifecycle.serving.prediction_log import LogEntry, PredictionLog
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Rest:
         clock: Callable[[], datetime],
         limits: Limits,
     ) -> None:
-        self._about = {
+        self._about: dict[str, Any] = {
             "name": "ml_lifecycle",
             "version": version,
             "extensions": [],
@@ -93,6 +94,7 @@ class Rest:
             Path("/v2", self.server_metadata),
             Path("/v2/health/live", self.live),
             Path("/v2/health/ready", self.ready),
+            Path("/v2/openapi.json", self.openapi),
             Path("/metrics", self.metrics),
             Path(model, self.model_metadata),
             Path(version, self.model_metadata),
@@ -112,6 +114,10 @@ class Rest:
         """Requests may be sent."""
         ready = self._ready()
         return _json({"ready": ready}, 200 if ready else 503)
+
+    async def openapi(self, request: Request) -> Response:
+        """What can be asked, for clients that are made from such documents."""
+        return _json(document(self._about["version"], list(self._plane.endpoints)))
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus' text format."""
