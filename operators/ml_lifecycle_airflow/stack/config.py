@@ -100,7 +100,7 @@ def postgres_from_environment() -> URL | None:
         raise LifecycleError(
             f"{variable} names no PostgreSQL server: write postgresql://user:password@host:port, special "
             f"characters percent-encoded; the databases {', '.join(DATABASES)} are made there"
-        ) from None
+        )
     return url
 
 
