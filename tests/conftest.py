@@ -1,5 +1,48 @@
 """For every test."""
 
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 # Before anything imports Feast, whose import switches the client to files that a whole process shares:
 # counters of one server would then count for all.
 import prometheus_client  # noqa: F401
+import pytest
+from postgres_kit import PostgresServer, postgres_binaries, running_postgres
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One server for all tests; each makes databases of its own in it."""
+    binaries = postgres_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL on this machine: apt-get install postgresql, or put initdb on the PATH")
+    with running_postgres(binaries) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def make_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], str]]:
+    """Makes an empty lifecycle database and returns its URL; a test that uses it runs on both kinds."""
+    if request.param == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        with server.databases() as create:
+            yield create
+    else:
+        numbers = itertools.count()
+        yield lambda: f"sqlite:///{tmp_path}/lifecycle{next(numbers)}.db"
+
+
+@pytest.fixture
+def database_url(make_database: Callable[[], str]) -> str:
+    """URL of an empty lifecycle database."""
+    return make_database()
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """URL of an empty database, for what is so on PostgreSQL only."""
+    with postgres.databases() as create:
+        yield create()

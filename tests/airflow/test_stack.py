@@ -11,21 +11,33 @@ import stat
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres_kit import PostgresServer
+from sqlalchemy import make_url
 from supervisor.options import ServerOptions
 
 from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.ledger.database import Database
 from ml_lifecycle_airflow.hooks.database import LifecycleDatabaseHook
 from ml_lifecycle_airflow.hooks.lake import LakeHook
 from ml_lifecycle_airflow.hooks.mlflow import MlflowHook
 from ml_lifecycle_airflow.hooks.model_server import ModelServerHook, OnlineStoreHook
 from ml_lifecycle_airflow.stack import supervise
-from ml_lifecycle_airflow.stack.config import ENVIRONMENTS, Ports, PortTakenError, Stack
+from ml_lifecycle_airflow.stack.config import (
+    DATABASES,
+    ENVIRONMENTS,
+    Ports,
+    PortTakenError,
+    Stack,
+    postgres_from_environment,
+)
+from ml_lifecycle_airflow.stack.supervise import StackError
 
 
 def free_ports() -> Ports:
@@ -113,6 +125,99 @@ def test_no_command_line_holds_a_secret(stack: Stack) -> None:
     values = set(stack.secrets.values())
     for name, command in supervise._programs(stack).items():
         assert not any(value in part for part in command for value in values), name
+
+
+@pytest.fixture
+def on_postgres(tmp_path: Path) -> Stack:
+    url = make_url("postgresql://me:p%40ss%2Fw%25@db.internal:6432")
+    return Stack(root=tmp_path / "on postgres", ports=free_ports(), postgres=url)
+
+
+def test_the_databases_can_be_on_a_postgresql_server(on_postgres: Stack) -> None:
+    environment = on_postgres.environment()
+    server = "postgresql+psycopg2://me:p%40ss%2Fw%25@db.internal:6432"
+    assert environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == f"{server}/airflow"
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"{server}/mlflow"
+    assert on_postgres.database_url == f"{server}/lifecycle"
+    assert not [value for value in environment.values() if "sqlite" in value and "online_store" not in value]
+
+
+def test_the_lifecycle_database_s_connection_leads_to_the_same_server(
+    on_postgres: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in on_postgres.environment().items():
+        if name.startswith("AIRFLOW_CONN_"):
+            monkeypatch.setenv(name, value)
+    assert LifecycleDatabaseHook().url() == on_postgres.database_url
+    # Airflow masks this field in its logs; it would not know of one within a URL.
+    assert LifecycleDatabaseHook().get_connection("ml_lifecycle_database").password == "p@ss/w%"
+
+
+def test_a_database_s_password_is_in_no_command_and_in_no_file(on_postgres: Stack) -> None:
+    supervise.write_configuration(on_postgres)
+    files = [path.read_text() for path in on_postgres.root.rglob("*") if path.is_file()]
+    commands = [" ".join(command) for command in supervise._programs(on_postgres).values()]
+    shown = [*files, *commands, repr(on_postgres)]
+    assert len(shown) > 10
+    assert not [text for text in shown if "p@ss/w%" in text or "p%40ss" in text]
+
+
+def test_a_postgresql_server_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ML_LIFECYCLE_POSTGRES", raising=False)
+    assert postgres_from_environment() is None
+    monkeypatch.setenv("ML_LIFECYCLE_POSTGRES", "postgresql://me:p%40ss@db:6432")
+    url = postgres_from_environment()
+    assert url is not None
+    assert (url.username, url.password, url.host, url.port) == ("me", "p@ss", "db", 6432)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["secret", "mysql://me:secret@db", "postgresql://me:secret@db/name", "postgresql://me:secret@db:x"],
+)
+def test_what_is_no_postgresql_server_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("ML_LIFECYCLE_POSTGRES", text)
+    with pytest.raises(
+        LifecycleError, match=r"ML_LIFECYCLE_POSTGRES names no .* write postgresql:"
+    ) as raised:
+        postgres_from_environment()
+    assert "secret" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_missing_databases_are_made_on_the_server(tmp_path: Path, postgres: PostgresServer) -> None:
+    stack = Stack(root=tmp_path, ports=Ports(), postgres=make_url(postgres.url))
+    said: list[str] = []
+    postgres.run("postgres", "CREATE DATABASE mlflow")
+    try:
+        supervise._create_databases(stack, said.append)
+        assert said == [f"making the database {name} on PostgreSQL" for name in ("airflow", "lifecycle")]
+        supervise._create_databases(stack, said.append)
+        assert len(said) == 2
+        Database(stack.database_url).migrate()
+    finally:
+        for name in DATABASES:
+            postgres.run("postgres", f"DROP DATABASE {name}")
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password(on_postgres: Stack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    url = make_url(f"postgresql://me:p%40ss@127.0.0.1:{port}")
+    with pytest.raises(StackError, match=r"me:\*\*\*@127\.0\.0\.1.* refused") as raised:
+        supervise._create_databases(replace(on_postgres, postgres=url), print)
+    assert "p@ss" not in str(raised.value)
+
+
+def test_lakes_keep_to_the_databases_they_began_with(stack: Stack, on_postgres: Stack) -> None:
+    moved = replace(on_postgres, root=stack.root)
+    for began, would in ((stack, moved), (on_postgres, replace(stack, root=on_postgres.root))):
+        supervise._check_databases(began)
+        supervise._check_databases(began)
+        with pytest.raises(LifecycleError, match=r"began with its databases on .* move .* away") as raised:
+            supervise._check_databases(would)
+        assert "p@ss" not in str(raised.value)
 
 
 def test_everything_that_listens_binds_loopback(stack: Stack) -> None:

@@ -43,8 +43,8 @@ def lake(tmp_path: Path) -> Lake:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    database = Database(f"sqlite:///{tmp_path}/lifecycle.db")
+def ledger(database_url: str) -> Ledger:
+    database = Database(database_url)
     database.migrate()
     return Ledger(database)
 

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
-import multiprocessing
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from ledger_processes import migrate_and_write
-from sqlalchemy import func, insert, select
+from postgres_kit import PostgresServer
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import StatementError
 
-from ml_lifecycle.ledger.database import Database, DatabaseUrlError
+from ml_lifecycle.ledger.database import (
+    Database,
+    DatabaseBusyError,
+    DatabaseUrlError,
+)
 from ml_lifecycle.ledger.intervals import claim_interval
-from ml_lifecycle.ledger.tables import intervals, metadata, windows
+from ml_lifecycle.ledger.tables import intervals
 from ml_lifecycle.ledger.windows import newest_windows, record_window
 from ml_lifecycle.records import Interval
 
@@ -22,8 +25,8 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    database = Database(f"sqlite:///{tmp_path}/lifecycle.db")
+def database(database_url: str) -> Database:
+    database = Database(database_url)
     database.migrate()
     return database
 
@@ -37,28 +40,10 @@ def ends(database: Database) -> list[datetime]:
         return list(connection.scalars(select(intervals.c.end).order_by(intervals.c.end)))
 
 
-def test_migrations_make_the_declared_tables(database: Database) -> None:
-    with database.read() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-
-
-def test_migrating_again_keeps_what_is_there(database: Database) -> None:
-    claim(database, "one", NOW)
+def test_sqlite_s_readers_and_writer_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/lifecycle.db")
     database.migrate()
-    assert ends(database) == [NOW]
-
-
-def test_several_processes_migrate_at_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/lifecycle.db"
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=migrate_and_write, args=(url, f"w{n}")) for n in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0] * 3
-    with Database(url).read() as connection:
-        assert connection.scalar(select(func.count()).select_from(windows)) == 3
+    with database.read() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
 
 
@@ -79,6 +64,57 @@ def test_a_reader_is_not_held_up_by_a_writer(database: Database) -> None:
         assert ends(database) == []
 
 
+def test_a_reader_sees_one_state(database: Database) -> None:
+    with database.read() as connection:
+        count = select(func.count()).select_from(intervals)
+        assert connection.scalar(count) == 0
+        claim(database, "one", NOW)
+        assert connection.scalar(count) == 0
+
+
+def test_a_writer_does_not_wait_for_ever(database_url: str, database: Database) -> None:
+    impatient = Database(database_url, busy_seconds=0.2)
+    with database.write(), pytest.raises(DatabaseBusyError, match=r"another writer has held .* for 0\.2 s"):
+        claim(impatient, "one", NOW)
+    assert claim(impatient, "one", NOW) == Interval(START, NOW)
+
+
+def test_a_writer_that_waited_sees_what_the_other_wrote(postgres: PostgresServer, postgres_url: str) -> None:
+    """On a server whose own default would show it the state from before it waited."""
+    name = postgres_url.rpartition("/")[2]
+    for default in ("isolation TO 'repeatable read'", "read_only TO on"):
+        postgres.run("postgres", f"ALTER DATABASE {name} SET default_transaction_{default}")
+    database = Database(postgres_url)
+    database.migrate()
+
+    def somebody_waits() -> bool:
+        with database.read() as connection:
+            waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            return connection.scalar(waiting) == 1
+
+    later = NOW + timedelta(hours=1)
+    with ThreadPoolExecutor(1) as pool:
+        with database.write() as connection:
+            second = pool.submit(claim, database, "two", later)
+            deadline = time.monotonic() + 20
+            while not somebody_waits():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            values = {"dag_id": "delays__train", "run_id": "one", "start": START, "end": NOW}
+            connection.execute(insert(intervals).values(**values))
+        assert second.result(20) == Interval(NOW, later)
+
+
+def test_a_writer_whose_machine_vanished_gives_its_place_up(postgres_url: str) -> None:
+    with Database(postgres_url).write() as connection:
+        shown = connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar()
+    assert shown == "5min"
+
+
+def test_the_password_is_not_shown() -> None:
+    assert "secret" not in repr(Database("postgresql://me:secret@db/lifecycle"))
+
+
 def test_times_are_utc(database: Database) -> None:
     east = datetime(2026, 3, 1, 14, 0, 0, 123456, tzinfo=timezone(timedelta(hours=2)))
     claim(database, "one", east)
@@ -97,6 +133,18 @@ def test_a_time_without_offset_is_refused(database: Database) -> None:
 def test_a_database_in_memory_is_refused(url: str) -> None:
     with pytest.raises(DatabaseUrlError, match="needs a file"):
         Database(url)
+
+
+def test_another_kind_of_database_is_refused() -> None:
+    with pytest.raises(DatabaseUrlError, match="cannot be on mysql: use sqlite:"):
+        Database("mysql://db/lifecycle")
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
+def test_postgresql_is_reached_by_the_driver_that_is_installed(postgres_url: str, scheme: str) -> None:
+    database = Database(postgres_url.replace("postgresql", scheme, 1))
+    database.migrate()
+    assert claim(database, "one", NOW) == Interval(START, NOW)
 
 
 def test_runs_follow_each_other_without_gap_or_overlap(database: Database) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import multiprocessing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +17,8 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    database = Database(f"sqlite:///{tmp_path}/lifecycle.db")
+def ledger(database_url: str) -> Ledger:
+    database = Database(database_url)
     database.migrate()
     return Ledger(database)
 
@@ -67,9 +66,9 @@ def test_the_same_key_is_written_once(ledger: Ledger) -> None:
     assert [entry.seq for entry in ledger.entries()] == [first.seq, other.seq]
 
 
-def test_several_processes_write_one_chain(ledger: Ledger, tmp_path: Path) -> None:
-    url, spawn = f"sqlite:///{tmp_path}/lifecycle.db", multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=append_many, args=(url, f"m{n}", 20)) for n in range(3)]
+def test_several_processes_write_one_chain(ledger: Ledger, database_url: str) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=append_many, args=(database_url, f"m{n}", 20)) for n in range(3)]
     for process in processes:
         process.start()
     for process in processes:

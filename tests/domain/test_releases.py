@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ WHERE = ("production", "delays")
 class World:
     """Releases, and the lake they are published to."""
 
-    def __init__(self, folder: Path) -> None:
-        self.database = Database(f"sqlite:///{folder}/lifecycle.db")
+    def __init__(self, database_url: str, folder: Path) -> None:
+        self.database = Database(database_url)
         self.database.migrate()
         self.releases = Releases(self.database)
         self.lake = Lake(str(folder / "lake"))
@@ -71,8 +72,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(database_url: str, tmp_path: Path) -> World:
+    return World(database_url, tmp_path)
 
 
 def test_nothing_is_live_before_the_first_release_is_confirmed(world: World) -> None:
@@ -257,9 +258,11 @@ def test_every_state_is_in_the_ledger_and_its_head_in_the_routes(world: World) -
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["deploy", "fail", "rollback", "cancel"]), max_size=9))
-def test_any_history_behaves_like_a_stack(tmp_path_factory: pytest.TempPathFactory, steps: list[str]) -> None:
+def test_any_history_behaves_like_a_stack(
+    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory, steps: list[str]
+) -> None:
     """What is live is the top of a stack: a confirmed release is put on it, a rollback takes one off."""
-    world, stack = World(tmp_path_factory.mktemp("history")), list[str]()
+    world, stack = World(make_database(), tmp_path_factory.mktemp("history")), list[str]()
     for number, step in enumerate(steps):
         version = str(number)
         if step == "deploy":

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sqlalchemy import URL
+
 from ml_lifecycle.demo.airflow import AirflowUser, TaskState
 from ml_lifecycle_airflow.stack import supervise
 from ml_lifecycle_airflow.stack.config import USERS, Ports, Stack
@@ -24,14 +26,19 @@ def free_ports() -> Ports:
 
 @contextmanager
 def running_stack(
-    root: Path, dags: Path, users: Mapping[str, str] = USERS, kind: type[Stack] = Stack
+    root: Path,
+    dags: Path,
+    users: Mapping[str, str] = USERS,
+    kind: type[Stack] = Stack,
+    postgres: URL | None = None,
 ) -> Iterator[Stack]:
     """A stack that serves ``dags``, started and stopped; nothing of it is left behind.
 
     :param users: name → role of the simple auth manager (viewer, user, op, admin)
     :param kind: a stack with something different about it
+    :param postgres: the server that holds its databases; SQLite files if None
     """
-    stack = kind(root=root, ports=free_ports(), dags=dags, users=users)
+    stack = kind(root=root, ports=free_ports(), dags=dags, users=users, postgres=postgres)
     try:
         supervise.start(stack, print)
         yield stack

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle_airflow.stack import supervise
-from ml_lifecycle_airflow.stack.config import REPOSITORY, Ports, Stack
+from ml_lifecycle_airflow.stack.config import REPOSITORY, Ports, Stack, postgres_from_environment
 
 if TYPE_CHECKING:
     from ml_lifecycle.demo.world import Access
@@ -24,7 +24,9 @@ def _say(text: str) -> None:
 
 
 def _stack(name: str) -> Stack:
-    return Stack(root=REPOSITORY / name, ports=Ports.from_environment())
+    # The demo begins with nothing each time, and so with databases of its own.
+    postgres = postgres_from_environment() if name == ".run" else None
+    return Stack(root=REPOSITORY / name, ports=Ports.from_environment(), postgres=postgres)
 
 
 def _print_access(stack: Stack) -> None:

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.localpods.connection import connection_json
 
@@ -20,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 ENVIRONMENTS = ("staging", "production")
 USERS = {"admin": "admin", "alice": "op"}
 """Name → role of Airflow's simple auth manager."""
+DATABASES = ("airflow", "mlflow", "lifecycle")
 
 
 class PortTakenError(LifecycleError):
@@ -79,17 +83,40 @@ class Ports:
                     ) from error
 
 
+def postgres_from_environment() -> URL | None:
+    """The PostgreSQL server that ``ML_LIFECYCLE_POSTGRES`` names; None where it is not set.
+
+    :raises LifecycleError: it is no such URL; the message does not repeat it, for it may hold a password.
+        Retry: no.
+    """
+    variable = "ML_LIFECYCLE_POSTGRES"
+    if not (text := os.environ.get(variable)):
+        return None
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        url = URL.create("")
+    if url.drivername not in ("postgresql", "postgres") or not url.host or url.database or url.query:
+        raise LifecycleError(
+            f"{variable} names no PostgreSQL server: write postgresql://user:password@host:port, special "
+            f"characters percent-encoded; the databases {', '.join(DATABASES)} are made there"
+        )
+    return url
+
+
 @dataclass(frozen=True)
 class Stack:
-    """One stack: its root folder holds all of its state.
+    """One stack: its root folder holds all of its state, its databases excepted if they are on PostgreSQL.
 
     :param users: name → role: viewer, user, op or admin
+    :param postgres: the server that holds the three databases; None keeps them in SQLite files
     """
 
     root: Path
     ports: Ports
     dags: Path = REPOSITORY / "dags"
     users: Mapping[str, str] = field(default_factory=lambda: USERS)
+    postgres: URL | None = None
 
     @property
     def logs(self) -> Path:
@@ -114,10 +141,23 @@ class Stack:
         """URL of an environment's online store."""
         return f"sqlite:///{self.root / name / 'online_store.db'}"
 
+    def postgres_url(self, database: str) -> URL:
+        """One of the server's databases."""
+        assert self.postgres is not None
+        return self.postgres.set(drivername="postgresql+psycopg2", database=database)
+
+    @property
+    def database_urls(self) -> dict[str, str]:
+        """URL of each of :data:`DATABASES`, password included."""
+        if self.postgres is not None:
+            return {name: self.postgres_url(name).render_as_string(hide_password=False) for name in DATABASES}
+        files = {"airflow": self.airflow_home, "mlflow": self.root, "lifecycle": self.root}
+        return {name: f"sqlite:///{folder / name}.db" for name, folder in files.items()}
+
     @property
     def database_url(self) -> str:
         """The lifecycle database."""
-        return f"sqlite:///{self.root / 'lifecycle.db'}"
+        return self.database_urls["lifecycle"]
 
     @property
     def airflow_url(self) -> str:
@@ -157,10 +197,7 @@ class Stack:
         keys = self.secrets
         found: dict[str, dict[str, Any]] = {
             "ml_lifecycle_lake": _lake(self.lake),
-            "ml_lifecycle_database": {
-                "conn_type": "ml_lifecycle_database",
-                "extra": {"url": self.database_url},
-            },
+            "ml_lifecycle_database": self._database_connection(),
             "ml_lifecycle_mlflow": {
                 "conn_type": "ml_lifecycle_mlflow",
                 "host": "http://127.0.0.1",
@@ -184,9 +221,22 @@ class Stack:
             }
         return found
 
+    def _database_connection(self) -> dict[str, Any]:
+        if self.postgres is None:
+            return {"conn_type": "ml_lifecycle_database", "extra": {"url": self.database_url}}
+        # Field by field, so that Airflow knows which of it is the password and masks that.
+        return {
+            "conn_type": "postgres",
+            "host": self.postgres.host,
+            "port": self.postgres.port,
+            "login": self.postgres.username,
+            "password": self.postgres.password,
+            "schema": "lifecycle",
+        }
+
     def environment(self) -> dict[str, str]:
         """Variables of every process of the stack, on top of the caller's own."""
-        keys = self.secrets
+        keys, databases = self.secrets, self.database_urls
         variables = {
             # `down` finds every process of this stack by it, whatever became of the supervisor.
             "ML_LIFECYCLE_STACK": str(self.root),
@@ -202,7 +252,7 @@ class Stack:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             # SQLite: 4 to 8; at 32 its writers lock each other out.
-            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__PARALLELISM": "4" if self.postgres is None else "8",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__FERNET_KEY": keys["fernet"],
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(
@@ -210,7 +260,7 @@ class Stack:
             ),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.root / "passwords.json"),
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.airflow_url}/execution/",
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.airflow_home / 'airflow.db'}",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": databases["airflow"],
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": str(self.ports.airflow),
             "AIRFLOW__API__BASE_URL": self.airflow_url,
@@ -225,6 +275,8 @@ class Stack:
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.airflow_home / "logs"),
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            # Not on its command line, which every user of the machine can read.
+            "MLFLOW_BACKEND_STORE_URI": databases["mlflow"],
             "FEAST_USAGE": "False",
             "DO_NOT_TRACK": "1",
         }

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ml_lifecycle.errors import LifecycleError
-from ml_lifecycle_airflow.stack.config import ENVIRONMENTS, Stack
+from ml_lifecycle_airflow.stack.config import DATABASES, ENVIRONMENTS, Stack
 
 PRELOAD = """\"\"\"Imports what tasks need once, in the process they are forked from.\"\"\"
 
@@ -34,8 +34,8 @@ def _programs(stack: Stack) -> dict[str, list[str]]:
     programs = {
         "mlflow": [
             *(python, "-m", "mlflow", "server", "--host", loopback, "--port", str(stack.ports.mlflow)),
-            *("--workers", "1", "--backend-store-uri", f"sqlite:///{stack.root / 'mlflow.db'}"),
-            *("--serve-artifacts", "--artifacts-destination", str(stack.root / "mlflow-artifacts")),
+            *("--workers", "1", "--serve-artifacts"),
+            *("--artifacts-destination", str(stack.root / "mlflow-artifacts")),
         ],
         "localpods": [
             *(python, "-m", "ml_lifecycle.localpods", "--host", loopback, "--port", str(stack.ports.pods)),
@@ -109,13 +109,47 @@ def _write_private(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def _check_databases(stack: Stack) -> None:
+    """Lakes and databases name each other's contents: lakes that began with one keep to it."""
+    mark = stack.root / "databases"
+    where = "SQLite" if stack.postgres is None else f"{stack.postgres.host}:{stack.postgres.port or 5432}"
+    if mark.exists() and (kept := mark.read_text()) != where:
+        raise LifecycleError(
+            f"{stack.root} began with its databases on {kept} and would now get others on {where}: set or "
+            f"unset ML_LIFECYCLE_POSTGRES as it was, or move {stack.root} away to begin anew"
+        )
+    stack.root.mkdir(parents=True, exist_ok=True)
+    mark.write_text(where)
+
+
+def _create_databases(stack: Stack, say: Callable[[str], None]) -> None:
+    """Make what a PostgreSQL server lacks of the stack's databases."""
+    if stack.postgres is None:
+        return
+    from sqlalchemy import NullPool, create_engine, text
+    from sqlalchemy.exc import DBAPIError
+
+    engine = create_engine(stack.postgres_url("postgres"), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            there = set(connection.scalars(text("SELECT datname FROM pg_database")))
+            for name in sorted(set(DATABASES) - there):
+                say(f"making the database {name} on PostgreSQL")
+                connection.execute(text(f"CREATE DATABASE {name}"))
+    except DBAPIError as error:
+        raise StackError(f"PostgreSQL at {stack.postgres!r}: {error.orig}") from error
+
+
 def start(stack: Stack, say: Callable[[str], None]) -> None:
     """Create the databases and start every process; returns when all of them answer.
 
     :raises PortTakenError: a port is in use. Retry: yes, with another.
-    :raises StackError: a process did not come up in five minutes. Retry: perhaps.
+    :raises StackError: a process did not come up in five minutes, or PostgreSQL refused. Retry: perhaps.
+    :raises LifecycleError: the stack's state belongs to databases elsewhere. Retry: no.
     """
     stack.ports.check_free()
+    _check_databases(stack)
+    _create_databases(stack, say)
     configuration = write_configuration(stack)
     environment = os.environ | stack.environment()
     say("migrating Airflow's database")
