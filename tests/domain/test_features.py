@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from flight_world import DAY, KEYS, World, folder_with, january, short_holdout, three_weeks
+from flight_world import DAY, KEYS, World, folder_with, january, short_holdout
 
 from ml_lifecycle.adapters.feast_online import OnlineReader
 from ml_lifecycle.adapters.lake import sha256
@@ -21,8 +21,8 @@ from ml_lifecycle.stages.online_features import Materialisation, audit_online, m
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return three_weeks(tmp_path_factory.mktemp("world"))
+def world(weeks: World) -> World:
+    return weeks
 
 
 @pytest.fixture(scope="module")

@@ -11,25 +11,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 from flight_truth import Question, Truth, as_served, at
-from flight_world import DAY, KEYS, STORY_STARTS, YEAR_ENDS, World, january, three_weeks, whole_year
+from flight_world import DAY, KEYS, KNOWN_AT, STORY_STARTS, YEAR_ENDS, Tables, World, january, land, raw, text
 
-from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.records import Interval
 from ml_lifecycle.stages.features import build_scoring_rows
 
 INSTANT = timedelta(microseconds=1)
-KNOWN_AT = {"flights": "published_at", "arrivals": "landed_at", "weather": "observed_at"}
-Tables = dict[str, pl.DataFrame]
-
-
-@pytest.fixture(scope="module")
-def year(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return whole_year(tmp_path_factory.mktemp("year"))
-
-
-@pytest.fixture(scope="module")
-def truth(year: World) -> Truth:
-    return Truth(year.landing)
 
 
 @pytest.fixture(scope="module")
@@ -96,30 +83,6 @@ def test_no_row_of_the_example_s_training_has_a_label_that_was_not_yet_known(
         for flight_id in truth.arrivals.keys() - found:  # what was left out could not have been there
             moment, known_at = truth.question(flight_id).moment, truth.late(flight_id)[1]
             assert moment >= end or (first and moment < first) or known_at >= known_before, flight_id
-
-
-@pytest.fixture(scope="module")
-def weeks(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return three_weeks(tmp_path_factory.mktemp("weeks"))
-
-
-def raw(world: World) -> Tables:
-    """All rows of the landed files, every cell as text."""
-    return {table: pl.read_csv(world.landing / table / "*.csv", infer_schema=False) for table in KNOWN_AT}
-
-
-def land(tables: Tables, like: World, base: Path) -> World:
-    """A world with these rows, and the same registry of planes."""
-    changed = World(Lake(str(base / "lake")), like.folder)
-    for table, rows in tables.items():
-        (changed.landing / table).mkdir(parents=True)
-        rows.write_csv(changed.landing / table / "all.csv")
-    (changed.landing / "planes.csv").write_bytes((like.landing / "planes.csv").read_bytes())
-    return changed
-
-
-def text(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def altered(tables: Tables, moment: datetime, chance: random.Random) -> Tables:
