@@ -239,10 +239,7 @@ class Plain:
     def materialise(self) -> Any:
         from ml_lifecycle.stages.online_features import materialise
 
-        snapshot = self.load("ingest")
-        return materialise(
-            self.folder, self.lake, snapshot, self.online_store("production"), snapshot.run.interval
-        )
+        return materialise(self.folder, self.lake, self.load("ingest"), self.online_store("production"))
 
     def score(self) -> Scoring:
         from ml_lifecycle.stages.features import build_scoring_rows

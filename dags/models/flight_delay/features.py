@@ -86,43 +86,56 @@ service = FeatureService(
 
 def tables(sources: Mapping[str, pl.LazyFrame]) -> Mapping[str, pl.LazyFrame]:
     """A feature row counts from just after its event time: the moment it became known."""
-    route = pl.format("{}-{}", "origin", "dest").alias("route")
-    # A flight without an aircraft yet asks for, and is remembered by, the empty tail number.
-    flights = sources["flights"].with_columns(route, pl.col("tailnum").fill_null(""))
-    # Flights that never land (cancelled, diverted) have no arrival: they say nothing, and have no label.
-    landed = (
-        sources["arrivals"]
-        .select("flight_id", "landed_at", late=(pl.col("arr_delay") > LATE_MINUTES).cast(pl.Int64))
-        .join(
-            flights.select("flight_id", "origin", "route", "tailnum", "scheduled_departure"),
-            on="flight_id",
-            how="inner",
-        )
+    flights = sources["flights"].with_columns(
+        route=pl.format("{}-{}", "origin", "dest"),
+        # A flight without an aircraft yet asks for, and is remembered by, the empty tail number.
+        tailnum=pl.col("tailnum").fill_null(""),
+        event_timestamp=(pl.col("scheduled_departure") - DAY_STARTS).dt.truncate("1d") + DAY_STARTS,
     )
+    # Flights that never land (cancelled, diverted) have no arrival: they say nothing, and have no label.
+    landed = sources["arrivals"].select(
+        "flight_id", "landed_at", late=(pl.col("arr_delay") > LATE_MINUTES).cast(pl.Int64)
+    )
+    delays = _as_published(landed, flights)
+    asked = _asked(flights)
     return {
         "flight_schedule": _schedule(flights),
         "origin_weather": _weather(sources["weather"]),
-        "origin_delays": _late_share(landed, "origin", "1d", "origin_late_share_1d"),
-        "route_delays": _late_share(landed, "route", "28d", "route_late_share_28d"),
+        "origin_delays": _late_share(delays, "origin", "1d", "origin_late_share_1d"),
+        "route_delays": _late_share(delays, "route", "28d", "route_late_share_28d"),
         "plane_registry": _planes(sources["planes"]),
-        "labels": landed.select(
-            "flight_id",
-            "origin",
-            "route",
-            "tailnum",
-            event_timestamp=_predicted_at(),
-            known_at="landed_at",
-            late="late",
-        ),
-        # A flight published after its day's predictions were made was never there to predict.
-        "entities": flights.filter(pl.col("published_at") < _predicted_at()).select(
-            "flight_id", "origin", "route", "tailnum", event_timestamp=_predicted_at()
-        ),
+        "labels": asked.join(landed, on="flight_id").rename({"landed_at": "known_at"}),
+        "entities": asked,
     }
 
 
-def _predicted_at() -> pl.Expr:
-    return (pl.col("scheduled_departure") - DAY_STARTS).dt.truncate("1d") + DAY_STARTS
+def _asked(flights: pl.LazyFrame) -> pl.LazyFrame:
+    """Each morning's flights as they stood then; one published later was never there to predict.
+
+    The airline may publish a flight again, with another aircraft: what it said afterwards was not known.
+    """
+    return (
+        flights.filter(pl.col("published_at") < pl.col("event_timestamp"))
+        .sort("published_at")
+        .unique(["flight_id", "event_timestamp"], keep="last", maintain_order=True)
+        .select("flight_id", "origin", "route", "tailnum", "event_timestamp")
+    )
+
+
+def _as_published(landed: pl.LazyFrame, flights: pl.LazyFrame) -> pl.LazyFrame:
+    """Landings with where the flight was from and to, by what was last published before it landed."""
+    published = flights.select("flight_id", "origin", "route", "published_at").sort("published_at")
+    return (
+        landed.sort("landed_at")
+        .join_asof(
+            published,
+            left_on="landed_at",
+            right_on="published_at",
+            by="flight_id",
+            check_sortedness=False,  # both are sorted above; with keys Polars cannot check and warns
+        )
+        .drop_nulls("route")
+    )
 
 
 def _schedule(flights: pl.LazyFrame) -> pl.LazyFrame:
@@ -141,6 +154,9 @@ def _schedule(flights: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _weather(observations: pl.LazyFrame) -> pl.LazyFrame:
+    # Rain is measured in hundredths of an inch and added up as whole numbers: a running sum of fractions
+    # keeps rounding errors, and a dry hour's value would depend on how far back the data go.
+    hundredths = (pl.col("precip") * 100).round().cast(pl.Int64)
     return observations.sort("observed_at").select(
         "origin",
         event_timestamp="observed_at",
@@ -149,7 +165,7 @@ def _weather(observations: pl.LazyFrame) -> pl.LazyFrame:
         wind_speed="wind_speed",
         visibility="visib",
         precipitation="precip",
-        precipitation_6h=pl.col("precip").rolling_sum_by("observed_at", "6h").over("origin"),
+        precipitation_6h=hundredths.rolling_sum_by("observed_at", "6h").over("origin") / 100,
     )
 
 

@@ -176,11 +176,13 @@ class OnlineReader:
         return keys, lifetimes
 
     def _expire(self, values: dict[str, list[object]], proto: Any, moments: Sequence[datetime]) -> None:
+        # What counts at a moment was known before it: as in training, Feast is asked an instant earlier.
+        known = [moment - timedelta.resolution for moment in moments]
         for name, vector in zip(proto.metadata.feature_names.val, proto.results, strict=True):
             lifetime = self._lifetimes.get(name)
             if lifetime is None:
                 continue
-            for row, (stamp, moment) in enumerate(zip(vector.event_timestamps, moments, strict=True)):
+            for row, (stamp, moment) in enumerate(zip(vector.event_timestamps, known, strict=True)):
                 if stamp.ToDatetime(tzinfo=UTC) < moment - lifetime:
                     values[name][row] = None
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -34,7 +34,6 @@ from feast.types import Bool, FeastType, Float32, Float64, Int32, Int64, String
 
 from ml_lifecycle.adapters.feast_store import source_columns
 from ml_lifecycle.errors import FeatureError
-from ml_lifecycle.records import Interval
 
 ColumnType = Literal["float", "int", "string", "bool"]
 _REGISTRY = "registry.pb"
@@ -164,17 +163,30 @@ class Features:
                 columns[source.created_timestamp_column] = _TIMESTAMP
         return needed
 
-    def known_in(self, table: str, window: Interval) -> pl.Expr:
-        """Which rows of a table a materialisation of ``window`` writes: those that became known in it.
+    def lifetime(self, table: str) -> timedelta | None:
+        """How long a table's rows count after their event; None is for ever."""
+        views = self._views_of(table)
+        return max(view.ttl for view in views) if all(view.ttl for view in views) else None
 
-        Values past their time to live at the window's end are left out, for nobody will be given them.
+    def counting(self, table: str, rows: pl.DataFrame, moment: datetime) -> pl.DataFrame:
+        """Of each key the newest row at ``moment``, that instant included; none that is past its lifetime.
+
+        This is what an online store has to hold at that moment: of rows with the same key and event time the
+        one created last, without a created timestamp the later one in the table.
         """
-        views = [view for view in self.views if view.batch_source.name == table]
-        event = pl.col(views[0].batch_source.timestamp_field)
-        known = (event >= window.start) & (event < window.end)
-        if all(view.ttl for view in views):
-            known &= event >= window.end - max(view.ttl for view in views)
-        return known
+        views = self._views_of(table)
+        source, in_source = views[0].batch_source, source_columns(views[0].batch_source)
+        keys = [in_source.get(key, key) for key in dict.fromkeys(k for v in views for k in self.keys_of(v))]
+        event, lifetime = pl.col(source.timestamp_field), self.lifetime(table)
+        rows = rows.filter(event <= moment).drop_nulls(keys)
+        if lifetime is not None:
+            rows = rows.filter(event >= moment - lifetime)
+        order = [source.timestamp_field, source.created_timestamp_column]
+        rows = rows.sort([column for column in order if column], maintain_order=True, nulls_last=False)
+        return rows.unique(keys, keep="last", maintain_order=True) if keys else rows.tail(1)
+
+    def _views_of(self, table: str) -> list[FeatureView]:
+        return [view for view in self.views if view.batch_source.name == table]
 
 
 def _check_source(view: FeatureView) -> None:

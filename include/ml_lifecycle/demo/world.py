@@ -74,7 +74,7 @@ class World:
                 self.land_until(step.start)
                 snapshot = self._ingest(step.start)
                 store = self._access.production_online_store
-                materialise(self._model, self._lake, snapshot, store, snapshot.run.interval)
+                materialise(self._model, self._lake, snapshot, store)
                 rows += self._ask(client, snapshot, step)
         # The last day's flights land after the window's end; their labels arrive with the next step.
         self.land_until(window.end)

@@ -32,7 +32,8 @@ class Source(Strict):
     :param known_at: when a row became known; rows known at or after ``as_of`` are left out. It replaces the
         cut by event time: a schedule is known before its events. A row without it is known at its event
     :param keys: what identifies a row, together with ``event_time``. Of rows with the same identity the one
-        with the newest ``known_at`` stays; name ``known_at`` here as well to keep every revision
+        with the newest ``known_at`` stays; name ``known_at`` here as well to keep every revision. Features
+        of a source that is revised need them all: for a moment before a revision the former row counts
     :param null_values: texts that mean a missing value in CSV
     :param contract: name of its contract in ``contract.yaml``; None leaves it unchecked
     """
@@ -78,7 +79,7 @@ class Features(Strict):
 
     :param service: name of the FeatureService in ``features.py``
     :param lookback: the longest span of events that a feature's value depends on; a materialisation then
-        computes from that much history before its window. None computes from all there is.
+        computes from that much history before the oldest rows that count. None computes from all there is.
     :param entities: the frame of ``tables()`` that says what there is to predict: entity keys and
         ``event_timestamp``; only batch scoring needs it
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -51,7 +51,9 @@ def build_tables(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> Feature
     root = f"features/{folder.spec.name}/{digest}"
     if lake.exists(f"{root}/manifest.json"):
         return from_json(FeatureTables, lake.read_json(f"{root}/manifest.json"))
-    frames = make_frames(folder, features_of(folder), sources_of(folder, lake, snapshot))
+    features = features_of(folder)
+    names = [*features.source_tables(), folder.spec.labels.table]
+    frames = make_frames(folder, features, sources_of(folder, lake, snapshot), names)
     for name, frame in frames.items():
         write_parquet(lake, f"{root}/{name}.parquet", frame)
     tables = FeatureTables(
@@ -92,23 +94,22 @@ def history_start(folder: ModelFolder, window: Interval) -> datetime | None:
 
 
 def make_frames(
-    folder: ModelFolder, features: Features, sources: Mapping[str, pl.LazyFrame], labels: bool = True
+    folder: ModelFolder, features: Features, sources: Mapping[str, pl.LazyFrame], names: Collection[str]
 ) -> dict[str, pl.DataFrame]:
-    """Compute the tables, each with the columns and types its feature views declare."""
+    """Compute the tables ``names``, each with the columns and types its feature views declare."""
     declared = features.source_tables()
     made = load_module(folder.path, "features").tables(sources)
-    needed = [*declared, folder.spec.labels.table] if labels else [*declared]
-    if missing := sorted(set(needed) - made.keys()):
+    if missing := sorted(set(names) - made.keys()):
         raise FeatureError(f"tables() of features.py lacks {missing}; it returns {sorted(made)}")
     lazy = []
-    for name in needed:
+    for name in names:
         present = made[name].collect_schema().names()
         columns = declared.get(name, {})
         if lacking := [column for column in columns if column not in present]:
             raise FeatureError(f"table {name!r} of features.py lacks the columns {lacking}; it has {present}")
         typed = [pl.col(column).cast(dtype) for column, dtype in columns.items()]
         lazy.append(made[name].select(typed) if name in declared else made[name])
-    return dict(zip(needed, pl.collect_all(lazy), strict=True))
+    return dict(zip(names, pl.collect_all(lazy), strict=True))
 
 
 @contextmanager

@@ -7,38 +7,40 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import polars as pl
 from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.errors import FeatureError
-from ml_lifecycle.records import Evidence, Interval, Record, Run, Snapshot, Training, from_json
+from ml_lifecycle.records import Evidence, Record, Run, Snapshot, Training, from_json
 from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.stages.feature_tables import (
-    BEGINNING,
     INSTANT,
     build_tables,
     features_of,
-    history_start,
     local_tables,
     make_frames,
     sources_of,
 )
 
+if TYPE_CHECKING:
+    from ml_lifecycle.adapters.feast_repo import Features
+
 
 @dataclass(frozen=True)
 class Materialisation(Record):
-    """One window written to an online store.
+    """What became known until the run's ``as_of``, written to an online store.
 
-    :param rows: table → live feature rows of the window; of each key the newest was written
+    :param since: digest of the snapshot that the store was given before; None for all there is
+    :param rows: table → rows written
     """
 
     schema: ClassVar[str] = "materialisation/1"
     run: Run
     snapshot_digest: str
     code_digest: str
-    window: Interval
+    since: str | None
     rows: dict[str, int]
 
 
@@ -58,48 +60,64 @@ class Audit(Record):
     examples: tuple[str, ...]
 
 
-def materialise(
-    folder: ModelFolder, lake: Lake, snapshot: Snapshot, online_store: str, window: Interval
-) -> Materialisation:
-    """Write the features that became known in ``window`` to the online store; newest event wins.
+def materialise(folder: ModelFolder, lake: Lake, snapshot: Snapshot, online_store: str) -> Materialisation:
+    """Bring an online store up to the run's ``as_of``; newest event wins.
 
-    The first materialisation starts at 1970-01-01, so that static tables are in it.
+    What is written is what counts now and did not when the store was last written, by what was known then:
+    new events, but also rows that came late, that a late row changed, or that a static table gained. A store
+    that knows of no earlier materialisation, or of one by another state of the model folder, gets all.
+    Runs may come in any order and at the same time: an older one replaces nothing newer.
+
+    A row that is withdrawn at its source stays until a newer event of its key.
 
     :param online_store: URL, ``sqlite:////absolute/path.db``
-    :raises FeatureError: the window ends after the run's ``as_of``: its features are not known yet, or a
-        table or column is missing. Retry: no.
+    :raises FeatureError: a table or column is missing. Retry: no.
     """
-    from ml_lifecycle.adapters.feast_repo import materialise, open_store
+    from ml_lifecycle.adapters.feast_written import OnlineWriter, Written
 
-    if window.end > snapshot.run.as_of:
-        raise FeatureError(
-            f"the window ends {window.end.isoformat()}, after the run's as_of "
-            f"{snapshot.run.as_of.isoformat()}: its features are not known yet"
-        )
-    features = features_of(folder)
-    sources = sources_of(folder, lake, snapshot, history_start(folder, window))
-    frames = make_frames(folder, features, sources, labels=False)
-    rows = {}
+    features, now = features_of(folder), Written(snapshot.path, folder.code_digest, snapshot.run.as_of)
+    frames = _counting(folder, features, lake, snapshot, now.as_of)
     with tempfile.TemporaryDirectory(prefix="features-") as name:
-        for table, frame in frames.items():
-            new = frame.filter(features.known_in(table, window))
-            new.write_parquet(Path(name) / f"{table}.parquet")
-            rows[table] = new.height
-        if window.length:
-            store = open_store(features, Path(name), online_store)
-            materialise(store, window.start, window.end - INSTANT)
-    return Materialisation(snapshot.run, snapshot.digest, folder.code_digest, window, rows)
+        writer = OnlineWriter(features, Path(name), online_store)
+        last = writer.last()
+        before = None
+        if last is not None and last.code_digest == now.code_digest and lake.exists(last.snapshot_path):
+            before = from_json(Snapshot, lake.read_json(last.snapshot_path))
+            known = _counting(folder, features, lake, before, last.as_of)
+            frames = {
+                table: rows.join(known[table], on=rows.columns, how="anti", nulls_equal=True)
+                for table, rows in frames.items()
+            }
+        writer.write(frames, now)
+    since = before.digest if before is not None else None
+    rows = {table: frame.height for table, frame in frames.items()}
+    return Materialisation(snapshot.run, snapshot.digest, folder.code_digest, since, rows)
+
+
+def _counting(
+    folder: ModelFolder, features: Features, lake: Lake, snapshot: Snapshot, as_of: datetime
+) -> dict[str, pl.DataFrame]:
+    """Every feature table's rows that count at ``as_of``, computed from no more history than they take."""
+    last, lookback = as_of - INSTANT, folder.spec.features.lookback
+    lifetimes = {table: features.lifetime(table) for table in features.source_tables()}
+    brief = {table: life for table, life in lifetimes.items() if life is not None and lookback is not None}
+    lasting = [table for table in lifetimes if table not in brief]
+    frames = make_frames(folder, features, sources_of(folder, lake, snapshot), lasting)
+    if lookback is not None and brief:
+        recent = sources_of(folder, lake, snapshot, last - max(brief.values()) - lookback)
+        frames |= make_frames(folder, features, recent, brief)
+    return {table: features.counting(table, rows, last) for table, rows in frames.items()}
 
 
 def prepare_online(folder: ModelFolder, lake: Lake, evidence: Evidence, online_store: str) -> Materialisation:
-    """Fill an online store with what is live as of a candidate's data, before the candidate is served.
+    """Bring an online store up to a candidate's data, before the candidate is served.
 
     Values that are newer already stay.
     """
     training = from_json(Training, lake.read_json(f"{evidence.training_path}/manifest.json"))
     path = f"snapshots/{evidence.model}/{evidence.snapshot_digest}/manifest.json"
     snapshot = replace(from_json(Snapshot, lake.read_json(path)), run=training.run)
-    return materialise(folder, lake, snapshot, online_store, Interval(BEGINNING, training.run.as_of))
+    return materialise(folder, lake, snapshot, online_store)
 
 
 def audit_online(
@@ -113,7 +131,7 @@ def audit_online(
 ) -> Audit:
     """Hold ``sample`` keys of each view in the online store against the offline join as of ``as_of``.
 
-    :param as_of: the end of the last window that was materialised
+    :param as_of: that of the last materialisation
     """
     from ml_lifecycle.adapters.feast_audit import compare
     from ml_lifecycle.adapters.feast_repo import open_store

@@ -39,7 +39,7 @@ class TrainingSetOperator(StageOperator):
 
 
 class MaterialiseOperator(StageOperator):
-    """Write the newest feature values into an environment's online store.
+    """Write what became known since the last time into an environment's online store.
 
     :param snapshot: the snapshot's record
     :param environment: the environment's name in the spec
@@ -57,13 +57,11 @@ class MaterialiseOperator(StageOperator):
         from ml_lifecycle.records import Snapshot, from_json
         from ml_lifecycle.stages.online_features import materialise
 
-        snapshot = from_json(Snapshot, self.snapshot)
         return materialise(
             resources.model,
             resources.lake(),
-            snapshot,
+            from_json(Snapshot, self.snapshot),
             resources.online_store(self.environment),
-            snapshot.run.interval,
         )
 
 

@@ -1,0 +1,350 @@
+"""Materialising: late rows arrive, nothing old replaces anything new, and no reader ever stops."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import shutil
+import signal
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import online_processes
+import polars as pl
+import pytest
+from flight_truth import at
+from flight_world import KEYS, KNOWN_AT, STORY_STARTS, World, january, raw
+
+from ml_lifecycle.adapters.feast_online import NewestWinsSqliteOnlineStore, OnlineReader
+from ml_lifecycle.adapters.feast_repo import open_store, registry_bytes
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.records import Interval, Run, Snapshot, to_json
+from ml_lifecycle.spec.folder import load_folder
+from ml_lifecycle.stages.feature_tables import build_tables, features_of
+from ml_lifecycle.stages.ingest import ingest
+from ml_lifecycle.stages.online_features import Materialisation, audit_online, materialise
+
+HOUR = timedelta(hours=1)
+STEPS = (january(8), january(9), january(9) + 4 * HOUR, january(10), january(11))
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["ml_lifecycle.adapters.feast_written"])
+
+
+@dataclass(frozen=True)
+class Story:
+    """A few flights, of which many records arrive hours or days late; a snapshot for each step."""
+
+    world: World
+    snapshots: Sequence[Snapshot]
+    registry: bytes
+    keys: dict[str, list[str]]
+
+    def write(self, step: int, url: str) -> Materialisation:
+        return materialise(self.world.folder, self.world.lake, self.snapshots[step], url)
+
+    def arguments(self, step: int, url: str) -> tuple[Any, ...]:
+        return self.world.folder.path, self.world.lake.url, to_json(self.snapshots[step]), url
+
+    def read(self, url: str) -> dict[str, list[object]]:
+        return OnlineReader(self.registry, "flight_delay", url).read(self.keys, as_of=STEPS[-1])
+
+
+@pytest.fixture(scope="module")
+def story(weeks: World, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    lake = Lake(str(tmp_path_factory.mktemp("story") / "lake"))
+    world, chance = World(lake, weeks.folder), random.Random(8)
+    tables = raw(weeks)
+    tables["weather"] = tables["weather"].with_columns(precip=pl.lit("0.01"))  # so that a late hour shows
+    some = chance.sample(sorted(tables["flights"]["flight_id"]), 1500)
+    arrived = {name: _arrivals_by_step(name, rows, set(some), chance) for name, rows in tables.items()}
+    planes = pl.read_csv(weeks.landing / "planes.csv", infer_schema=False).head(400)
+    snapshots = []
+    for step, moment in enumerate(STEPS):
+        for table, steps in arrived.items():
+            folder = world.landing / table
+            folder.mkdir(parents=True, exist_ok=True)
+            steps[step].write_csv(folder / f"{step}.csv")
+        planes.head(80 * (step + 1)).write_csv(world.landing / "planes.csv")
+        start = STEPS[step - 1] if step else STORY_STARTS
+        run = Run("flight_delay", f"step_{step}", moment, Interval(start, moment))
+        snapshots.append(ingest(world.folder.spec, lake, run, contracts=world.folder.contracts))
+    asked = (
+        tables["flights"]
+        .filter(pl.col("flight_id").is_in(some))
+        .select(
+            "flight_id",
+            "origin",
+            route=pl.format("{}-{}", "origin", "dest"),
+            tailnum=pl.col("tailnum").fill_null(""),
+        )
+    )
+    registry = registry_bytes(open_store(features_of(weeks.folder), tmp_path_factory.mktemp("registry")))
+    return Story(world, snapshots, registry, {key: asked[key].to_list() for key in KEYS})
+
+
+def _arrivals_by_step(
+    table: str, rows: pl.DataFrame, some: set[str], chance: random.Random
+) -> list[pl.DataFrame]:
+    """By step the records whose file arrives in it: most at once, some up to two days late."""
+    if table != "weather":
+        rows = rows.filter(pl.col("flight_id").is_in(sorted(some)))
+    late = [chance.choice((0, 0, 0, 0, 48)) * chance.random() * HOUR for _ in range(rows.height)]
+    arrives = [at(known) + delay for known, delay in zip(rows[KNOWN_AT[table]], late, strict=True)]
+    steps = [next((n for n, moment in enumerate(STEPS) if time < moment), None) for time in arrives]
+    return [rows.filter(pl.Series(steps, dtype=pl.Int64) == step) for step in range(len(STEPS))]
+
+
+def stored(url: str) -> set[tuple[object, ...]]:
+    """Every value in the store with its key and event time."""
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        names = [
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
+        return {
+            (name, *row)
+            for name in names
+            if name.startswith("flight_delay_") and "__state" not in name
+            for row in connection.execute(f"SELECT entity_key, feature_name, value, event_ts FROM '{name}'")
+        }
+
+
+@pytest.fixture(scope="module")
+def clean(story: Story, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store that was written once, with the newest."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('clean')}/online.db"
+    assert story.write(-1, url).since is None
+    return url
+
+
+def check_equals(story: Story, url: str, clean: str) -> None:
+    """All that a clean store holds, and nothing else that anybody would be given."""
+    assert stored(clean) - stored(url) == set()
+    assert story.read(url) == story.read(clean)
+
+
+def test_the_story_has_what_makes_it_hard(story: Story) -> None:
+    """Late records change what was said of an event, and make events older than what was written."""
+    tables = [build_tables(story.world.folder, story.world.lake, snapshot) for snapshot in story.snapshots]
+    views = (
+        ("origin_weather", "origin", "precipitation_6h"),
+        ("route_delays", "route", "route_late_share_28d"),
+        ("origin_delays", "origin", "origin_late_share_1d"),
+    )
+    for view, key, value in views:
+        before, after = (story.world.lake.scan([made.tables[view]]).collect() for made in tables[3:])
+        row = [key, "event_timestamp"]
+        changed = pl.col(value).ne_missing(pl.col(f"{value}_right"))
+        assert before.join(after, on=row).filter(changed).height > 0, view
+        older = pl.col("event_timestamp") < STEPS[3]
+        assert after.filter(older).join(before, on=row, how="anti").height > 0, view
+
+
+def test_what_became_known_since_arrives_whenever_it_happened(story: Story, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/online.db"
+    for step, moment in enumerate(STEPS):
+        done = story.write(step, url)
+        assert done.since == (story.snapshots[step - 1].digest if step else None)
+        assert (done.rows["plane_registry"], step) in ((80, step), (0, 0))
+        snapshot = story.snapshots[step]
+        audit = audit_online(story.world.folder, story.world.lake, snapshot, url, moment, sample=2000)
+        assert audit.differing == {}, audit.examples
+        assert audit.compared > 2000
+    again = story.write(-1, url)
+    assert again.since == story.snapshots[-1].digest
+    assert set(again.rows.values()) == {0}
+
+
+def test_a_store_that_was_emptied_or_restored_is_written_what_it_lacks(
+    story: Story, clean: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "online.db"
+    url = f"sqlite:///{path}"
+    for step in (0, 1):
+        story.write(step, url)
+    with sqlite3.connect(path) as source, sqlite3.connect(tmp_path / "backup.db") as backup:
+        source.backup(backup)
+    for step in (2, 3):
+        story.write(step, url)
+    for file in tmp_path.glob("online.db*"):
+        file.unlink()
+    shutil.copy(tmp_path / "backup.db", path)
+    assert story.write(4, url).since == story.snapshots[1].digest
+    check_equals(story, url, clean)
+    for file in tmp_path.glob("online.db*"):
+        file.unlink()
+    assert story.write(4, url).since is None
+    assert stored(url) == stored(clean)
+
+
+def orders(count: int, seed: int) -> list[tuple[int, ...]]:
+    """Orders of the steps, some of them twice: the newest first, and drawn ones."""
+    chance = random.Random(seed)
+    steps = range(len(STEPS))
+    drawn = [tuple(chance.sample(steps, len(STEPS)) + chance.choices(steps, k=2)) for _ in range(count - 1)]
+    return [tuple(reversed(steps)), *drawn]
+
+
+def check_order(story: Story, clean: str, folder: Path, order: Sequence[int]) -> None:
+    url = f"sqlite:///{folder}/online.db"
+    for step in order:
+        story.write(step, url)
+    check_equals(story, url, clean)
+
+
+@pytest.mark.parametrize("order", orders(3, seed=4))
+def test_whatever_the_order_the_newest_stays(
+    story: Story, clean: str, tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    check_order(story, clean, tmp_path, order)
+
+
+@pytest.mark.full
+def test_whatever_the_order_the_newest_stays_in_fifty_orders(
+    story: Story, clean: str, tmp_path: Path
+) -> None:
+    for number, order in enumerate(orders(50, seed=5)):
+        (tmp_path / f"{number}").mkdir()
+        check_order(story, clean, tmp_path / f"{number}", order)
+
+
+def test_a_new_state_of_the_folder_writes_all_again(story: Story, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/online.db"
+    story.write(-1, url)
+    shutil.copytree(story.world.folder.path, tmp_path / "flight_delay")
+    features = tmp_path / "flight_delay" / "features.py"
+    features.write_text(features.read_text().replace("LATE_MINUTES = 15", "LATE_MINUTES = -10"))
+    changed = load_folder(tmp_path / "flight_delay")
+    done = materialise(changed, story.world.lake, story.snapshots[-1], url)
+    assert done.since is None
+    audit = audit_online(changed, story.world.lake, story.snapshots[-1], url, STEPS[-1], sample=500)
+    assert audit.differing == {}
+
+
+@contextmanager
+def readers(story: Story, url: str, count: int = 2) -> Iterator[None]:
+    """Processes that read some keys all the while; at the end each tells what it saw, and that is checked."""
+    keys = {key: values[:40] for key, values in story.keys.items()}
+    stop, started = PROCESSES.Event(), []
+    for _ in range(count):
+        ours, theirs = PROCESSES.Pipe()
+        process = PROCESSES.Process(
+            target=online_processes.read, args=(story.registry, url, keys, stop, theirs)
+        )
+        process.start()
+        started.append((process, ours))
+    try:
+        for _, answers in started:
+            assert answers.poll(120), "a reader does not read"
+            assert answers.recv() == "reading"
+        yield
+        stop.set()
+        for _, answers in started:
+            assert answers.poll(120), "a reader does not end"
+            found = answers.recv()
+            assert not isinstance(found, Exception), found
+            check_seen(story, *found)
+    finally:
+        stop.set()
+        for process, _ in started:
+            process.join(30)
+            process.kill()
+
+
+def check_seen(story: Story, reads: int, seen: online_processes.Seen) -> None:
+    """Read often, never an older event after a newer one, and only whole rows that a snapshot has."""
+    assert reads > 3
+    possible: dict[str, set[tuple[object, ...]]] = {}
+    features = features_of(story.world.folder)
+    for snapshot in story.snapshots:
+        made = build_tables(story.world.folder, story.world.lake, snapshot)
+        for view in features.views:
+            columns = [*features.keys_of(view), "event_timestamp", *(field.name for field in view.features)]
+            frame = pl.read_parquet(story.world.lake.full_path(made.tables[view.name])).select(columns)
+            possible.setdefault(view.name, set()).update(
+                frame.with_columns(pl.col("event_timestamp").dt.replace_time_zone(None)).rows()
+            )
+    for (view, key), values in seen.items():
+        events = [event for event, _ in values]
+        assert events == sorted(events), (view, key, values)
+        for event, row in values:
+            if set(row) != {None}:
+                assert (*key, event, *row) in possible[view], (view, key, event, row)
+
+
+def run(process: BaseProcess) -> int | None:
+    process.start()
+    process.join(300)
+    return process.exitcode
+
+
+def batches(story: Story, step: int, url: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Write a step; returns in how many batches it was written."""
+    write_batch, count = NewestWinsSqliteOnlineStore.online_write_batch, []
+
+    def counted(store: NewestWinsSqliteOnlineStore, **arguments: Any) -> None:
+        count.append(1)
+        write_batch(store, **arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NewestWinsSqliteOnlineStore, "online_write_batch", counted)
+        story.write(step, url)
+    return len(count)
+
+
+def check_kills(
+    story: Story, folder: Path, monkeypatch: pytest.MonkeyPatch, every: int, steps: Sequence[int]
+) -> None:
+    """Kill a writer of each step at its kill points, every n-th of them, then let one finish."""
+    twin, url = (f"sqlite:///{folder}/{name}.db" for name in ("twin", "killed"))
+    for uninterrupted in (twin, url):
+        story.write(0, uninterrupted)
+    number = 0
+    with readers(story, url):
+        for step in steps:
+            parts = batches(story, step, twin, monkeypatch)
+            assert parts == 6, "five views and the memory of it"
+            for kill in ((part, where) for part in range(parts) for where in ("before", "among", "after")):
+                number += 1
+                if number % every == 0:
+                    arguments = (*story.arguments(step, url), kill)
+                    killed = PROCESSES.Process(target=online_processes.write, args=arguments)
+                    assert run(killed) == -signal.SIGKILL, kill
+            story.write(step, url)
+            assert stored(url) == stored(twin)
+
+
+def test_a_killed_writer_leaves_the_next_one_whole_and_readers_reading(
+    story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_kills(story, tmp_path, monkeypatch, every=7, steps=(1, 3))
+
+
+@pytest.mark.full
+def test_a_writer_killed_anywhere_leaves_the_next_one_whole(
+    story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_kills(story, tmp_path, monkeypatch, every=1, steps=(1, 3))
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.full)])
+def test_two_writers_at_once_leave_the_newest(story: Story, clean: str, tmp_path: Path, rounds: int) -> None:
+    for number in range(rounds):
+        url = f"sqlite:///{tmp_path}/{number}.db"
+        with readers(story, url):
+            for pair in ((0, 1), (4, 2)):
+                writers = [
+                    PROCESSES.Process(target=online_processes.write, args=story.arguments(step, url))
+                    for step in pair
+                ]
+                for writer in writers:
+                    writer.start()
+                for writer in writers:
+                    writer.join(300)
+                assert [writer.exitcode for writer in writers] == [0, 0]
+        check_equals(story, url, clean)
