@@ -160,7 +160,11 @@ def _environment_tasks(
         task_id=f"prepare_{environment}", evidence=gathered.output, environment=environment
     )
     deployed = DeployOperator(
-        task_id=f"deploy_{environment}", evidence=gathered.output, environment=environment
+        task_id=f"deploy_{environment}",
+        evidence=gathered.output,
+        environment=environment,
+        # An endpoint has one release under way at most; candidates that come together take turns.
+        max_active_tis_per_dag=1,
     )
     prepared >> deployed
     return prepared, deployed
