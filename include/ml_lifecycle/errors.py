@@ -77,6 +77,12 @@ class ReleaseConflictError(LifecycleError):
     """Another release of the endpoint was applied at the same time and won. Retry: no."""
 
 
+class ReleaseUnderWayError(ReleaseConflictError):
+    """Another release of the endpoint has begun and not ended yet. Retry: yes, once it has."""
+
+    retryable = True
+
+
 class ReleaseChecksError(LifecycleError):
     """The checks against the running server failed and the release was rolled back. Retry: no."""
 

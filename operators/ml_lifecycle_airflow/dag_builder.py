@@ -40,6 +40,7 @@ _AS_OF = Param(
     format="date-time",
     description="Use nothing known after this moment; empty means the run's own time.",
 )
+_OPEN_PROMOTIONS = 1000
 
 
 def lifecycle_dags(dag_file: str) -> dict[str, DAG]:
@@ -135,6 +136,8 @@ def _promote(model: ModelFolder, dag_id: str) -> DAG:
         model,
         dag_id,
         "from a candidate to production, by way of staging and a human",
+        # Each waits for a human, superseded ones to their deadline, and no newer candidate waits for them.
+        max_active_runs=_OPEN_PROMOTIONS,
         params={"version": Param(type="string", pattern="^[0-9]+$", description="Registry version")},
     ) as dag:
         gathered = EvidenceOperator(task_id="evidence")
@@ -157,7 +160,11 @@ def _environment_tasks(
         task_id=f"prepare_{environment}", evidence=gathered.output, environment=environment
     )
     deployed = DeployOperator(
-        task_id=f"deploy_{environment}", evidence=gathered.output, environment=environment
+        task_id=f"deploy_{environment}",
+        evidence=gathered.output,
+        environment=environment,
+        # An endpoint has one release under way at most; candidates that come together take turns.
+        max_active_tis_per_dag=1,
     )
     prepared >> deployed
     return prepared, deployed

@@ -34,6 +34,15 @@ def test_without_schedules_nothing_runs_by_itself(world: World) -> None:
         assert dag.catchup is False
 
 
+def test_candidates_take_turns_at_an_endpoint_and_never_wait_for_each_other_s_approval(world: World) -> None:
+    promote = built(world)["delays__promote"]
+    assert promote.max_active_runs >= 500
+    limits = {
+        task.task_id: task.max_active_tis_per_dag for task in promote.tasks if task.max_active_tis_per_dag
+    }
+    assert limits == {"deploy_staging": 1, "deploy_production": 1}
+
+
 def test_a_cron_in_the_spec_is_a_data_interval(world: World) -> None:
     daily = world.edit(
         "model.yaml",

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
+from airflow.sdk.execution_time.comms import TaskStatesResult
 from training_world import make_training_set, tracking_database
 
 import ml_lifecycle
@@ -159,6 +161,76 @@ def test_a_pod_that_can_never_fit_says_so(world: World, pods: Pods, context: Con
     huge = world.edit("model.yaml", "  seed: 5\n", "  seed: 5\n  resources: {cpu: '1000'}\n")
     with pytest.raises(Exception, match=r"Insufficient cpu|took too long to start"):
         operator(huge, startup_timeout_seconds=3).execute(context("train"))
+
+
+@pytest.mark.parametrize(("state", "ended"), [("failed", True), ("restarting", True), ("running", False)])
+def test_only_somebody_who_ends_the_task_ends_its_pod(
+    world: World, pods: Pods, context: Context, supervisor: Any, state: str, ended: bool
+) -> None:
+    go = world.root / "go"
+    task, now = operator(waiting_for(go, world)), context("train")
+    supervisor.send.return_value = TaskStatesResult(task_states={now["run_id"]: {"train": state}})
+    with ThreadPoolExecutor() as thread:
+        attempt = thread.submit(task.execute, now)
+        wait_for(lambda: task.remote_pod is not None, attempt)
+        name = task.pod.metadata.name
+        if ended:
+            task.on_kill()
+        else:
+            with pytest.raises(AirflowException, match=f"pod {name} goes on for the next attempt"):
+                task.on_kill()
+        go.touch()
+        raised = attempt.exception(60)
+    (record,) = [record for record in pods.records() if record["manifest"]["metadata"]["name"] == name]
+    assert (raised is not None) == ended
+    assert (record["exit"]["code"] != 0) == ended
+
+
+def test_an_attempt_that_breaks_leaves_its_pod_to_the_next(
+    world: World, pods: Pods, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = world.root / "go"
+    waiting = waiting_for(go, world)
+    before, breaking = len(pods.records()), operator(waiting)
+    with monkeypatch.context() as broken:
+        broken.setattr(TrainOperator, "await_pod_completion", lambda self, pod: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            breaking.execute(context("train"))
+    go.touch()
+    again = context("train")
+    operator(waiting).execute(again)
+    assert from_json(Training, again["ti"].pushed["return_value"]).metrics["r2"] > 0.5
+    assert len(pods.records()) == before + 1
+
+
+def test_a_timeout_ends_the_pod(world: World, pods: Pods, context: Context) -> None:
+    from airflow.sdk.execution_time.timeout import timeout
+
+    task = operator(waiting_for(world.root / "never", world))
+    with pytest.raises(AirflowTaskTimeout), timeout(3):
+        task.execute(context("train"))
+    task.on_kill()  # as Airflow does then
+    (record,) = [
+        record
+        for record in pods.records()
+        if record["manifest"]["metadata"]["name"] == task.pod.metadata.name
+    ]
+    assert record["deleted_at"] is not None
+
+
+def waiting_for(go: Path, world: World) -> World:
+    """A training that does not go on before there is such a file."""
+    head = "def train(training_set, labels, parameters, seed):\n"
+    loop = f"    while not pathlib.Path({str(go)!r}).exists():\n        time.sleep(0.05)\n"
+    return world.edit("training.py", head, f"{head}    import pathlib, time\n{loop}")
+
+
+def wait_for(holds: Callable[[], bool], attempt: Future[None]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert not attempt.done(), attempt.exception()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_gpus_and_the_image_are_the_spec_s(world: World) -> None:

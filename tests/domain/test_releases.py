@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.delivery.releases import Deployment, Releases, published_heads
 from ml_lifecycle.delivery.route import Variant, current
-from ml_lifecycle.errors import NothingToRollBackToError, ReleaseConflictError
+from ml_lifecycle.errors import NothingToRollBackToError, ReleaseConflictError, ReleaseUnderWayError
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.records import Release
@@ -105,7 +105,7 @@ def test_the_same_evidence_goes_on_with_its_release(world: World) -> None:
 def test_another_evidence_has_to_wait(world: World) -> None:
     world.begin("1")
     with pytest.raises(
-        ReleaseConflictError, match=r"production/delays revision 1 \(version 1\) is under way"
+        ReleaseUnderWayError, match=r"production/delays revision 1 \(version 1\) is under way"
     ):
         world.begin("2")
 

@@ -60,8 +60,10 @@ def wait_until(holds: Callable[[], bool], what: str, timeout: float = 120) -> No
         time.sleep(0.2)
 
 
-def wait_for_request(stack: Stack, user: AirflowUser, dag_id: str, run_id: str) -> None:
-    """Return once the run's approval waits for its answer.
+def wait_for_request(
+    stack: Stack, user: AirflowUser, dag_id: str, run_id: str, attempt: int = 1, timeout: float = 300
+) -> None:
+    """Return once the run's approval, asked for the ``attempt``-th time, waits for its answer.
 
     An answer that comes before the scheduler has put the asking attempt away is lost by Airflow, which then
     asks anew after the retry delay; the scheduler's log says when it has.
@@ -69,10 +71,11 @@ def wait_for_request(stack: Stack, user: AirflowUser, dag_id: str, run_id: str) 
 
     def put_away() -> bool:
         log = (stack.logs / "scheduler.log").read_text(errors="replace")
-        task = f"TaskInstanceKey(dag_id='{dag_id}', task_id='approve', run_id='{run_id}'"
+        key = f"dag_id='{dag_id}', task_id='approve', run_id='{run_id}', try_number={attempt},"
+        task = f"TaskInstanceKey({key}"
         return f"executor event with state success for task instance {task}" in log
 
-    user.wait(dag_id, run_id, print, until=asked)
+    user.wait(dag_id, run_id, print, until=asked, timeout=timeout)
     wait_until(put_away, f"the scheduler has put away approve of {dag_id}/{run_id}")
 
 

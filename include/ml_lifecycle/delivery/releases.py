@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.route import Route, Variant, publish
-from ml_lifecycle.errors import NothingToRollBackToError, ReleaseConflictError
+from ml_lifecycle.errors import NothingToRollBackToError, ReleaseConflictError, ReleaseUnderWayError
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import append_entry, withdraw_approval
 from ml_lifecycle.ledger.tables import releases
@@ -154,8 +154,8 @@ class Releases:
     def begin(self, deployment: Deployment, now: datetime) -> Release:
         """Write the intent to release; a release of the same evidence that is under way is returned.
 
-        :raises ReleaseConflictError: another release is under way, or another one is live than expected.
-            Retry: no.
+        :raises ReleaseUnderWayError: another release is under way. Retry: yes, once it has ended.
+        :raises ReleaseConflictError: another one is live than expected. Retry: no.
         """
         where = deployment.environment, deployment.endpoint
         with self._database.write() as connection:
@@ -280,9 +280,9 @@ def _standing(connection: Connection, release: Release) -> Release:
     return standing
 
 
-def conflict(busy: Release) -> ReleaseConflictError:
+def conflict(busy: Release) -> ReleaseUnderWayError:
     """The error of who comes while ``busy`` is under way."""
-    return ReleaseConflictError(
+    return ReleaseUnderWayError(
         f"{_name(busy)} (version {busy.version}) is under way: let its task end or run it again; "
         "a rollback of the endpoint ends it too"
     )

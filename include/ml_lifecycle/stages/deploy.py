@@ -152,7 +152,8 @@ def deploy(
     :raises NotApprovedError: production, and the ledger has no approval of exactly this evidence. Retry: no.
     :raises ChampionChangedError: production, and the champion is not the one compared with. Retry: no.
     :raises ReleaseChecksError: the servers did not serve it as they should; what was live is live. Retry: no.
-    :raises ReleaseConflictError: another release of the endpoint is under way, or won. Retry: no.
+    :raises ReleaseUnderWayError: another release of the endpoint is under way. Retry: yes, once it has ended.
+    :raises ReleaseConflictError: another release of the endpoint won. Retry: no.
     :raises IntegrityError: evidence, records or bytes do not fit each other. Retry: no.
     :raises LedgerError: the ledger was rewritten. Retry: no.
     :raises ServerUnavailableError: a server did not answer before anything was changed. Retry: yes.

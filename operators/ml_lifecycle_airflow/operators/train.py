@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.sdk.exceptions import AirflowException, AirflowTaskTimeout
 
 from ml_lifecycle_airflow.links import MlflowRunLink, ModelPageLink
 from ml_lifecycle_airflow.operators.base import (
@@ -17,10 +20,15 @@ from ml_lifecycle_airflow.operators.base import (
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from kubernetes.client import V1Pod
 
     from ml_lifecycle.records import Training
     from ml_lifecycle.spec.model import Training as TrainingSpec
     from ml_lifecycle.training.job import TrainingJob
+
+# What somebody's mark or clear makes of a task that runs. In every other state only its worker goes away.
+_ENDED = frozenset({"failed", "success", "skipped", "removed", "restarting"})
+_ASKING_SECONDS = 3.0  # the supervisor kills a task five seconds after it has told it to stop
 
 
 class TrainOperator(KubernetesPodOperator):
@@ -28,6 +36,9 @@ class TrainOperator(KubernetesPodOperator):
 
     The pod gets lake URIs and digests, nothing else, and writes its result to the lake, manifest last; there
     is no XCom sidecar. Success without a manifest is a failure. Every KubernetesPodOperator argument is open.
+
+    The pod outlives a worker that stops or dies: the next attempt finds it and goes on with it. It ends when
+    somebody marks or clears the task, and at the spec's ``timeout``.
 
     :param folder: the model folder
     :param training_set: the training set's record
@@ -37,6 +48,8 @@ class TrainOperator(KubernetesPodOperator):
     template_fields = (*KubernetesPodOperator.template_fields, "training_set")
     operator_extra_links = (MlflowRunLink(), ModelPageLink())
     mlflow_run_url: str | None = None
+    _instance: Any = None
+    _timed_out = False
 
     def __init__(
         self, *, folder: str | None = None, training_set: RecordArg, training: TrainingSpec, **kwargs: Any
@@ -63,6 +76,7 @@ class TrainOperator(KubernetesPodOperator):
 
         :raises AirflowFailException: the user's code failed, or it does not convert; no retry helps.
         """
+        self._instance = context["ti"]
         resources = Resources(self.folder)
         job = self._plan(resources)
         self._launch_with(job, resources)
@@ -73,11 +87,72 @@ class TrainOperator(KubernetesPodOperator):
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
         """Come back from the trigger, in deferrable mode. Errors as in :meth:`execute`."""
+        self._instance, self._timed_out = context["ti"], event["status"] == "timeout"
         resources = Resources(self.folder)
         job = self._plan(resources)
         self._supervise(
             resources, job, context, lambda: super(TrainOperator, self).trigger_reentry(context, event)
         )
+
+    def on_kill(self) -> None:
+        """End the pod if somebody ended the task; leave it to the next attempt if only the worker stops.
+
+        Airflow calls this for both, and after a timeout.
+
+        :raises AirflowException: the worker stops: this attempt is over. Retry: yes, the pod is still there.
+        """
+        if self._killed or self.pod is None:
+            return
+        if self._ended():
+            super().on_kill()
+            return
+        self._killed = True
+        raise AirflowException(f"the worker stops; pod {self.pod.metadata.name} goes on for the next attempt")
+
+    def cleanup(
+        self,
+        pod: V1Pod,
+        remote_pod: V1Pod,
+        xcom_result: dict[str, Any] | None = None,
+        context: Context | None = None,
+    ) -> None:
+        """Remove a pod that has ended; one that trains is the next attempt's, whatever this one failed of."""
+        if remote_pod is not None and not self._timed_out and self._trains(remote_pod):
+            self.log.info("pod %s still trains and is left to the next attempt", remote_pod.metadata.name)
+            return
+        super().cleanup(pod, remote_pod, xcom_result, context)
+
+    def _ended(self) -> bool:
+        """Whether somebody ended this task. Nobody, as far as is known, if Airflow does not answer."""
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+        one, states = self._instance, {}
+
+        def ask() -> None:
+            with suppress(Exception):  # an API server that is away must not end a training
+                states.update(
+                    RuntimeTaskInstance.get_task_states(
+                        one.dag_id, map_index=one.map_index, task_ids=[one.task_id], run_ids=[one.run_id]
+                    )
+                )
+
+        # A signal may have come in the middle of another question, which holds the only line.
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(_ASKING_SECONDS)
+        return bool(_ENDED.intersection(states.get(one.run_id, {}).values()))
+
+    def _trains(self, pod: V1Pod) -> bool:
+        from airflow.providers.cncf.kubernetes.utils.container import container_is_running
+        from kubernetes.client import ApiException
+
+        try:
+            now = self.pod_manager.read_pod(pod)
+        except ApiException as error:
+            if error.status == 404:
+                return False
+            raise
+        return now.metadata.deletion_timestamp is None and container_is_running(now, self.base_container_name)
 
     def _plan(self, resources: Resources) -> TrainingJob:
         from ml_lifecycle.records import TrainingSet, from_json
@@ -91,6 +166,9 @@ class TrainOperator(KubernetesPodOperator):
     ) -> None:
         try:
             run()
+        except AirflowTaskTimeout:
+            super().on_kill()
+            raise
         except Exception as error:
             # Whatever KubernetesPodOperator raised, the pod's own account of a failure says more.
             self._finish(resources, job, context, cause=error)
