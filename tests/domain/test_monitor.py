@@ -30,7 +30,7 @@ from ml_lifecycle.records import (
 )
 from ml_lifecycle.spec.metrics import TASK_METRICS, alert_metrics
 from ml_lifecycle.spec.model import Alert, ModelSpec
-from ml_lifecycle.stages.monitor import judge, monitor
+from ml_lifecycle.stages.monitor import judge, monitor, window_of
 
 DAY = datetime(2013, 9, 4, tzinfo=UTC)
 WINDOW = Interval(DAY, DAY + timedelta(days=1))
@@ -495,6 +495,12 @@ def test_what_cannot_be_measured_never_retrains():
     alert = Alert(metric="skill", below=0, action="retrain")
     _, alerts = judge([Finding("skill", None, None, 900, error="one class")], [alert])
     assert [hit.action for hit in alerts] == ["notify"]
+
+
+def test_a_window_is_never_shorter_than_what_is_new():
+    day, week = timedelta(days=1), timedelta(days=7)
+    assert window_of(Interval(DAY - day, DAY), week) == Interval(DAY - week, DAY)
+    assert window_of(Interval(DAY - 2 * week, DAY), week) == Interval(DAY - 2 * week, DAY)
 
 
 def test_a_window_has_one_retraining_run():
