@@ -5,6 +5,7 @@ One stack lives their lives side by side; the tests look at what is left of them
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,12 +20,13 @@ from stack_kit import approve, log_in, running_stack
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.releases import Releases
 from ml_lifecycle.delivery.route import current
+from ml_lifecycle.demo import digits
 from ml_lifecycle.demo.airflow import AirflowUser
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.records import TaskType
 from ml_lifecycle.serving.client import Answer, ModelClient
 from ml_lifecycle.spec.metrics import TASK_METRICS
-from ml_lifecycle_airflow.stack.config import Stack
+from ml_lifecycle_airflow.stack.config import REPOSITORY, Stack
 
 pytestmark = pytest.mark.full
 
@@ -120,54 +122,59 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Life]]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     root = tmp_path_factory.mktemp("task_types")
     for name, (task, overrides) in MODELS.items():
         write_model(root / "dags", name, task, **overrides)
+    shutil.copytree(REPOSITORY / "dags" / "models" / "digits", root / "dags" / "models" / "digits")
     with running_stack(root / "stack", root / "dags") as stack:
-        world = World(stack, log_in(stack, "admin"), log_in(stack, "alice"))
-        end = land(world.lake)
-        kinds = ("train", "promote", "monitor", "score", "rollback")
-        world.admin.wait_for_dags({f"{name}__{kind}" for name in MODELS for kind in kinds})
-        trained = world.release(end, version=1)
+        yield World(stack, log_in(stack, "admin"), log_in(stack, "alice"))
 
-        last, next_day = readings(end - DAY, end).tail(20), readings(end, end + DAY)
-        machines = last["machine_id"].to_list()
-        moment = end + JUST_AFTER
-        by_keys = {name: world.ask_by_keys(name, machines, moment) for name in MODELS}
-        by_vector = {name: world.ask(name, last, [moment - HOUR] * 20) for name in MODELS}
-        asked = next_day.slice(20)  # the first twenty were asked by their keys
-        moments = (asked["read_at"] + JUST_AFTER).to_list()
-        of_next_day = {name: world.ask(name, asked, moments) for name in MODELS}
-        with world.client() as client:
-            metadata = {name: client.metadata(name) for name in MODELS}
 
-        land(world.lake, end, days=1)
-        window = {"start": end.isoformat(), "end": (end + DAY).isoformat()}
-        known = (end + DAY + 2 * HOUR).isoformat()
-        monitored = world.run_all("monitor", "first-day", {"as_of": known, "interval": window})
-        scored = world.run_all("score", "first-day", {"as_of": known, "interval": window})
+@pytest.fixture(scope="module")
+def lives(world: World) -> dict[str, Life]:
+    end = land(world.lake)
+    kinds = ("train", "promote", "monitor", "score", "rollback")
+    world.admin.wait_for_dags({f"{name}__{kind}" for name in MODELS for kind in kinds})
+    trained = world.release(end, version=1)
 
-        land(world.lake, end + DAY, days=2)
-        world.release(end + 3 * DAY, version=2)
-        second = {name: world.ask(name, last, [moment] * 20) for name in MODELS}
-        world.run_all("rollback", "back", {"reason": "a test"})
-        rolled_back = {name: world.ask(name, last, [moment] * 20) for name in MODELS}
-        champions = {name: Releases(Database(stack.database_url)).champion(name) for name in MODELS}
-        assert {name: one and one.version for name, one in champions.items()} == dict.fromkeys(MODELS, "1")
-        yield {
-            name: Life(
-                lake=world.lake,
-                results=trained[name] | monitored[name] | scored[name],
-                metadata=metadata[name],
-                by_keys=by_keys[name],
-                by_vector=by_vector[name],
-                of_next_day=of_next_day[name],
-                second=second[name],
-                after_rollback=rolled_back[name],
-            )
-            for name in MODELS
-        }
+    last, next_day = readings(end - DAY, end).tail(20), readings(end, end + DAY)
+    machines = last["machine_id"].to_list()
+    moment = end + JUST_AFTER
+    by_keys = {name: world.ask_by_keys(name, machines, moment) for name in MODELS}
+    by_vector = {name: world.ask(name, last, [moment - HOUR] * 20) for name in MODELS}
+    asked = next_day.slice(20)  # the first twenty were asked by their keys
+    moments = (asked["read_at"] + JUST_AFTER).to_list()
+    of_next_day = {name: world.ask(name, asked, moments) for name in MODELS}
+    with world.client() as client:
+        metadata = {name: client.metadata(name) for name in MODELS}
+
+    land(world.lake, end, days=1)
+    window = {"start": end.isoformat(), "end": (end + DAY).isoformat()}
+    known = (end + DAY + 2 * HOUR).isoformat()
+    monitored = world.run_all("monitor", "first-day", {"as_of": known, "interval": window})
+    scored = world.run_all("score", "first-day", {"as_of": known, "interval": window})
+
+    land(world.lake, end + DAY, days=2)
+    world.release(end + 3 * DAY, version=2)
+    second = {name: world.ask(name, last, [moment] * 20) for name in MODELS}
+    world.run_all("rollback", "back", {"reason": "a test"})
+    rolled_back = {name: world.ask(name, last, [moment] * 20) for name in MODELS}
+    champions = {name: Releases(Database(world.stack.database_url)).champion(name) for name in MODELS}
+    assert {name: one and one.version for name, one in champions.items()} == dict.fromkeys(MODELS, "1")
+    return {
+        name: Life(
+            lake=world.lake,
+            results=trained[name] | monitored[name] | scored[name],
+            metadata=metadata[name],
+            by_keys=by_keys[name],
+            by_vector=by_vector[name],
+            of_next_day=of_next_day[name],
+            second=second[name],
+            after_rollback=rolled_back[name],
+        )
+        for name in MODELS
+    }
 
 
 @pytest.fixture(params=MODELS)
@@ -274,3 +281,24 @@ def test_a_second_version_was_released_and_taken_back(life: Life) -> None:
     assert life.second.outputs != life.by_vector.outputs
     assert life.after_rollback.outputs == life.by_vector.outputs
     assert life.after_rollback.model_digest == life.results["train"]["model_digest"]
+
+
+def test_the_second_example_goes_live(world: World) -> None:
+    as_of = digits.FIRST_SCAN + 7.5 * DAY
+    digits.land(world.stack.lake / "landing" / "digits", digits.FIRST_SCAN, as_of)
+    world.admin.wait_for_dags({"digits__train", "digits__promote"})
+    world.admin.trigger("digits__train", "first", {"as_of": as_of.isoformat()})
+    world.admin.wait("digits__train", "first", print)
+    approve(world.stack, world.alice, "digits__promote", "candidate__v1")
+    images = digits.scans().filter(pl.col("scanned_at") < as_of).tail(50)
+    pixels = [[int(pixel) for pixel in image.split(" ")] for image in images["pixels"]]
+    packed = {"name": "images", "datatype": "FP32", "shape": [50, 64], "data": pixels}
+    with world.client() as client:
+        by_keys = client.infer_entities(
+            "digits", {"image_id": images["image_id"].to_list()}, event_time=as_of
+        )
+        by_vector = client.post("digits", {"inputs": [packed]})
+    labels = next(one["data"] for one in by_vector["outputs"] if one["name"] == "label")
+    assert by_keys.outputs["label"] == labels
+    truth = images.join(digits.readings(), on="image_id", maintain_order="left")["digit"]
+    assert (np.array(labels) == truth.to_numpy()).mean() > 0.8

@@ -37,7 +37,7 @@ def land(folder: str | os.PathLike[str], start: datetime, end: datetime) -> tupl
     :param folder: where ``scans/`` and ``readings/`` go
     """
     written = []
-    for table, frame, moment in (("scans", scans(), "scanned_at"), ("readings", _readings(), "read_at")):
+    for table, frame, moment in (("scans", scans(), "scanned_at"), ("readings", readings(), "read_at")):
         day = start
         while day < end:
             rows = rows_between(frame, moment, Interval(day, min(day + timedelta(days=1), end)))
@@ -61,7 +61,8 @@ def scans() -> pl.DataFrame:
 
 
 @functools.cache
-def _readings() -> pl.DataFrame:
+def readings() -> pl.DataFrame:
+    """Every image, as it is read: ``image_id``, ``read_at``, ``digit``."""
     _, digits = _data()
     return scans().select(
         "image_id", (pl.col("scanned_at") + READ_AFTER).alias("read_at"), pl.Series("digit", digits)
