@@ -84,15 +84,15 @@ def parity_gates(
     results: list[GateResult] = []
     for gate, (measured, bound) in bounds.items():
         worst = float(measured.max())
-        reason: str | None = None
+        told: str | None = None
         if worst > bound:
-            reason = _worst_row(reference, expected, got, measured, bound)
+            told = _worst_row(reference, expected, got, measured, bound)
             if all(result.passed for result in results):  # once is enough
                 by_row = measured.max(axis=1)
                 few = (by_row > bound).mean() <= _FEW
                 kind = kind_of_rows(by_row > max(bound, worst / 10), rows())
-                reason = f"{reason}; {kind}; {_FEW_ROWS if few else _MANY_ROWS}"
-        results.append(GateResult(gate, reason is None, texts[gate], worst, reason=reason))
+                told = f"{told}; {kind}; {_FEW_ROWS if few else _MANY_ROWS}"
+        results.append(GateResult(gate, told is None, texts[gate], worst, reason=told))
     if task != "regression":
         flipped = _flipped(reference, prediction, task, evaluation.threshold)
         results.append(
