@@ -37,8 +37,16 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from ml_lifecycle.spec.folder import load_folder
+    from ml_lifecycle.rehearsal import rehearse
+    from ml_lifecycle.spec.folder import load_folder, read_folder
+    from ml_lifecycle.spec.problems import spec_error
 
+    reading = read_folder(arguments.folder)
+    rehearsal = rehearse(reading)
+    for advice in rehearsal.advice:
+        print(f"note: {advice}", file=sys.stderr)
+    if problems := (*reading.problems, *rehearsal.problems):
+        raise spec_error(problems)
     folder = load_folder(arguments.folder)
     spec = folder.spec
     rows = {
@@ -89,7 +97,12 @@ def _new(arguments: argparse.Namespace) -> int:
 
 
 COMMANDS = (
-    Command("check", "check a model folder, and show every mistake in it", _check_arguments, _check),
+    Command(
+        "check",
+        "check a model folder, run its code without data, and show every mistake",
+        _check_arguments,
+        _check,
+    ),
     Command("schema", "print the JSON Schema of a spec file, for editors", _schema_arguments, _schema),
     Command("new", "write a working model folder to start from", _new_arguments, _new),
 )

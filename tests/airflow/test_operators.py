@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest import mock
 
 import polars as pl
 import pytest
@@ -23,7 +24,7 @@ from ml_lifecycle_airflow.operators.base import Resources, final_errors_fail_at_
 from ml_lifecycle_airflow.operators.deploy import DeployOperator, MarkChampionOperator, RollbackOperator
 from ml_lifecycle_airflow.operators.features import PrepareFeaturesOperator
 from ml_lifecycle_airflow.operators.ingest import IngestOperator
-from ml_lifecycle_airflow.operators.monitor import RetrainOperator
+from ml_lifecycle_airflow.operators.monitor import MonitorOperator, RetrainOperator
 from ml_lifecycle_airflow.operators.register import RequestPromotionOperator
 from ml_lifecycle_airflow.operators.score import ScoreOperator
 from ml_lifecycle_airflow.operators.validate import ValidateOperator
@@ -145,6 +146,30 @@ def monitoring(retrain: bool) -> Monitoring:
         html_path=None,
         retrain=retrain,
     )
+
+
+@pytest.mark.parametrize(
+    ("conf", "days"),
+    [({}, 7), ({"interval": {"start": "2026-01-01T00:00:00Z", "end": "2026-01-03T00:00:00Z"}}, 2)],
+)
+def test_a_run_that_nobody_gave_a_window_looks_at_the_newest_of_the_spec(
+    world: World, context: Context, connect: Any, conf: dict[str, Any], days: int
+) -> None:
+    connect("l2", conn_type="ml_lifecycle_lake", extra={"url": str(world.root / "production")})
+    model = world.edit("model.yaml", "approvers:", "monitoring: {window: 7d}\napprovers:")
+    end = datetime(2026, 1, 3, tzinfo=UTC)
+    run = Run("delays", "delays__monitor/1", end, Interval(end - timedelta(days=2 if conf else 1), end))
+    snapshot = Snapshot(run, "0" * 64, "snapshots/delays/0", {})
+    operator = MonitorOperator(task_id="monitor", folder=model.path, snapshot=to_json(snapshot))
+    with (
+        mock.patch("ml_lifecycle.stages.features.read_labels", autospec=True),
+        mock.patch("ml_lifecycle.stages.monitor.monitor", autospec=True) as measure,
+    ):
+        measure.side_effect = lambda *arguments: replace(
+            monitoring(False), run=arguments[3], window=arguments[3].interval
+        )
+        window = from_json(Monitoring, operator.execute(context(conf=conf))).window
+    assert window == Interval(end - timedelta(days=days), end)
 
 
 def retraining(found: Monitoring) -> RetrainOperator:

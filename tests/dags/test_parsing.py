@@ -52,7 +52,8 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_dag_parses(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
-    built = {f"flight_delay__{kind}" for kind in ("train", "promote", "monitor", "score", "rollback")}
+    kinds = ("train", "promote", "monitor", "score", "rollback")
+    built = {f"{model}__{kind}" for model in ("flight_delay", "digits") for kind in kinds}
     assert built | {"lifecycle_by_hand"} == set(parsed["dags"])
 
 

@@ -97,16 +97,38 @@ def test_a_name_of_two_words_is_a_group_with_a_subcommand() -> None:
         parser.parse_args(["ledger"])
 
 
-def test_check_imports_none_of_the_big_libraries(tmp_path: Path) -> None:
+def test_check_runs_the_code_and_tells_all_in_one_round(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["new", "returns", "--into", str(tmp_path)])
+    folder = tmp_path / "returns"
+    for file, old, new in [
+        ("model.yaml", "metric: skill, min", "metric: skil, min"),
+        ("model.yaml", "users: [admin, alice]", "users: [admin]"),
+        ("features.py", "import polars as pl", "import polar as pl"),
+    ]:
+        (folder / file).write_text((folder / file).read_text().replace(old, new))
+    capsys.readouterr()
+    assert main(["check", str(folder)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "note: admin is the only one of approvers.users" in printed.err
+    assert "'skil' is not a metric of binary models" in printed.err
+    assert "ModuleNotFoundError: No module named 'polar'" in printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_reading_a_folder_runs_none_of_its_code(tmp_path: Path) -> None:
+    """Parsing a DAG file reads the folder: at each parse, so none of the big libraries may come with it."""
     main(["new", "returns", "--into", str(tmp_path)])
     code = (
-        "import sys; from ml_lifecycle.cli import main; main(sys.argv[1:]);"
+        "import sys; from ml_lifecycle.spec.folder import load_folder; load_folder(sys.argv[1]);"
         "heavy = {'airflow', 'mlflow', 'feast', 'great_expectations', 'evidently', 'sklearn', 'onnxruntime', "
         "'pandas', 'polars', 'numpy', 'pyarrow', 'sqlalchemy'};"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "check", str(tmp_path / "returns")],
+        [sys.executable, "-c", code, str(tmp_path / "returns")],
         capture_output=True,
         text=True,
         env={"PYTHONPATH": str(Path(__file__).parents[2] / "include")},

@@ -8,25 +8,30 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from tests.domain.training_world import (
     COLUMNS,
     HOLDOUT_ROWS,
+    PIPELINE,
     Trained,
     make_folder,
     make_rows,
     make_training_set,
     train_here,
-    training_py,
 )
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.route import Variant
-from ml_lifecycle.errors import GateError
+from ml_lifecycle.errors import ConversionError, GateError
+from ml_lifecycle.evaluation.gates import measure_segments
+from ml_lifecycle.evaluation.parity import kind_of_rows
+from ml_lifecycle.metrics import Answers
 from ml_lifecycle.records import Evaluation, GateResult, TaskType, Training, digest_of, from_json
 from ml_lifecycle.serving.codecs import decode_query
 from ml_lifecycle.serving.model import OnnxModel
+from ml_lifecycle.spec.model import Gate
 from ml_lifecycle.stages.evaluate import evaluate, raise_if_failed
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -133,21 +138,87 @@ def test_a_missed_gate_stops_the_run_with_number_and_threshold(world: dict[str, 
         raise_if_failed(evaluation)
 
 
-CATEGORICAL = training_py("binary").replace(
-    "random_state=seed", "random_state=seed, categorical_features=[0]"
+def trained_on(tmp_path: Path, task: TaskType, estimator: str) -> Trained:
+    """A folder whose ``train`` fits this expression; ``encode`` codes the carrier and passes numbers."""
+    fit = "    return make_pipeline(ESTIMATOR).fit(training_set, labels)\n"
+    body = PIPELINE.partition("    columns =")[0] + fit.replace("ESTIMATOR", estimator)
+    imports = "from sklearn.neighbors import RadiusNeighborsRegressor\n"
+    imports += "from sklearn.preprocessing import StandardScaler\n"
+    folder = make_folder(tmp_path / "models", task, imports + body)
+    return train_here(Lake(str(tmp_path / "lake")), folder, tmp_path / "scratch")
+
+
+CATEGORICAL = "encode(*training_set.columns.drop('carrier')), {}(categorical_features=[0], random_state=0)"
+
+
+@pytest.mark.parametrize(
+    ("task", "estimator", "apart"),
+    [
+        ("binary", "HistGradientBoostingClassifier", 0.1),
+        ("multiclass", "HistGradientBoostingClassifier", 0.1),
+        ("regression", "HistGradientBoostingRegressor", 50),
+    ],
 )
-
-
-def test_an_estimator_that_converts_wrongly_is_refused_by_parity(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "models", training=CATEGORICAL)
-    evaluation = judge(train_here(Lake(str(tmp_path / "lake")), folder, tmp_path / "scratch"))
+def test_native_categories_convert_to_other_answers_and_are_refused(
+    tmp_path: Path, task: TaskType, estimator: str, apart: float
+) -> None:
+    evaluation = judge(trained_on(tmp_path, task, CATEGORICAL.format(estimator)))
     parity = gate(evaluation, "parity.absolute")
     assert not parity.passed
     assert parity.measured is not None
-    assert parity.measured > 0.01
-    assert "HistGradientBoosting with categorical_features" in str(parity.reason)
-    with pytest.raises(GateError, match=r"the estimator answers 0\.\d+, the ONNX file 0\.\d+"):
+    assert parity.measured > apart
+    reason = str(parity.reason)
+    assert re.search(r"\d+ of 20\d rows differ, most of all (holdout row|the probe with)", reason), "which"
+    expected, got = map(float, re.findall(r"the estimator answers (\S+), the ONNX file (\S+);", reason)[0])
+    assert abs(expected - got) == pytest.approx(parity.measured, rel=1e-3), "by how much"
+    assert re.search(r"large in \d+ of the \d+ rows where carrier is (AA|BB|CC|missing) and", reason), "kind"
+    assert "encode the categories and leave that argument out" in reason, "what to do"
+    with pytest.raises(GateError, match=r"parity.absolute is .* rows differ"):
         raise_if_failed(evaluation)
+    assert evaluation.golden_path, "the refusal is told before anything is registered"
+
+
+def test_a_threshold_that_float32_misses_is_refused_and_said_so(tmp_path: Path) -> None:
+    # A scaler computes in float64, its converted form in float32: a tree's threshold lies between the two.
+    scaled = (
+        "encode('distance', 'hour').set_params(text='drop'), StandardScaler(), RandomForestClassifier(30)"
+    )
+    parity = gate(judge(trained_on(tmp_path, "multiclass", scaled)), "parity.absolute")
+    assert not parity.passed
+    assert re.match(r"\d of 20\d rows differ", str(parity.reason))
+    assert "leave out scalers before trees" in str(parity.reason)
+    assert "categorical_features" not in str(parity.reason)
+
+
+@pytest.mark.filterwarnings("ignore:One or more samples have no neighbors")
+def test_a_file_that_fails_on_rows_of_the_holdout_is_refused(tmp_path: Path) -> None:
+    # Far from every training row the file looks a neighbour up that is not there.
+    lonely = "encode('distance').set_params(text='drop'), RadiusNeighborsRegressor(0.5)"
+    with pytest.raises(ConversionError, match="the ONNX file loads, but cannot answer these rows"):
+        judge(trained_on(tmp_path, "regression", lonely))
+
+
+def test_the_kind_of_rows_that_differ() -> None:
+    rows = pl.DataFrame(
+        {
+            "wind": [1.0, float("nan"), 2.0, float("nan"), 3.0, 4.0],
+            "carrier": ["AA", "AA", "BB", "", "", "BB"],
+            "weekend": [True, False, True, False, True, False],
+        },
+        schema_overrides={"wind": pl.Float32},
+    )
+
+    def kind(*differing: int) -> str:
+        mask = np.isin(np.arange(6), differing)
+        return kind_of_rows(mask, [rows[:2], rows[2:]])
+
+    assert (
+        kind(1, 3)
+        == "the difference is large in 2 of the 2 rows where wind is missing and in 0 of the other 4"
+    )
+    assert "2 of the 2 rows where carrier is missing" in kind(3, 4)
+    assert "3 of the 3 rows where weekend is true" in kind(0, 2, 4)
+    assert kind(0, 1, 2, 3, 4, 5) == "no kind of rows stands out"
 
 
 def test_parity_budgets_bind(world: dict[str, Trained]) -> None:
@@ -273,6 +344,16 @@ def test_a_segment_gate_that_cannot_be_computed_fails(
     result = next(one for one in judge(world["binary"], gates=[gate_of]).gates if ".segment." in one.gate)
     assert (result.passed, result.measured) == (False, None)
     assert re.search(reason, str(result.reason))
+
+
+@pytest.mark.parametrize(
+    "values", [["a", None, "", "a"], [1.5, None, float("nan"), 1.5]], ids=["text", "number"]
+)
+def test_rows_without_a_value_are_one_segment(values: list[object]) -> None:
+    answers = Answers("regression", np.zeros(4), np.array([0.0, 3.0, 5.0, 0.0]))
+    gate = Gate(metric="mae", max_segment_gap=1, segment="column", min_segment_rows=1)
+    measured = {one.value: one.measured for one in measure_segments(gate, answers, pl.Series(values))}
+    assert measured == {str(values[0]): 0, "(missing)": 4}
 
 
 def test_small_segments_are_measured_together(world: dict[str, Trained]) -> None:

@@ -28,8 +28,9 @@ from ml_lifecycle.records import (
     from_json,
     to_json,
 )
+from ml_lifecycle.spec.metrics import TASK_METRICS, alert_metrics
 from ml_lifecycle.spec.model import Alert, ModelSpec
-from ml_lifecycle.stages.monitor import judge, monitor
+from ml_lifecycle.stages.monitor import judge, monitor, window_of
 
 DAY = datetime(2013, 9, 4, tzinfo=UTC)
 WINDOW = Interval(DAY, DAY + timedelta(days=1))
@@ -205,7 +206,7 @@ def test_a_quiet_window_alerts_nobody_and_tells_its_numbers(world):
     assert monitoring.metrics["error_share"] == 0
     assert 0.1 < monitoring.metrics["skill"] < 0.4
     assert monitoring.metrics["calibration_error"] < 0.05
-    assert abs(monitoring.metrics["bias"]) < 0.03
+    assert abs(monitoring.metrics["mean_error"]) < 0.03
     assert monitoring.metrics["psi_max"] < 0.05
     assert monitoring.metrics["score_psi"] < 0.05
     assert monitoring.metrics["latency_p50_ms"] == pytest.approx(50.5)
@@ -430,8 +431,25 @@ def test_a_regression_window(world):
     monitoring = world.monitor(known_labels(rows), spec=make_spec("regression", alerts=[]))
     assert monitoring.metrics["mae"] == pytest.approx(noise.mean())
     assert monitoring.metrics["rmse"] == pytest.approx(np.sqrt((noise**2).mean()))
-    assert monitoring.metrics["bias"] == pytest.approx(-noise.mean())
+    assert monitoring.metrics["mean_error"] == pytest.approx(-noise.mean())
+    assert monitoring.metrics["bias"] == pytest.approx(noise.mean()), "without its sign, as in a gate"
+    findings = world.lake.read_json(monitoring.report_path)["findings"]
+    once = [(finding["metric"], finding["column"]) for finding in findings]
+    assert len(once) == len(set(once)), "a metric has one meaning"
     assert world.lake.exists(f"{monitoring.path}/quality.html")
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_every_metric_a_gate_may_name_can_be_watched(world, task):
+    classes = {"binary": ("0", "1"), "multiclass": ("0", "1", "2"), "regression": ()}[task]
+    world.training = replace(world.training, classes=classes)
+    rows = traffic(900, seed=17)
+    spread = [[1 - p, p / 2, p / 2] for p in rows["p"]]
+    outputs = pl.Series("outputs", [json.dumps({"probabilities": one}) for one in spread])
+    world.log(log_rows(rows).with_columns(outputs) if task == "multiclass" else log_rows(rows))
+    monitoring = world.monitor(known_labels(rows), spec=make_spec(task, alerts=[]))
+    assert set(TASK_METRICS[task]) <= monitoring.metrics.keys()
+    assert set(TASK_METRICS[task]) <= set(alert_metrics(task))
 
 
 def test_the_log_is_read_in_bounded_batches(world):
@@ -477,6 +495,12 @@ def test_what_cannot_be_measured_never_retrains():
     alert = Alert(metric="skill", below=0, action="retrain")
     _, alerts = judge([Finding("skill", None, None, 900, error="one class")], [alert])
     assert [hit.action for hit in alerts] == ["notify"]
+
+
+def test_a_window_is_never_shorter_than_what_is_new():
+    day, week = timedelta(days=1), timedelta(days=7)
+    assert window_of(Interval(DAY - day, DAY), week) == Interval(DAY - week, DAY)
+    assert window_of(Interval(DAY - 2 * week, DAY), week) == Interval(DAY - 2 * week, DAY)
 
 
 def test_a_window_has_one_retraining_run():

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
     HistGradientBoostingClassifier,
@@ -18,7 +19,14 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    OneHotEncoder,
+    OrdinalEncoder,
+    QuantileTransformer,
+    SplineTransformer,
+    StandardScaler,
+)
 
 from ml_lifecycle.adapters.onnx import as_served, convert, feeds, open_session, predict
 from ml_lifecycle.errors import ConversionError, FeatureError
@@ -137,6 +145,43 @@ def test_an_estimator_that_does_not_convert_is_named() -> None:
     frame = as_served(rows(), NUMBERS[:1]).to_pandas()
     with pytest.raises(ConversionError, match="LocalOutlierFactor does not convert to ONNX"):
         convert(LocalOutlierFactor(novelty=True).fit(frame), NUMBERS[:1], "regression")
+
+
+class Doubled(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """What a team may write itself, and skl2onnx cannot know."""
+
+    def fit(self, rows: Any, labels: Any = None) -> Doubled:
+        self.fitted_ = True
+        return self
+
+    def transform(self, rows: Any) -> Any:
+        return rows * 2
+
+
+@pytest.mark.parametrize(
+    ("part", "column", "named"),
+    [
+        (Doubled(), "distance", "Doubled (in ColumnTransformer → LinearRegression) .*: skl2onnx has no conv"),
+        (make_pipeline(StandardScaler(), Doubled()), "distance", "Doubled (in ColumnTransformer → Linear"),
+        (FunctionTransformer(np.tanh), "distance", "FunctionTransformer (in ColumnTransformer → LinearReg"),
+        (SplineTransformer(), "distance", "SplineTransformer (in ColumnTransformer → LinearRegression)"),
+        # These have a converter, which fails; its message does not name them.
+        (QuantileTransformer(n_quantiles=9), "hour", "QuantileTransformer (in ColumnTransformer → Linear"),
+        (
+            OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=0.4),
+            "carrier",
+            "OneHotEncoder (in ColumnTransformer → LinearRegression) .*: NotImplementedError: Infrequent",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_the_part_that_does_not_convert_is_named(part: Any, column: str, named: str) -> None:
+    frame = as_served(rows(), COLUMNS).to_pandas()
+    estimator = make_pipeline(ColumnTransformer([("part", part, [column])]), LinearRegression())
+    estimator.fit(frame, frame["distance"])
+    pattern = named.replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ConversionError, match=f"^{pattern}"):
+        convert(estimator, COLUMNS, "regression")
 
 
 def test_as_served_makes_missing_values_what_the_wire_has() -> None:

@@ -116,6 +116,16 @@ def test_parts_hold_the_answers_a_row_by_row_server_gives(lake, trained):
     assert from_json(Scoring, lake.read_json(f"{scoring.path}/manifest.json")) == scoring
 
 
+def test_the_label_is_decided_at_the_specs_threshold(lake, trained):
+    training, spec, data = champion(lake, trained), make_spec("binary"), rows(300)
+    strict = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"threshold": 0.8})})
+    scoring = score(strict, lake, RUN, training, "7", data.lazy())
+    scored = answers(lake, scoring)
+    assert scored["label"].to_list() == (scored["score"] >= 0.8).cast(int).to_list()
+    assert scored.filter(pl.col("score").is_between(0.5, 0.8)).height, "or there is nothing to see"
+    assert score(spec, lake, RUN, training, "7", data.lazy()).digest != scoring.digest
+
+
 def test_regression_has_predictions(lake, trained):
     training = champion(lake, trained, "regression")
     scored = answers(lake, score(make_spec("regression"), lake, RUN, training, "1", rows(100).lazy()))

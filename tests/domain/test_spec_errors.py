@@ -107,6 +107,12 @@ CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
     ("gate's min above its max", "model.yaml", "min: 0.0", "min: 0.9, max: 0.1"),
     ("metric of another task", "model.yaml", "metric: skill", "metric: rmse"),
     (
+        "threshold of another task",
+        "model.yaml",
+        None,
+        MODEL.replace("binary", "multiclass").replace("evaluation:\n", "evaluation:\n  threshold: 0.2\n"),
+    ),
+    (
         "unknown alert metric",
         "model.yaml",
         "labels:\n",

@@ -11,6 +11,8 @@ import pytest
 
 from ml_lifecycle.errors import SpecError
 from ml_lifecycle.spec.folder import load_folder, load_module
+from ml_lifecycle.spec.metrics import TASK_METRICS
+from ml_lifecycle.spec.model import Schedules
 from ml_lifecycle.spec.scaffold import new_folder
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +54,13 @@ def test_the_template_names_itself_and_passes_every_check(folder: Path) -> None:
     assert (folder / "dag.py").read_text() == (
         "from ml_lifecycle_airflow import lifecycle_dags\n\nglobals().update(lifecycle_dags(__file__))\n"
     )
+
+
+def test_the_template_runs_nothing_by_itself_and_lists_each_task_s_metrics(folder: Path) -> None:
+    assert load_folder(folder).spec.schedules == Schedules()
+    text = (folder / "model.yaml").read_text()
+    for task, metrics in TASK_METRICS.items():
+        assert f"#   {task}: {', '.join(metrics)}\n" in text
 
 
 def test_the_templates_feast_objects_and_tables_agree(folder: Path) -> None:

@@ -73,7 +73,8 @@ def _convert(
 
 @pytest.fixture(scope="session")
 def built() -> dict[str, Built]:
-    """``binary`` and ``inverted`` (its labels swapped), ``multiclass`` (string labels), ``regression``."""
+    """``binary`` and ``inverted`` (its labels swapped), ``regression``, and two of ``multiclass``: labels are
+    text or, in ``grades``, whole numbers."""
     import pandas as pd
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
@@ -108,11 +109,14 @@ def built() -> dict[str, Built]:
     gather = ColumnTransformer([("a", SimpleImputer(), ["a"]), ("b", "passthrough", ["b"])])
     sizes = pd.cut(numbers["a"], [-99, -0.5, 0.5, 99], labels=["small", "middle", "large"]).astype(str)
     three = make_pipeline(gather, LogisticRegression()).fit(numbers, sizes)
+    codes = sizes.map({"small": 10, "middle": 20, "large": 30})
+    grades = make_pipeline(gather, LogisticRegression()).fit(numbers, codes)
     line = make_pipeline(gather, LinearRegression()).fit(numbers, 3 * numbers["a"] - numbers["b"])
     return {
         "binary": _convert(classifier(late), "binary", COLUMNS, ("0", "1")),
         "inverted": _convert(classifier(1 - late), "binary", COLUMNS, ("0", "1")),
         "multiclass": _convert(three, "multiclass", NUMERIC, ("large", "middle", "small")),
+        "grades": _convert(grades, "multiclass", NUMERIC, ("10", "20", "30")),
         "regression": _convert(line, "regression", NUMERIC, ()),
     }
 

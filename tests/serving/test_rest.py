@@ -19,12 +19,15 @@ def server(tmp_path_factory: pytest.TempPathFactory, built: dict[str, Built]) ->
     publish = Publisher(lake, built)
     publish("late", "binary", 4, "7")
     publish("sizes", "multiclass", 1, "1")
+    publish("grades", "grades", 1, "1")
     publish("line", "regression", 1, "1")
     publish("strict", "binary", 1, "2", threshold=0.999999)
     running = Server(lake)
     try:
         with running.client() as client:
-            wait_until(lambda: all(client.ready(name) for name in ("late", "sizes", "line", "strict")))
+            wait_until(
+                lambda: all(client.ready(name) for name in ("late", "sizes", "grades", "line", "strict"))
+            )
         yield running
     finally:
         running.stop()
@@ -60,7 +63,7 @@ def test_server_metadata_names_the_environment_and_the_models(http: httpx.Client
     about = http.get("/v2").json()
     assert about["name"] == "ml_lifecycle"
     assert about["environment"] == "staging"
-    assert about["models"] == ["late", "line", "sizes", "strict"]
+    assert about["models"] == ["grades", "late", "line", "sizes", "strict"]
 
 
 def test_model_metadata_says_what_is_live(http: httpx.Client, built: dict[str, Built]) -> None:
@@ -136,6 +139,32 @@ def test_multiclass_and_regression_take_a_packed_tensor(http: httpx.Client, buil
         np.testing.assert_allclose(
             found["prediction"]["data"], built["regression"].estimator.predict(table), atol=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "label"), [("late", "INT64"), ("sizes", "BYTES"), ("grades", "INT64"), ("line", None)]
+)
+def test_metadata_announce_what_is_answered(http: httpx.Client, endpoint: str, label: str | None) -> None:
+    metadata = http.get(f"/v2/models/{endpoint}").json()
+    values = {"BYTES": [None, "AA"], "FP32": [None, 1.5], "INT64": [3, 4]}
+    inputs = [
+        {"name": one["name"], "datatype": one["datatype"], "shape": [2], "data": values[one["datatype"]]}
+        for one in metadata["inputs"]
+        if one["name"] != "b"
+    ]
+    if endpoint != "late":
+        inputs.append({"name": "b", "datatype": "FP32", "shape": [2], "data": [0.5, -1]})
+    answered = outputs(http.post(f"/v2/models/{endpoint}/infer", json={"inputs": inputs}))
+    announced = {one["name"]: one for one in metadata["outputs"]}
+    assert answered.keys() == announced.keys()
+    for name, one in answered.items():
+        assert one["datatype"] == announced[name]["datatype"]
+        assert [-1, *one["shape"][1:]] == announced[name]["shape"]
+    if label is not None:
+        assert announced["label"]["datatype"] == label
+        kind = str if label == "BYTES" else int
+        classes = [kind(one) for one in metadata["parameters"]["classes"]]
+        assert all(one in classes for one in answered["label"]["data"])
 
 
 def test_only_the_outputs_asked_for_are_sent(http: httpx.Client) -> None:

@@ -8,6 +8,7 @@ a missing float is NaN, a missing string the empty string. Classifiers answer ``
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,11 +116,29 @@ def convert(estimator: Any, columns: Sequence[ColumnSpec], task: TaskType) -> by
         open_session(data)
     except Exception as error:  # skl2onnx raises whatever its converters do; all of it means the same here
         raise ConversionError(
-            f"{_describe(estimator)} does not convert to ONNX: {type(error).__name__}: {error}. "
+            f"{_part_at_fault(error, estimator)} does not convert to ONNX: {_reason(error)}. "
             "Use parts that skl2onnx supports, in a pipeline that starts with a ColumnTransformer or with a "
             "step that takes every column"
         ) from error
     return data
+
+
+def _part_at_fault(error: Exception, estimator: Any) -> str:
+    """The part that skl2onnx was at, and the whole it belongs to."""
+    whole, part = _describe(estimator), None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        # Its messages name the part only at times; its functions all hold it, the innermost the very one.
+        at = getattr(frame.f_locals.get("operator"), "raw_operator", None)
+        part = type(at).__name__ if at is not None else part
+    return whole if part in (None, whole) else f"{part} (in {whole})"
+
+
+def _reason(error: Exception) -> str:
+    from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
+
+    if isinstance(error, MissingConverter | MissingShapeCalculator):
+        return "skl2onnx has no converter for it"
+    return f"{type(error).__name__}: {error}".rstrip(".")
 
 
 def _with_one_input_a_column(estimator: Any, columns: Sequence[ColumnSpec]) -> Any:
@@ -181,10 +200,17 @@ def open_session(data: bytes, threads: int = 1) -> Any:
 
 
 def predict(session: Any, inputs: Mapping[str, Array]) -> Prediction:
-    """The session's answers to :func:`feeds`' inputs, of which it takes those the model has."""
+    """The session's answers to :func:`feeds`' inputs, of which it takes those the model has.
+
+    :raises ConversionError: the file loads, but cannot answer these rows. Retry: no.
+    """
     wanted = {item.name for item in session.get_inputs()}
     names = [item.name for item in session.get_outputs()]
-    answers = dict(zip(names, session.run(names, {key: inputs[key] for key in wanted}), strict=True))
+    try:
+        results = session.run(names, {key: inputs[key] for key in wanted})
+    except Exception as error:  # ONNX Runtime's own exceptions share no base but Exception
+        raise ConversionError(f"the ONNX file loads, but cannot answer these rows: {error}") from error
+    answers = dict(zip(names, results, strict=True))
     if "prediction" in answers:
         return Prediction(np.asarray(answers["prediction"]).reshape(-1), None)
     return Prediction(answers["probabilities"], answers["label"])

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ml_lifecycle.demo.files import rows_between, write_csv
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.records import Interval
 
@@ -57,12 +58,12 @@ def land(
     """
     root = Path(folder)
     registry = root / "planes.csv"
-    written = [registry if registry.exists() else _write(registry, planes())]
+    written = [registry if registry.exists() else write_csv(registry, planes())]
     for table, (frame, moment) in _events().items():
         day = start
         while day < end:
-            rows = _between(frame, moment, Interval(day, min(day + every, end)))
-            written.append(_write(root / table / f"{day:%Y-%m-%dT%H%M}.csv", rows))
+            rows = rows_between(frame, moment, Interval(day, min(day + every, end)))
+            written.append(write_csv(root / table / f"{day:%Y-%m-%dT%H%M}.csv", rows))
             day += every
     return tuple(written)
 
@@ -72,7 +73,7 @@ def schedule(window: Interval) -> pl.DataFrame:
 
     :return: ``scheduled_departure``, ``flight_id``, ``origin``, ``route``, ``tailnum`` (empty if unknown)
     """
-    return _between(_departures(), "scheduled_departure", window).select(
+    return rows_between(_departures(), "scheduled_departure", window).select(
         "scheduled_departure",
         "flight_id",
         "origin",
@@ -174,22 +175,6 @@ def _weather() -> pl.DataFrame:
     columns = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
     observed_at = pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_zone="UTC")
     return _read("weather.csv").select("origin", observed_at.alias("observed_at"), *columns)
-
-
-def _between(frame: pl.DataFrame, moment: str, window: Interval) -> pl.DataFrame:
-    """Rows of ``window``; ``frame`` is sorted by ``moment``, so that a day costs no pass over the year."""
-    times = frame[moment]
-    bounds = pl.Series([window.start, window.end], dtype=times.dtype)
-    first, last = times.search_sorted(bounds, side="left")
-    return frame.slice(first, last - first)
-
-
-def _write(path: Path, rows: pl.DataFrame) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    rows.write_csv(temporary, datetime_format="%Y-%m-%dT%H:%M:%SZ")
-    os.replace(temporary, path)
-    return path
 
 
 def _read(name: str) -> pl.DataFrame:

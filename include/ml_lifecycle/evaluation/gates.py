@@ -12,6 +12,7 @@ from ml_lifecycle.records import GateResult
 from ml_lifecycle.spec.model import Gate
 
 SMALL_SEGMENTS = "(small segments together)"
+MISSING = "(missing)"
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,12 @@ def measure_segments(gate: Gate, candidate: Answers, values: pl.Series) -> list[
 
     Smaller ones are measured together if they then are enough; a handful of rows proves nothing either way.
 
-    :param values: the segment column, in the order of the answers
+    :param values: the segment column, in the order of the answers, as served: missing numbers are NaN,
+        missing texts empty
     """
-    frame = pl.DataFrame({"value": values.cast(pl.String).fill_null("(missing)")}).with_row_index("row")
+    texts = values.fill_nan(None).cast(pl.String) if values.dtype.is_float() else values.cast(pl.String)
+    names = texts.replace("", None).fill_null(MISSING)
+    frame = pl.DataFrame({"value": names}).with_row_index("row")
     grouped = frame.group_by("value").agg("row").sort("value")
     large = grouped.filter(pl.col("row").list.len() >= gate.min_segment_rows)
     small = grouped.filter(pl.col("row").list.len() < gate.min_segment_rows)

@@ -162,7 +162,7 @@ class ModelClient:
         try:
             return self._http.request(method, path, json=body)
         except httpx.TransportError as error:
-            where = f"{self._http.base_url}{path.lstrip('/')}"
+            where = f"{str(self._http.base_url).rstrip('/')}{path}"
             raise ServerUnavailableError(f"{method} {where}: no answer ({error!r})") from error
 
 

@@ -18,7 +18,7 @@ from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.serving.columns import Features, make_features
 from ml_lifecycle.serving.dataplane import Prediction, Query
 from ml_lifecycle.serving.errors import BadRequestError, TooLargeError
-from ml_lifecycle.serving.model import OUTPUTS
+from ml_lifecycle.serving.model import OUTPUTS, OnnxModel
 from ml_lifecycle.serving.types import DATATYPES, InferRequest, Tensor, announced
 
 _KNOWN_DATATYPES = frozenset(chain.from_iterable(DATATYPES.values()))
@@ -282,17 +282,19 @@ def _encode_output(name: str, array: NDArray[Any]) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": data}
 
 
-def describe(variant: Variant) -> dict[str, Any]:
-    """A variant's inputs and outputs as the V2 metadata lists them."""
-    probabilities = {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(variant.classes)]}
-    outputs = {
-        "label": {"name": "label", "datatype": "BYTES", "shape": [-1]},
-        "probabilities": probabilities,
-        "prediction": {"name": "prediction", "datatype": "FP32", "shape": [-1]},
-    }
+def describe(model: OnnxModel) -> dict[str, Any]:
+    """A model's inputs and outputs as the V2 metadata lists them."""
+    variant = model.variant
     return {
         "inputs": [
             {"name": column.name, "datatype": announced(column), "shape": [-1]} for column in variant.columns
         ],
-        "outputs": [outputs[name] for name in OUTPUTS[variant.task]],
+        "outputs": [
+            {
+                "name": name,
+                "datatype": datatype,
+                "shape": [-1, len(variant.classes)] if name == "probabilities" else [-1],
+            }
+            for name, datatype in model.datatypes.items()
+        ],
     }

@@ -24,6 +24,8 @@ _ONNX_TYPES = {
     "bool": "tensor(bool)",
     "string": "tensor(string)",
 }
+# Output type of the file → V2 datatype.
+_DATATYPES = {"tensor(float)": "FP32", "tensor(int64)": "INT64", "tensor(string)": "BYTES"}
 _ANY_VALUE: Mapping[str, Any] = {"float": 0.0, "int": 0, "bool": False, "string": ""}
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -34,6 +36,7 @@ class OnnxModel:
 
     :param data: the ONNX file's bytes, already checked against the variant's digest
     :param threads: intra-op threads of ONNX Runtime
+    :ivar datatypes: the V2 datatype of each output
     :raises RouteRefusedError: the bytes are no such model. Retry: no.
     """
 
@@ -77,9 +80,13 @@ class OnnxModel:
         # A column the estimator drops may be no input of the file.
         if not found.items() <= declared.items():
             raise RouteRefusedError(f"the model's inputs are {found}, its route declares {declared}")
-        outputs = [node.name for node in self._session.get_outputs()]
+        outputs = {node.name: node.type for node in self._session.get_outputs()}
         if missing := [name for name in self._outputs if name not in outputs]:
-            raise RouteRefusedError(f"the model gives {outputs} and lacks {missing}")
+            raise RouteRefusedError(f"the model gives {list(outputs)} and lacks {missing}")
+        if odd := {name: outputs[name] for name in self._outputs if outputs[name] not in _DATATYPES}:
+            raise RouteRefusedError(f"the model's outputs {odd} are none of {list(_DATATYPES)}")
+        # Labels are text or whole numbers, as the training labels were.
+        self.datatypes = {name: _DATATYPES[outputs[name]] for name in self._outputs}
 
     def _warm_up(self) -> None:
         """Score one row: the first run allocates, and a model that cannot run is found out here."""

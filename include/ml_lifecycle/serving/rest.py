@@ -236,7 +236,7 @@ def _metadata(served: ServedRoute, loaded: LoadedVariant, error: str | None) -> 
         "name": route.endpoint,
         "versions": list(served.versions),
         "platform": "onnxruntime_onnx",
-        **describe(variant),
+        **describe(loaded.model),
         "parameters": {
             "model": route.model,
             "version": variant.version,

@@ -32,6 +32,10 @@ def check_model(model: Parsed[ModelSpec], folder_name: str, files: Mapping[str, 
                 f"{gate.metric!r} is not a metric of {spec.task} models",
                 suggest(gate.metric, known),
             )
+    if spec.task != "binary" and spec.evaluation.threshold != 0.5:
+        yield model.problem(
+            ("evaluation", "threshold"), f"only binary models decide at a threshold, this one is {spec.task}"
+        )
     for number, alert in enumerate(spec.monitoring.alerts):
         if alert.metric not in (known := alert_metrics(spec.task)):
             yield model.problem(

@@ -52,10 +52,26 @@ class ModelFolder:
     code_digest: str
 
 
-def load_folder(path: str | os.PathLike[str]) -> ModelFolder:
-    """Load and check a model folder. Runs none of its code.
+@dataclass(frozen=True)
+class FolderReading:
+    """What a model folder's files say, right or wrong.
 
-    :raises SpecError: something in it is malformed or missing; the text names every mistake. Retry: no.
+    :param files: content by path below the folder
+    :param model: None if ``model.yaml`` is missing or malformed
+    :param contracts: None if ``contract.yaml`` is
+    """
+
+    path: Path
+    files: dict[str, bytes]
+    model: Parsed[ModelSpec] | None
+    contracts: Parsed[ContractFile] | None
+    problems: tuple[Problem, ...]
+
+
+def read_folder(path: str | os.PathLike[str]) -> FolderReading:
+    """Read and check a model folder's files. Runs none of its code.
+
+    :raises SpecError: there is no such folder, or it holds what no folder may. Retry: no.
     """
     folder = Path(path)
     files = _read_files(folder)
@@ -72,14 +88,24 @@ def load_folder(path: str | os.PathLike[str]) -> ModelFolder:
     for name, function in REQUIRED_FUNCTIONS.items():
         if (data := files.get(name)) is not None:
             problems += check_python(_source(folder / name, data), data, function)
-    if problems or model is None or contracts is None:
-        raise spec_error(problems)
+    return FolderReading(folder, files, model, contracts, tuple(problems))
+
+
+def load_folder(path: str | os.PathLike[str]) -> ModelFolder:
+    """Load and check a model folder. Runs none of its code.
+
+    :raises SpecError: something in it is malformed or missing; the text names every mistake. Retry: no.
+    """
+    reading = read_folder(path)
+    model, contracts = reading.model, reading.contracts
+    if reading.problems or model is None or contracts is None:
+        raise spec_error(reading.problems)
     return ModelFolder(
-        path=folder,
+        path=reading.path,
         spec=model.value,
         contracts={contract.name: contract for contract in contracts.value.all},
         spec_digest=digest_of(model.value.model_dump(mode="json")),
-        code_digest=sha256(_pack(files)),
+        code_digest=sha256(_pack(reading.files)),
     )
 
 
@@ -124,7 +150,7 @@ def load_module(folder_path: str | os.PathLike[str], stem: str) -> ModuleType:
         if not isinstance(error, Exception):
             raise
         # Whatever the user's code raises is the folder's fault, and is shown with its place in the file.
-        raise SpecError(f"{_place(error, file)}: {type(error).__name__}: {error}") from error
+        raise SpecError(f"{error_place(error, file)}: {type(error).__name__}: {error}") from error
     return module
 
 
@@ -209,11 +235,10 @@ def _pack(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _place(error: Exception, file: Path) -> str:
-    """The innermost line of ``file`` in the traceback."""
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
-    ]
-    if isinstance(error, SyntaxError) and error.filename == str(file):
+def error_place(error: Exception, file: Path) -> str:
+    """``file`` with its innermost line in the traceback, if the error came through it."""
+    name = os.path.abspath(file)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
+    if isinstance(error, SyntaxError) and error.filename == name:
         lines.append(error.lineno)
     return f"{file}:{lines[-1]}" if lines else str(file)

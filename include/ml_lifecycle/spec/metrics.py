@@ -10,10 +10,8 @@ TASK_METRICS: dict[TaskType, tuple[str, ...]] = {
     "regression": ("rmse", "mae", "r2", "median_ae", "bias"),
 }
 
-# Measured on labels that have arrived; only those of the model's task type make sense.
-_QUALITY_ALERTS = ("skill", "log_loss", "calibration_error", "accuracy", "roc_auc", "rmse", "mae")
-# Measured on predictions alone.
-_PREDICTION_ALERTS = (
+# Measured on every window; the task's own metrics on the labels that have arrived.
+_WINDOW_ALERTS = (
     "psi",
     "jensen_shannon",
     "missing_share",
@@ -26,9 +24,10 @@ _PREDICTION_ALERTS = (
     "latency_p99_ms",
     "error_share",
     "volume",
+    "label_coverage",
 )
 
 
 def alert_metrics(task: TaskType) -> tuple[str, ...]:
     """What an alert of a model of this task type may watch."""
-    return (*_PREDICTION_ALERTS, *(name for name in _QUALITY_ALERTS if name in TASK_METRICS[task]))
+    return (*_WINDOW_ALERTS, *TASK_METRICS[task])

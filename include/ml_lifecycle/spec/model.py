@@ -244,7 +244,11 @@ class Alert(Strict):
 
 
 class Monitoring(Strict):
-    """What is watched, a window at a time."""
+    """What is watched, a window at a time.
+
+    :param window: how much traffic a run looks at, up to its end, unless its conf has an ``interval``. Longer
+        than ``labels.delay``, or no label of it is known yet
+    """
 
     window: PositiveDuration = timedelta(days=1)
     alerts: tuple[Alert, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
@@ -68,7 +68,14 @@ def evaluate(
     compared = None
     if champion is not None:
         compared = _compare_with(champion, spec, lake, training_set, labels)
-    parity = _parity(spec, reference, session, on_holdout, labels)
+    parity = _parity(
+        spec,
+        reference,
+        session,
+        on_holdout,
+        labels,
+        lambda: _asked(lake, training_set.holdout_path, training.columns, reference),
+    )
     gates, segments = _gates(spec, lake, training_set, answers, compared)
     metrics, not_computed = measure_all(answers)
     champion_metrics = measure_all(compared.answers)[0] if compared and compared.answers else {}
@@ -175,7 +182,12 @@ def _compare_with(
 
 
 def _parity(
-    spec: ModelSpec, reference: Reference, session: Any, on_holdout: Prediction, labels: pl.Series
+    spec: ModelSpec,
+    reference: Reference,
+    session: Any,
+    on_holdout: Prediction,
+    labels: pl.Series,
+    rows: Callable[[], Iterable[pl.DataFrame]],
 ) -> list[GateResult]:
     on_probes = predict(session, feeds(reference.probes))
     both = Prediction(
@@ -187,8 +199,16 @@ def _parity(
         spread = float(labels.cast(pl.Float64).to_numpy().std()) or 1.0  # equal labels have no scale to offer
     return [
         finite_gate(both),
-        *parity_gates(reference, both, spec.evaluation.parity, spec.task, spec.evaluation.threshold, spread),
+        *parity_gates(reference, both, spec.evaluation, spec.task, spread, rows),
     ]
+
+
+def _asked(
+    lake: Lake, path: str, columns: Sequence[ColumnSpec], reference: Reference
+) -> Iterator[pl.DataFrame]:
+    """The inputs, as served, of the rows that parity compares."""
+    yield from (as_served(batch, columns) for batch in batches(lake, path))
+    yield reference.probes
 
 
 def _gates(

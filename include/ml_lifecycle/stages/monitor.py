@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 
@@ -22,6 +22,7 @@ from ml_lifecycle.profiles.drift import measured
 from ml_lifecycle.profiles.profile import Profile
 from ml_lifecycle.records import (
     Finding,
+    Interval,
     Monitoring,
     Run,
     Severity,
@@ -132,6 +133,11 @@ def monitor(
     lake.write_json(monitoring.report_path, report)
     lake.write_json(f"{path}/manifest.json", to_json(monitoring))
     return monitoring
+
+
+def window_of(interval: Interval, length: timedelta) -> Interval:
+    """The window of a run that nobody gave one: the newest ``length``, and all that is new in any case."""
+    return Interval(min(interval.start, interval.end - length), interval.end)
 
 
 def _inputs_digest(

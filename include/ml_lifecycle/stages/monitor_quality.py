@@ -86,8 +86,8 @@ def findings(
     truths = judged.positive if spec.task == "binary" else judged.truth
     scores = judged.score if spec.task == "binary" else judged.outputs
     yield measured("label_mean", None, n, lambda: float(np.mean(truths)))
-    # Of probabilities too: predicted less observed rate tells the direction that calibration_error does not.
-    yield measured("bias", None, n, lambda: float(np.mean(scores) - np.mean(truths)))
+    # The direction, which bias and calibration_error do not tell; of probabilities: predicted less observed.
+    yield measured("mean_error", None, n, lambda: float(np.mean(scores) - np.mean(truths)))
 
 
 def as_answers(task: TaskType, classes: Sequence[str], answers: pl.DataFrame, threshold: float) -> Answers:

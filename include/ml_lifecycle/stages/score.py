@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.onnx import as_served, feeds, open_session, predict
+from ml_lifecycle.adapters.onnx import as_served, decide, feeds, open_session, predict
 from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.records import Run, Scoring, Training, digest_of, from_json, to_json
 from ml_lifecycle.spec.model import ModelSpec
@@ -48,6 +48,7 @@ def score(
             "model": training.model_digest,
             "version": version,
             "part_rows": part_rows,
+            "threshold": spec.evaluation.threshold,
             "columns": columns,
             "rows": _rows_digest(frame, part_rows),
         }
@@ -60,7 +61,7 @@ def score(
     for number, batch in enumerate(_batches(frame, part_rows)):
         part = f"{path}/part-{number:05d}.parquet"
         if not lake.exists(part):
-            lake.write_bytes(part, _parquet(_answers(session, batch, training, version)))
+            lake.write_bytes(part, _parquet(_answers(spec, session, batch, training, version)))
         total += batch.height
     scoring = Scoring(
         run=run,
@@ -107,7 +108,9 @@ def _rows_digest(frame: pl.LazyFrame, part_rows: int) -> str:
     return digest.hexdigest()
 
 
-def _answers(session: Any, batch: pl.DataFrame, training: Training, version: str) -> pl.DataFrame:
+def _answers(
+    spec: ModelSpec, session: Any, batch: pl.DataFrame, training: Training, version: str
+) -> pl.DataFrame:
     features = [column.name for column in training.columns]
     answered = predict(session, feeds(as_served(batch, training.columns)))
     outputs = answered.outputs
@@ -115,8 +118,11 @@ def _answers(session: Any, batch: pl.DataFrame, training: Training, version: str
         answers = {"prediction": pl.Series(outputs), "score": pl.Series(outputs, dtype=pl.Float64)}
     else:
         scores = outputs[:, -1] if outputs.shape[1] == 2 else outputs.max(axis=1)
+        labels = answered.labels
+        if spec.task == "binary":
+            labels = decide(labels, outputs, training.classes, spec.evaluation.threshold)
         answers = {
-            "label": pl.Series(answered.labels.tolist()),
+            "label": pl.Series(labels.tolist()),
             "probabilities": pl.Series(outputs.tolist(), dtype=pl.List(pl.Float32)),
             "score": pl.Series(scores, dtype=pl.Float64),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
@@ -9,6 +10,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from ml_lifecycle_airflow.links import ModelPageLink, ReportLink, TriggeredRunLink
 from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator, required_folder
+from ml_lifecycle_airflow.run_time import read_conf
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 class MonitorOperator(StageOperator):
     """Measure one window of logged predictions against the reference profile and the labels that arrived.
 
-    :param snapshot: the snapshot's record; its run's interval is the window
+    The window is the interval of the run's conf, else the newest ``monitoring.window``.
+
+    :param snapshot: the snapshot's record
     :param environment: the environment's name in the spec
     """
 
@@ -38,15 +42,17 @@ class MonitorOperator(StageOperator):
         from ml_lifecycle.ledger.windows import record_window
         from ml_lifecycle.records import Snapshot, from_json, to_json
         from ml_lifecycle.stages.features import read_labels
-        from ml_lifecycle.stages.monitor import monitor
+        from ml_lifecycle.stages.monitor import monitor, window_of
 
         spec, lake, snapshot = resources.spec, resources.lake(), from_json(Snapshot, self.snapshot)
-        database, now = resources.database(), resources.clock().now()
+        database, now, run = resources.database(), resources.clock().now(), snapshot.run
+        if read_conf(context["dag_run"].conf or {})[1] is None:
+            run = replace(run, interval=window_of(run.interval, spec.monitoring.window))
         findings = monitor(
             spec,
             lake,
             resources.environment_lake(self.environment),
-            snapshot.run,
+            run,
             lambda digest: trained_as(digest, spec, lake, database, self.environment),
             read_labels(resources.model, lake, snapshot),
             now,

@@ -46,7 +46,7 @@ def up() -> int:
         return 0
     with _stopped_on_failure(stack):
         supervise.start(stack, _say)
-        _land_example(stack)
+        _land_examples(stack)
     _print_access(stack)
     return 0
 
@@ -61,13 +61,17 @@ def _stopped_on_failure(stack: Stack) -> Iterator[None]:
         raise
 
 
-def _land_example(stack: Stack) -> None:
-    from ml_lifecycle.demo.flights import land
+def _land_examples(stack: Stack) -> None:
+    from ml_lifecycle.demo import digits, flights
 
-    if not (stack.lake / "landing").exists():
-        _say("landing the example's raw files: every flight out of New York in 2013")
+    landing = stack.lake / "landing"
+    if not (landing / "flights").exists():
+        _say("landing the examples' raw files: every flight out of New York in 2013")
         year = datetime(2012, 12, 31, tzinfo=UTC), datetime(2014, 1, 1, tzinfo=UTC)
-        land(stack.lake / "landing", *year, every=timedelta(days=30))
+        flights.land(landing, *year, every=timedelta(days=30))
+    if not (landing / "digits").exists():
+        _say("landing the examples' raw files: 1,797 handwritten digits")
+        digits.land(landing / "digits", digits.FIRST_SCAN, digits.FIRST_SCAN + timedelta(days=13))
 
 
 def down() -> int:

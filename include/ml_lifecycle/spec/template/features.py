@@ -26,7 +26,8 @@ customer_orders = FeatureView(
         Field(name="mean_amount", dtype=Float64),
         Field(name="last_channel", dtype=String),
     ],
-    # The name says which table of tables() it is; where the file lies is filled in for each run.
+    # The name says which table of tables() it is. Feast insists on a path: the name and ".parquet"; the file
+    # is made for each run.
     source=FileSource(
         name="customer_orders", path="customer_orders.parquet", timestamp_field="event_timestamp"
     ),
@@ -42,6 +43,8 @@ def tables(sources: Mapping[str, pl.LazyFrame]) -> Mapping[str, pl.LazyFrame]:
     they are about. An order's return is known when the order is closed, so that is the moment here.
 
     ``entities`` are what the score DAG predicts, and as of when: here each order, as it comes in.
+
+    It must do with sources without rows too: `ml-lifecycle check` calls it with such.
 
     :param sources: the rows of each source in model.yaml, up to the time the run stands for
     """

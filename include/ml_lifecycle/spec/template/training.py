@@ -12,12 +12,14 @@ from sklearn.preprocessing import OrdinalEncoder
 
 
 def train(training_set: pd.DataFrame, labels: pd.Series, parameters: dict[str, Any], seed: int) -> Pipeline:
-    """A fitted scikit-learn estimator; any that skl2onnx converts will do.
+    """A fitted scikit-learn estimator; any that skl2onnx converts will do. For regression a regressor.
+
+    Floats may be missing, in production too: HistGradientBoosting takes that, most others need an imputer.
 
     Keep categories in an OrdinalEncoder that knows a code for unseen ones. Do not use the
     ``categorical_features`` of HistGradientBoosting: it converts to ONNX without an error, and wrongly.
 
-    :param training_set: the features, one column each
+    :param training_set: the features, one column each; a missing number is NaN, a missing text is ""
     :param parameters: ``training.parameters`` of model.yaml
     :param seed: ``training.seed`` of model.yaml; use it wherever chance is involved
     """

@@ -1,0 +1,245 @@
+"""A model folder's code is tried without data: every mistake of the template, made on purpose, is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ml_lifecycle.rehearsal import Rehearsal, rehearse
+from ml_lifecycle.spec.folder import read_folder
+from ml_lifecycle.spec.scaffold import new_folder
+
+FLIGHTS = Path(__file__).parents[2] / "dags" / "models" / "flight_delay"
+
+# What is wrong, the file, what is replaced in it by what, and what the author is told, in a problem's parts.
+CASES: list[tuple[str, str, str, str, list[str]]] = [
+    (
+        "misspelt import",
+        "features.py",
+        "import polars as pl",
+        "import polar as pl",
+        ["features.py:12: ModuleNotFoundError: No module named 'polar'"],
+    ),
+    (
+        "training that does not import",
+        "training.py",
+        "OrdinalEncoder\n",
+        "OrdinalEncodr\n",
+        ["training.py:11: ImportError: cannot import name 'OrdinalEncodr'"],
+    ),
+    (
+        "training that exits",
+        "training.py",
+        "import pandas as pd",
+        "raise SystemExit(3)",
+        ["training.py: exits while it is imported (code 3)"],
+    ),
+    (
+        "train takes other arguments",
+        "training.py",
+        ", parameters: dict[str, Any], seed: int)",
+        ")",
+        ["training.py: train(", "cannot be called as train(training_set, labels, parameters, seed)"],
+    ),
+    (
+        "another service",
+        "features.py",
+        'FeatureService(name="returns"',
+        'FeatureService(name="refunds"',
+        ["no FeatureService 'returns' (features.service in model.yaml); it has ['refunds']"],
+    ),
+    (
+        "a source at another path",
+        "features.py",
+        'path="customer_orders.parquet"',
+        'path="orders.parquet"',
+        ["path='<table>.parquet'", "path='orders.parquet'"],
+    ),
+    (
+        "a feature of a type no model takes",
+        "features.py",
+        'Field(name="mean_amount", dtype=Float64)',
+        'Field(name="mean_amount", dtype=UnixTimestamp)',
+        ["feature customer_orders:mean_amount is UnixTimestamp; a model takes Float32"],
+    ),
+    (
+        "another key",
+        "model.yaml",
+        "keys: [customer_id]",
+        "keys: [customer]",
+        ["labels.keys: lacks customer_id, which feature service 'returns' looks features up by", ">"],
+    ),
+    (
+        "another label",
+        "model.yaml",
+        "column: returned",
+        "column: return",
+        ["table 'labels' lacks column 'return'", "did you mean 'returned'?"],
+    ),
+    (
+        "a label called like a feature",
+        "model.yaml",
+        "column: returned",
+        "column: mean_amount",
+        ["features ['mean_amount'] are named like the label or an entity key"],
+    ),
+    (
+        "a source by another name",
+        "features.py",
+        'sources["orders"]',
+        'sources["order"]',
+        ["features.py:", "tables() fails on sources without rows: KeyError: 'order'"],
+    ),
+    (
+        "a column that no contract has",
+        "features.py",
+        'pl.col("amount")',
+        'pl.col("amounts")',
+        ["table 'customer_orders' cannot be computed: ColumnNotFoundError", "amounts"],
+    ),
+    (
+        "a feature that is not made",
+        "features.py",
+        'count.alias("orders_closed")',
+        'count.alias("orders_close")',
+        ["table 'customer_orders' lacks column 'orders_closed'", "did you mean 'orders_close'?"],
+    ),
+    (
+        "a table by another name",
+        "features.py",
+        'return {"customer_orders"',
+        'return {"customer_order"',
+        ["tables() returns no 'customer_orders'", "did you mean 'customer_order'?"],
+    ),
+    (
+        "no labels",
+        "features.py",
+        '"labels": labels, ',
+        "",
+        ["tables() returns no 'labels'", "allowed: customer_orders, entities"],
+    ),
+    (
+        "collected frames",
+        "features.py",
+        '"labels": labels',
+        '"labels": labels.collect()',
+        ["tables() must return a dict of Polars LazyFrames; these are none: {'labels': 'DataFrame'}"],
+    ),
+    (
+        "nothing returned",
+        "features.py",
+        'return {"customer_orders"',
+        '_ = {"customer_orders"',
+        ["tables() must return a dict of Polars LazyFrames; it returns NoneType"],
+    ),
+    (
+        "a moment that is text",
+        "features.py",
+        'pl.col("closed_at").alias("known_at")',
+        'pl.col("channel").alias("known_at")',
+        ["column 'known_at' of table 'labels' is String, not a time"],
+    ),
+    (
+        "a segment that is no column",
+        "model.yaml",
+        "max_regression: 0.01}",
+        "max_segment_gap: 0.1, segment: last_chanel}",
+        ["evaluation.gates[1].segment: no feature or key 'last_chanel'", "did you mean 'last_channel'?"],
+    ),
+    (
+        "an alert on no feature",
+        "model.yaml",
+        "{metric: psi, above: 0.25}",
+        "{metric: psi, above: 0.25, columns: [amount]}",
+        ["monitoring.alerts[0].columns[0]: no feature 'amount'", "allowed: orders_closed, return_share"],
+    ),
+]
+
+
+def rehearsed(folder: Path) -> Rehearsal:
+    return rehearse(read_folder(folder))
+
+
+def edit(folder: Path, file: str, old: str, new: str) -> None:
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
+def test_a_mistake_is_told(tmp_path: Path, file: str, old: str, new: str, told: list[str]) -> None:
+    folder = new_folder("returns", tmp_path)
+    if "UnixTimestamp" in new:
+        edit(folder, "features.py", "Float64, String", "Float64, String, UnixTimestamp")
+    edit(folder, file, old, new)
+    assert read_folder(folder).problems == (), "reading the files does not find it"
+    problems = [problem.text for problem in rehearsed(folder).problems]
+    assert any(all(part in problem for part in told) for problem in problems), problems
+
+
+@pytest.mark.parametrize("task", ["regression", "multiclass"])
+def test_a_label_fits_its_task(tmp_path: Path, task: str) -> None:
+    folder = new_folder("returns", tmp_path)
+    edit(folder, "model.yaml", "task: binary", f"task: {task}")
+    edit(folder, "features.py", 'pl.col("returned").cast(pl.Int64)', 'pl.col("channel").alias("returned")')
+    problems = [problem.text for problem in rehearsed(folder).problems]
+    if task == "multiclass":
+        assert problems == []
+    else:
+        assert problems == [
+            f"{folder}/features.py: label 'returned' is String, and regression models predict numbers"
+        ]
+
+
+def test_what_is_right_is_quiet(tmp_path: Path) -> None:
+    for folder in (FLIGHTS, new_folder("returns", tmp_path)):
+        assert rehearsed(folder) == Rehearsal((), ())
+
+
+def test_several_mistakes_are_told_in_one_round(tmp_path: Path) -> None:
+    folder = new_folder("returns", tmp_path)
+    edit(folder, "model.yaml", "metric: psi", "metrc: psi")
+    edit(folder, "training.py", "OrdinalEncoder\n", "OrdinalEncodr\n")
+    edit(folder, "features.py", "import polars as pl", "import polar as pl")
+    assert "metrc" in read_folder(folder).problems[0].text
+    texts = [problem.text for problem in rehearsed(folder).problems]
+    assert ["OrdinalEncodr" in texts[0], "polar" in texts[1]] == [True, True]
+    edit(folder, "model.yaml", "metrc: psi", "metric: psi")
+    edit(folder, "model.yaml", "column: returned", "column: return")
+    edit(folder, "model.yaml", "service: returns", "service: refunds")
+    edit(folder, "features.py", "import polar as pl", "import polars as pl")
+    texts = [problem.text for problem in rehearsed(folder).problems]
+    assert len(texts) == 3, "the training's import, the service's name and the label's"
+
+
+def test_a_file_that_does_not_compile_is_told_once(tmp_path: Path) -> None:
+    folder = new_folder("returns", tmp_path)
+    edit(folder, "features.py", "def tables(", "def tables((")
+    assert len(read_folder(folder).problems) == 1
+    assert rehearsed(folder).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "advice"),
+    [
+        ("model.yaml", "users: [admin, alice]", "users: [admin]", "admin is the only one of approvers.users"),
+        ("model.yaml", "    contract: orders ", "    # ", "no contract says which columns orders has"),
+        (
+            "model.yaml",
+            "window: 60d",
+            "window: 7d",
+            "monitoring.window (1w) is no longer than labels.delay (30d)",
+        ),
+        ("features.py", ', "entities": entities}', "}", "returns__score will fail"),
+    ],
+    ids=["one approver", "no contract", "short window", "no entities"],
+)
+def test_what_may_be_meant_is_a_note(tmp_path: Path, file: str, old: str, new: str, advice: str) -> None:
+    folder = new_folder("returns", tmp_path)
+    edit(folder, file, old, new)
+    found = rehearsed(folder)
+    assert found.problems == ()
+    assert [advice in one for one in found.advice] == [True]
