@@ -30,7 +30,7 @@ up: install ## Start the whole stack and print where it is
 down: ## Stop the stack of `make up` or `make demo`
 	@test -x $(BIN)/python && $(BIN)/python -m ml_lifecycle_airflow.stack down || true
 
-status: ## Show the stack's processes
+status: ## Show each process of the stack with its state
 	$(BIN)/python -m ml_lifecycle_airflow.stack status
 
 lint: install ## Ruff, mypy strict and the import contracts

@@ -99,3 +99,9 @@ class ServerUnavailableError(LifecycleError):
 
 class IntegrityError(LifecycleError):
     """Bytes in the lake do not have the digest that names them. Retry: no, they were altered or torn."""
+
+
+class NoSpaceError(LifecycleError):
+    """A disk or a quota has no room left; what was there is unchanged. Retry: yes, when there is room."""
+
+    retryable = True

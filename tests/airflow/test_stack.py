@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 import shlex
 import socket
 import stat
@@ -28,6 +29,7 @@ from ml_lifecycle_airflow.hooks.database import LifecycleDatabaseHook
 from ml_lifecycle_airflow.hooks.lake import LakeHook
 from ml_lifecycle_airflow.hooks.mlflow import MlflowHook
 from ml_lifecycle_airflow.hooks.model_server import ModelServerHook, OnlineStoreHook
+from ml_lifecycle_airflow.stack import __main__ as commands
 from ml_lifecycle_airflow.stack import supervise
 from ml_lifecycle_airflow.stack.config import (
     DATABASES,
@@ -50,7 +52,7 @@ def free_ports() -> Ports:
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Stack:
-    return Stack(root=tmp_path / "a run", ports=free_ports())
+    return Stack(root=tmp_path / "a run, 100% %(name)s", ports=free_ports())
 
 
 def mode(path: Path) -> int:
@@ -276,6 +278,53 @@ def test_supervisord_reads_what_was_written_percent_signs_and_blanks_included(
         assert shlex.split(programs[name].command) == command
         assert programs[name].directory == str(stack.root)
         assert programs[name].stdout_logfile == str(stack.logs / f"{name}.log")
+
+
+@pytest.mark.parametrize("name", ['a "run"', "a\nrun", "a ;run", "a #1", "a\\run", "%(here)s"])
+def test_a_folder_that_supervisord_cannot_be_told_of_is_refused(stack: Stack, name: str) -> None:
+    odd = replace(stack, root=stack.root.parent / name)
+    with pytest.raises(
+        supervise.StackPathError, match="move the checkout, or Python, to a folder whose name"
+    ):
+        supervise.write_configuration(odd)
+
+
+def test_the_status_shows_each_process_with_its_state(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs = {
+        "works": [sys.executable, "-c", "import time; time.sleep(60)"],
+        "fails": [sys.executable, "-c", "raise SystemExit(3)"],
+    }
+    monkeypatch.setattr(supervise, "_programs", lambda stack: programs)
+    monkeypatch.setattr(commands, "_stack", lambda name: replace(stack, root=stack.root / name))
+    assert commands.status() == 0
+    assert capsys.readouterr().out == "no stack was ever started here: make up starts one\n"
+
+    running = replace(stack, root=stack.root / ".run")
+    configuration = supervise.write_configuration(running)
+    assert supervise.program_states(running) == []
+    assert commands.status() == 0
+    assert capsys.readouterr().out == f"{running.root}: stopped\n"
+    subprocess.run(
+        [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration)],
+        env=os.environ | {"ML_LIFECYCLE_STACK": str(running.root)},
+        check=True,
+    )
+    try:
+
+        def states() -> dict[str, str]:
+            return {state.name: state.state for state in supervise.program_states(running)}
+
+        until(lambda: states().get("works") == "RUNNING" and states().get("fails") in ("BACKOFF", "FATAL"))
+        assert commands.status() == 1
+        head, fails, works = capsys.readouterr().out.splitlines()
+        assert head == f"{running.root}:"
+        assert re.match(r"  fails  (BACKOFF|FATAL|STARTING) +\S", fails)
+        assert re.match(r"  works  RUNNING   pid \d+, uptime \d:\d\d:\d\d$", works)
+    finally:
+        supervise.stop(running, lambda text: None)
+    assert commands.status() == 0
 
 
 def test_every_path_in_the_configuration_is_absolute(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -154,6 +155,26 @@ def test_what_does_not_fit_the_buffer_or_cannot_be_written_is_counted_as_lost(pu
     log.close()
     assert value(metrics, "ml_lifecycle_log_rows_lost_total") == 5.0
     assert value(metrics, "ml_lifecycle_log_rows_pending") == 0.0
+
+
+def test_rows_too_large_to_be_kept_are_counted_as_lost(publisher: Publisher) -> None:
+    entry = replace(entry_of(publisher, "binary", row()), size=1_000)
+    metrics = Metrics("test")
+    blocked = Path(publisher.lake.full_path("predictions"))
+    blocked.write_text("in the way")
+    log = PredictionLog(publisher.lake, metrics, flush_seconds=0.05, buffer_bytes=2_500)
+    for _ in range(5):
+        log.append(entry)
+    assert value(metrics, "ml_lifecycle_log_rows_lost_total") == 2.0
+    log.start()
+    wait_until(lambda: value(metrics, "ml_lifecycle_log_write_failures_total") > 0)
+    blocked.unlink()
+    wait_until(lambda: value(metrics, "ml_lifecycle_log_rows_pending") == 0.0)
+    for _ in range(3):  # what was written has made room
+        log.append(entry)
+    log.close()
+    assert value(metrics, "ml_lifecycle_log_rows_written_total") == 6.0
+    assert value(metrics, "ml_lifecycle_log_rows_lost_total") == 2.0
 
 
 def test_a_full_part_is_written_at_once(publisher: Publisher) -> None:

@@ -6,6 +6,7 @@ stores a put is atomic by itself. Readers never see half a file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -19,13 +20,15 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from ml_lifecycle.errors import IntegrityError, LifecycleError, UnsafeNameError
+from ml_lifecycle.errors import IntegrityError, LifecycleError, NoSpaceError, UnsafeNameError
 
 if TYPE_CHECKING:
     import polars as pl
 
 # A folder where a file should be, or a file where a folder should be, is a missing file too.
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+# EFBIG: a limit on the size of files, as ulimit -f sets one.
+_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,199}")
 
 
@@ -67,7 +70,10 @@ class Lake:
         self.storage_options = dict(storage_options or {})
         # Others write here too: a remembered listing would hide their files.
         options = {"use_listings_cache": False, **self.storage_options}
-        self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
+        except (ValueError, ImportError) as error:  # no such protocol; its package is not installed
+            raise UnsafeNameError(f"{url!r} is no lake: {error}") from error
         self._local = isinstance(self._fs, LocalFileSystem)
         if self._local:
             self.url = self._root  # absolute: other processes have other working folders
@@ -132,7 +138,10 @@ class Lake:
             raise IntegrityError(f"{self.uri(path)} is not JSON: {error}") from error
 
     def write_bytes(self, path: str, data: bytes) -> str:
-        """Write atomically, replacing what is there; returns ``path``."""
+        """Write atomically, replacing what is there; returns ``path``.
+
+        :raises NoSpaceError: the disk is full; what was there still is. Retry: yes, when there is room.
+        """
         full = self.full_path(path)
         if self._local:
             _replace(full, io.BytesIO(data))
@@ -146,7 +155,7 @@ class Lake:
         return self.write_bytes(path, text.encode())
 
     def put_file(self, path: str, local: str | os.PathLike[str]) -> str:
-        """Copy a local file in atomically; returns ``path``."""
+        """Copy a local file in atomically; returns ``path``. Errors as in :meth:`write_bytes`."""
         full = self.full_path(path)
         if self._local:
             with open(local, "rb") as file:
@@ -215,14 +224,20 @@ class Lake:
 def _replace(full: str, content: BinaryIO) -> None:
     """Put ``content`` where ``full`` is, all of it or nothing, and on the disk before it is seen."""
     parent = os.path.dirname(full)
-    os.makedirs(parent, exist_ok=True)
     temporary = f"{parent}/.{uuid.uuid4().hex}.tmp"
     try:
+        os.makedirs(parent, exist_ok=True)
         with open(temporary, "xb") as file:
             shutil.copyfileobj(content, file, 2**20)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, full)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise NoSpaceError(
+            f"no room for {full}: {error.strerror}. Nothing was changed; make room, then try again"
+        ) from error
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)

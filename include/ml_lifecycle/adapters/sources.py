@@ -76,7 +76,7 @@ def list_files(name: str, source: Source, lake: Lake, storage_options: StorageOp
     """The files of source ``name``, sorted; hidden ones (``.part``, ``_SUCCESS``) are left out.
 
     :raises SourceNotReadyError: there is none. Retry: yes, when it has arrived.
-    :raises SourceError: its connection is unknown or its path leaves the lake. Retry: no.
+    :raises SourceError: its connection or its URL's protocol is unknown. Retry: no.
     """
     filesystem, pattern, base = _locate(name, source, lake, storage_options)
     found: dict[str, dict[str, Any]] = filesystem.glob(pattern, detail=True)
@@ -103,10 +103,11 @@ def _locate(name: str, source: Source, lake: Lake, storage_options: StorageOptio
             )
         options = storage_options[source.connection]
     if "://" in source.uri or source.uri.startswith("/"):
-        filesystem, pattern = fsspec.core.url_to_fs(source.uri, **options)
+        try:
+            filesystem, pattern = fsspec.core.url_to_fs(source.uri, **options)
+        except (ValueError, ImportError) as error:  # no such protocol; its package is not installed
+            raise SourceError(f"source {name!r}: {source.uri!r} cannot be read: {error}") from error
         return filesystem, pattern, ""
-    if ".." in source.uri.split("/"):
-        raise SourceError(f"source {name!r}: {source.uri!r} leaves the lake; write a full URL instead")
     root = lake.root
     return lake.filesystem, f"{glob.escape(root)}/{source.uri}", f"{root}/"
 

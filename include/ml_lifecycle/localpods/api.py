@@ -22,14 +22,20 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ml_lifecycle.http_input import BodyError, read_body, shown
 from ml_lifecycle.localpods.logs import read_log
 from ml_lifecycle.localpods.node import Node
 from ml_lifecycle.localpods.pods import Event, Pod
+from ml_lifecycle.localpods.quantity import MAX_SECONDS
 from ml_lifecycle.localpods.selectors import Matcher, event_selector, label_selector
 from ml_lifecycle.localpods.status import ApiError, bad_request
 
+BODY_BYTES = 3 * 2**20  # as in Kubernetes
+BODY_SECONDS = 30.0
 FOLLOW_SECONDS = 0.1
 WATCH_SECONDS = 1800
+MAX_VERSION = 2**63 - 1
+MAX_DEPTH = 50
 
 VERSION = {
     "major": "1",
@@ -65,7 +71,12 @@ def create_app(
             Route(namespace + "/events", list_events),
         ],
         middleware=[Middleware(RequireToken, token=token)],
-        exception_handlers={ApiError: _refuse, HTTPException: _refuse_http, Exception: _fail},
+        exception_handlers={
+            ApiError: _refuse,
+            BodyError: _refuse_body,
+            HTTPException: _refuse_http,
+            Exception: _fail,
+        },
         lifespan=lifespan,
     )
     app.state.node = node
@@ -139,8 +150,10 @@ async def delete_pod(request: Request) -> Response:
 
 async def evict_pod(request: Request) -> Response:
     """Have the pod end as one that its node evicted."""
-    options = (await _body(request)).get("deleteOptions")
-    _node(request).evict(**request.path_params, grace_seconds=_grace(options or {}, {}))
+    options = (await _body(request)).get("deleteOptions") or {}
+    if not isinstance(options, dict):
+        raise bad_request("deleteOptions must be a JSON object")
+    _node(request).evict(**request.path_params, grace_seconds=_grace(options, {}))
     return JSONResponse({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}, 201)
 
 
@@ -177,7 +190,7 @@ async def list_events(request: Request) -> Response:
     if not _flag(request, "watch"):
         found = _events(node, namespace, matches, after=0)
         return _list("EventList", node, [pod.event_json(event) for pod, event in found])
-    after = _number(request.query_params, "resourceVersion") or 0
+    after = _number(request.query_params, "resourceVersion", MAX_VERSION) or 0
     seconds = _number(request.query_params, "timeoutSeconds")
     stream = _watch(node, namespace, matches, after, WATCH_SECONDS if seconds is None else seconds)
     return StreamingResponse(stream, media_type="application/json")
@@ -226,30 +239,51 @@ def _pod(request: Request) -> Pod:
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    raw = await request.body()
+    raw = await read_body(request, BODY_BYTES, BODY_SECONDS)
     try:
         body = json.loads(raw) if raw else {}
+        # What is kept must be fit to be answered, with every list of pods: no NaN, no half of a character.
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
         raise bad_request(f"the body is no JSON: {error}") from error
+    except RecursionError as error:
+        raise _too_deep() from error
     if not isinstance(body, dict):
         raise bad_request("the body must be a JSON object")
+    if not _is_flatter(body, MAX_DEPTH):
+        raise _too_deep()
     return body
+
+
+def _too_deep() -> ApiError:
+    return bad_request(f"the body is nested deeper than {MAX_DEPTH} levels")
+
+
+def _is_flatter(value: Any, levels: int) -> bool:
+    """Whether what is within what is within ``value`` ends after so many levels."""
+    layer = [value]
+    for _ in range(levels):
+        inner = (item.values() if isinstance(item, dict) else item for item in layer)
+        layer = [part for parts in inner for part in parts if isinstance(part, dict | list)]
+        if not layer:
+            return True
+    return False
 
 
 def _flag(request: Request, name: str) -> bool:
     return request.query_params.get(name, "").lower() in ("true", "1")
 
 
-def _number(given: Mapping[str, Any], name: str) -> int | None:
+def _number(given: Mapping[str, Any], name: str, most: int = MAX_SECONDS) -> int | None:
     value = given.get(name)
     if value is None or value == "":
         return None
     try:
         number = int(value)
     except (TypeError, ValueError) as error:
-        raise bad_request(f"{name} must be a whole number, not {value!r}") from error
-    if number < 0:
-        raise bad_request(f"{name} must not be negative, and is {number}")
+        raise bad_request(f"{name} must be a whole number, not {shown(value)}") from error
+    if not 0 <= number <= most:
+        raise bad_request(f"{name} must be from 0 to {most}, and is {shown(value)}")
     return number
 
 
@@ -270,6 +304,14 @@ def _status(error: ApiError) -> Response:
 def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return _status(error)
+
+
+def _refuse_body(request: Request, error: Exception) -> Response:
+    assert isinstance(error, BodyError)
+    reason = {408: "Timeout", 413: "RequestEntityTooLarge"}.get(error.status, "BadRequest")
+    answer = _status(ApiError(error.status, reason, str(error)))
+    answer.headers.update(error.headers)
+    return answer
 
 
 def _refuse_http(request: Request, error: Exception) -> Response:

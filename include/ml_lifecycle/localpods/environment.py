@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ml_lifecycle.http_input import shown
 from ml_lifecycle.localpods.manifest import PodSpec
 from ml_lifecycle.localpods.secrets import SecretFolder, SecretMissingError
-from ml_lifecycle.localpods.status import Cause, invalid
+from ml_lifecycle.localpods.status import Cause, bad_request, invalid
 
 NODE_NAME = "localhost"
+MAX_TEXT = 128 * 1024 - 1  # what Linux takes as one argument or variable
 
 T = TypeVar("T")
 
@@ -68,11 +70,23 @@ def resolve_environment(spec: PodSpec, metadata: Mapping[str, Any], secrets: Sec
 
 
 def expand(text: str, variables: Mapping[str, str]) -> str:
-    """Replace ``$(NAME)``; an unknown one stays as it is, and ``$$`` is a dollar sign."""
+    """Replace ``$(NAME)``; an unknown one stays as it is, and ``$$`` is a dollar sign.
+
+    :raises ApiError: 400, the result is longer than Linux takes. Retry: no.
+    """
+    size = len(text)
 
     def replacement(found: re.Match[str]) -> str:
+        nonlocal size
         name = found[1]
-        return "$" if name is None else variables.get(name, found[0])
+        value = "$" if name is None else variables.get(name, found[0])
+        # Counted before it is built: a few lines of references to references can mean terabytes.
+        size += len(value) - len(found[0])
+        if size > MAX_TEXT:
+            raise bad_request(
+                f"{shown(text)} has more than {MAX_TEXT} characters once its $(…) are filled in"
+            )
+        return value
 
     return _REFERENCE.sub(replacement, text)
 
@@ -100,5 +114,5 @@ def _field(pod: str, at: str, path: str, metadata: Mapping[str, Any]) -> str:
     fields |= {"spec.nodeName": NODE_NAME, "status.hostIP": "127.0.0.1", "status.podIP": "127.0.0.1"}
     if path not in fields:
         allowed = [*sorted(fields), "metadata.labels['<key>']", "metadata.annotations['<key>']"]
-        raise invalid(pod, [Cause(f"{at}.fieldPath", f"Invalid value: {path!r}; use one of {allowed}")])
+        raise invalid(pod, [Cause(f"{at}.fieldPath", f"Invalid value: {shown(path)}; use one of {allowed}")])
     return fields[path]

@@ -16,10 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ml_lifecycle.localpods.quantity import Amounts, parse_amount
+from ml_lifecycle.http_input import shown
+from ml_lifecycle.localpods.quantity import MAX_SECONDS, Amounts, parse_amount
 from ml_lifecycle.localpods.status import Cause, bad_request, invalid
 
 DEFAULT_GRACE_SECONDS = 30
+MAX_ANNOTATIONS = 256 * 1024  # as in Kubernetes
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -117,15 +119,18 @@ def check_labels(checker: _Checker, metadata: Mapping[str, Any]) -> None:
     """Labels must be short plain text, annotations text."""
     for key, value in checker.mapping(metadata, "labels", "metadata").items():
         if not _LABEL_KEY.fullmatch(key):
-            checker.refuse("metadata.labels", f"{key!r} is no label key")
+            checker.refuse("metadata.labels", f"{shown(key)} is no label key")
         if not isinstance(value, str) or not _LABEL_VALUE.fullmatch(value):
             checker.refuse(
                 f"metadata.labels[{key}]",
-                f"{value!r} must be at most 63 letters, digits, '-', '_' or '.', no sign at either end",
+                f"{shown(value)} must be at most 63 letters, digits, '-', '_' or '.', no sign at either end",
             )
-    for key, value in checker.mapping(metadata, "annotations", "metadata").items():
+    annotations = checker.mapping(metadata, "annotations", "metadata")
+    if (size := sum(len(key) + len(str(value)) for key, value in annotations.items())) > MAX_ANNOTATIONS:
+        checker.refuse("metadata.annotations", f"{size} characters, at most {MAX_ANNOTATIONS} together")
+    for key, value in annotations.items():
         if not isinstance(value, str):
-            checker.refuse(f"metadata.annotations[{key}]", f"{value!r} must be text")
+            checker.refuse(f"metadata.annotations[{key}]", f"{shown(value)} must be text")
 
 
 def _container(
@@ -245,7 +250,7 @@ class _Checker:
             self.require(f"{at}.name", "name is required")
         elif not isinstance(value, str) or not _NAME.fullmatch(value):
             self.refuse(
-                f"{at}.name", f"{value!r} must be lower-case letters, digits, '-' or '.', at most 253"
+                f"{at}.name", f"{shown(value)} must be lower-case letters, digits, '-' or '.', at most 253"
             )
         return str(value or "")
 
@@ -253,8 +258,8 @@ class _Checker:
         value = parent.get(key)
         if value is None:
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            self.refuse(f"{at}.{key}", f"{value!r} must be a whole number of at least {least}")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MAX_SECONDS:
+            self.refuse(f"{at}.{key}", f"{shown(value)} must be a whole number from {least} to {MAX_SECONDS}")
             return default
         return value
 

@@ -23,7 +23,7 @@ from ml_lifecycle.localpods.environment import (
     expand_all,
     resolve_environment,
 )
-from ml_lifecycle.localpods.manifest import check_metadata_patch
+from ml_lifecycle.localpods.manifest import check_metadata_patch, check_pod
 from ml_lifecycle.localpods.pods import Ending, Event, Exit, Pod, place
 from ml_lifecycle.localpods.process import PodProcess
 from ml_lifecycle.localpods.quantity import MEMORY, Amounts
@@ -65,6 +65,7 @@ class Node:
         self._clock = clock
         self._pods: dict[tuple[str, str], Pod] = {}
         self._processes: dict[str, PodProcess] = {}
+        self._unsaved: set[str] = set()
         # Never lower than what an earlier server gave out, without a file to keep it in.
         self._version = int(clock() * 1000)
         self._news = asyncio.Event()
@@ -107,7 +108,8 @@ class Node:
     def create(self, namespace: str, manifest: dict[str, Any]) -> Pod:
         """Admit a pod, and start it if there is room.
 
-        :raises ApiError: 400 or 422, the manifest; 409, there is such a pod. Retry: no.
+        :raises ApiError: 400 or 422, the manifest; 409, there is such a pod. Retry: no. 507, its record
+            cannot be written. Retry: yes.
         """
         pod = Pod(manifest, namespace, str(uuid.uuid4()), self._clock())
         resolve_environment(pod.spec, pod.metadata, self._secrets)
@@ -115,8 +117,7 @@ class Node:
             if not existing.gone:
                 raise already_exists(pod.name)
             self._forget(existing)
-        self._save(pod)
-        self._pods[namespace, pod.name] = pod
+        self._admit(pod)
         self._start_what_fits()
         return pod
 
@@ -145,7 +146,9 @@ class Node:
         for key, change in changes.items():
             merged = {**(metadata.get(key) or {}), **change}
             metadata[key] = {name: value for name, value in merged.items() if value is not None}
-        pod.manifest = {**pod.manifest, "metadata": metadata}
+        changed = {**pod.manifest, "metadata": metadata}
+        check_pod(changed, namespace)  # what many small patches make together
+        pod.manifest = changed
         self._save(pod)
         return pod
 
@@ -202,6 +205,17 @@ class Node:
 
     # What happens to pods
 
+    def _admit(self, pod: Pod) -> None:
+        self._pods[pod.namespace, pod.name] = pod
+        self._save(pod)
+        if pod.uid in self._unsaved:
+            self._forget(pod)
+            raise ApiError(
+                507,
+                "InsufficientStorage",
+                "the pod's record cannot be written: make room in the state folder",
+            )
+
     def _start_what_fits(self) -> None:
         while self._starts:
             placement = place(self._pods.values(), self._capacity)
@@ -219,6 +233,11 @@ class Node:
         # Recorded first: a server that dies in between never starts a pod twice.
         pod.start(self._clock(), gpus)
         self._event(pod, "Scheduled", f"Successfully assigned {pod.namespace}/{pod.name} to {NODE_NAME}")
+        if pod.uid in self._unsaved:
+            self._record_end(
+                pod, Exit(128, "StartError", "its start cannot be recorded: no room on the disk")
+            )
+            return
         process = PodProcess(self._store.folder(pod))
         try:
             given = resolve_environment(pod.spec, pod.metadata, self._secrets)
@@ -233,7 +252,7 @@ class Node:
             )
         except ApiError as error:
             self._record_end(pod, Exit(128, "CreateContainerConfigError", str(error)))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: NUL in what its annotations say
             self._record_end(pod, Exit(128, "StartError", f"cannot start a process: {error}"))
         else:
             self._event(pod, "Started", f"Started container {pod.spec.container}")
@@ -289,14 +308,22 @@ class Node:
         self._save(pod)
 
     def _save(self, pod: Pod) -> None:
+        """Record a change; one that cannot be written now holds all the same and is written later."""
         self._version += 1
         pod.version = self._version
-        self._store.save(pod)
+        try:
+            self._store.save(pod)
+            self._unsaved.discard(pod.uid)
+        except OSError as error:
+            if pod.uid not in self._unsaved:
+                log.error("the record of pod %s/%s cannot be written: %s", pod.namespace, pod.name, error)
+            self._unsaved.add(pod.uid)
         news, self._news = self._news, asyncio.Event()
         news.set()
 
     def _forget(self, pod: Pod) -> None:
         del self._pods[pod.namespace, pod.name]
+        self._unsaved.discard(pod.uid)
         self._store.remove(pod)
 
     # What time does
@@ -317,6 +344,8 @@ class Node:
                 message = "Pod was active on the node longer than the specified deadline"
                 self._end(pod, "DeadlineExceeded", message, pod.spec.grace_seconds)
             self._kill_if_due(pod)
+        for pod in [pod for pod in self._pods.values() if pod.uid in self._unsaved]:
+            self._save(pod)
         ended = [pod for pod in self._pods.values() if pod.finished]
         for pod in _overdue(ended, now):
             self._forget(pod)

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from ml_lifecycle.localpods.pods import KILLED, Exit
+from ml_lifecycle.localpods.shim import LOCK_BYTES
 
 _SHIM = Path(__file__).with_name("shim.py")
 
@@ -40,6 +41,7 @@ class PodProcess:
         for name in ("work", "tmp"):
             (self.folder / name).mkdir(mode=0o700)
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        os.write(lock, b" " * LOCK_BYTES)  # room for the shim's word: later the disk may be full
         # The shim inherits these as blocked: one sent before it can handle them waits until it does.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
         try:

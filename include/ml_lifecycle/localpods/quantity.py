@@ -7,9 +7,14 @@ from collections.abc import Mapping
 from decimal import Decimal
 from math import ceil
 
+from ml_lifecycle.http_input import shown
+
 CPU = "cpu"
 MEMORY = "memory"
 GPU = "nvidia.com/gpu"
+
+# The longest grace period, deadline or timeout: 68 years, Kubernetes' own limit.
+MAX_SECONDS = 2**31 - 1
 
 # Whole numbers per resource name: thousandths of a core for CPU, bytes for memory, a count for the rest.
 Amounts = Mapping[str, int]
@@ -31,7 +36,7 @@ def parse_quantity(value: object) -> Decimal:
     suffix = (found["suffix"] or "") if found else ""
     exponent = suffix[:1] in ("e", "E") and len(suffix) > 1
     if found is None or isinstance(value, bool) or not (exponent or suffix in _SUFFIXES):
-        raise ValueError(f"{value!r} is no quantity; expected something like 500m, 2, 512Mi or 1.5Gi")
+        raise ValueError(f"{shown(value)} is no quantity; expected something like 500m, 2, 512Mi or 1.5Gi")
     if exponent:
         return Decimal(found["number"] + suffix)
     return Decimal(found["number"]) * _SUFFIXES[suffix]
@@ -46,7 +51,7 @@ def parse_amount(resource: str, value: object) -> int:
     if resource == CPU:
         number *= 1000
     elif resource != MEMORY and number != int(number):
-        raise ValueError(f"{value!r} must be a whole number")
+        raise ValueError(f"{shown(value)} must be a whole number")
     return ceil(number)
 
 

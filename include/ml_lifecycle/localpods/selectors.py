@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from ml_lifecycle.http_input import shown
 from ml_lifecycle.localpods.status import bad_request
 
 Labels = Mapping[str, str]
 Matcher = Callable[[Labels], bool]
 
-_COMMA_OUTSIDE_PARENTHESES = re.compile(r",(?![^(]*\))")
 _KEY = r"[A-Za-z0-9][A-Za-z0-9._/-]*"
 _SET = re.compile(rf"(?P<key>{_KEY})\s+(?P<operator>in|notin)\s*\((?P<values>[^()]*)\)")
 _EQUALITY = re.compile(rf"(?P<key>{_KEY})\s*(?P<operator>==|!=|=)\s*(?P<value>[A-Za-z0-9._-]*)")
@@ -35,10 +35,20 @@ def label_selector(text: str) -> Matcher:
 
     :raises ApiError: 400, it cannot be parsed. Retry: no.
     """
-    requirements = [
-        _requirement(part.strip()) for part in _COMMA_OUTSIDE_PARENTHESES.split(text) if part.strip()
-    ]
+    requirements = [_requirement(part.strip()) for part in _parts(text) if part.strip()]
     return lambda labels: all(holds(labels) for holds in requirements)
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between the commas that are not in parentheses."""
+    parts, open_ = [""], False
+    for piece in re.split(r"([,()])", text):
+        open_ = piece == "(" or (open_ and piece != ")")
+        if piece == "," and not open_:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts
 
 
 def _requirement(text: str) -> Matcher:
@@ -52,7 +62,9 @@ def _requirement(text: str) -> Matcher:
     if found := _EXISTS.fullmatch(text):
         key, wanted = found["key"], found["absent"] is None
         return lambda labels: (key in labels) is wanted
-    raise bad_request(f"unable to parse requirement: {text!r}; expected key=value, key!=value, key or !key")
+    raise bad_request(
+        f"unable to parse requirement: {shown(text)}; expected key=value, key!=value, key or !key"
+    )
 
 
 def event_selector(text: str) -> Matcher:
@@ -64,9 +76,9 @@ def event_selector(text: str) -> Matcher:
     for part in parts:
         found = _EQUALITY.fullmatch(part)
         if found is None:
-            raise bad_request(f"invalid selector: {part!r}; expected field=value or field!=value")
+            raise bad_request(f"invalid selector: {shown(part)}; expected field=value or field!=value")
         if found["key"] not in EVENT_FIELDS:
             raise bad_request(
-                f"{found['key']!r} is not a known field selector; use one of {sorted(EVENT_FIELDS)}"
+                f"{shown(found['key'])} is not a known field selector; use one of {sorted(EVENT_FIELDS)}"
             )
     return label_selector(",".join(parts))

@@ -19,6 +19,8 @@ import time
 from contextlib import suppress
 
 MAX_LINE = 256 * 1024
+MAX_LOG = 64 * 1024 * 1024
+LOCK_BYTES = 64
 RESET = [signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM, signal.SIGUSR1, signal.SIGXFSZ]
 
 
@@ -36,8 +38,7 @@ def main(folder: str, lock: int, command: list[str]) -> int:
         message = f'exec: "{command[0]}": {error.strerror}'
         return _leave(folder, {"code": 128, "reason": "StartError", "message": message})
     os.close(container_output)
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()} {container}\n".encode(), 0)
+    os.pwrite(lock, f"{os.getpid()} {container}".encode().ljust(LOCK_BYTES), 0)
     status = _copy_until_exit(_Log(log), output, wake, container)
     code = os.waitstatus_to_exitcode(status)
     return _leave(folder, {"code": code if code >= 0 else 128 - code})
@@ -139,11 +140,12 @@ def _children() -> list[int]:
 
 
 class _Log:
-    """Writes whole lines, each with the time at which it was read."""
+    """Writes whole lines, each with the time at which it was read, until the log is large enough."""
 
     def __init__(self, file: int) -> None:
         self._file = file
         self._partial = b""
+        self._room = MAX_LOG
 
     def copy(self, output: int) -> bool:
         """Copy what there is to read; False when there will be no more."""
@@ -167,7 +169,12 @@ class _Log:
     def _write(self, lines: list[bytes]) -> None:
         seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z "
+        if self._room <= 0:
+            return
         data = b"".join(b"%s%s\n" % (stamp.encode(), line) for line in lines)
+        self._room -= len(data)
+        if self._room <= 0:
+            data += b"%sthe log has %d MiB: the rest is not kept\n" % (stamp.encode(), MAX_LOG >> 20)
         try:
             while data:
                 data = data[os.write(self._file, data) :]

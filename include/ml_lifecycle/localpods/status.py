@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ml_lifecycle.errors import LifecycleError
+
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,12 @@ def already_exists(name: str) -> ApiError:
 
 
 def invalid(name: str, causes: Sequence[Cause]) -> ApiError:
-    """422: the manifest is malformed; every fault is named at once."""
-    faults = ", ".join(f"{cause.field}: {cause.message}" for cause in causes)
-    if len(causes) > 1:
-        faults = f"[{faults}]"
-    return ApiError(422, "Invalid", f'Pod "{name}" is invalid: {faults}', name=name, causes=causes)
+    """422: the manifest is malformed; its faults are named at once, the first twenty of them in full."""
+    named = [
+        replace(cause, field=cause.field[:200], message=cause.message[:500]) for cause in causes[:_NAMED]
+    ]
+    faults = [f"{cause.field}: {cause.message}" for cause in named]
+    if len(causes) > _NAMED:
+        faults.append(f"and {len(causes) - _NAMED} more")
+    text = f"[{', '.join(faults)}]" if len(faults) > 1 else faults[0]
+    return ApiError(422, "Invalid", f'Pod "{name[:253]}" is invalid: {text}', name=name[:253], causes=named)

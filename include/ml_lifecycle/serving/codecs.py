@@ -15,6 +15,7 @@ import orjson
 from numpy.typing import NDArray
 
 from ml_lifecycle.delivery.route import Variant
+from ml_lifecycle.http_input import shown
 from ml_lifecycle.serving.columns import Features, make_features
 from ml_lifecycle.serving.dataplane import Prediction, Query
 from ml_lifecycle.serving.errors import BadRequestError, TooLargeError
@@ -23,6 +24,8 @@ from ml_lifecycle.serving.types import DATATYPES, InferRequest, Tensor, announce
 
 _KNOWN_DATATYPES = frozenset(chain.from_iterable(DATATYPES.values()))
 _OUTPUT_DATATYPES = {"f": "FP32", "i": "INT64", "O": "BYTES"}
+_ENTITY_TYPES = frozenset((str, int, type(None)))
+_MAX_DAYS = 100
 _REQUEST_KEYS = frozenset(("id", "inputs", "outputs", "parameters"))
 
 
@@ -77,13 +80,13 @@ def _parse_tensor(number: int, tensor: Any) -> Tensor:
         raise BadRequestError(f'{where}: "name" must be text of 1 to 200 characters')
     where = f"{where} ({name!r})"
     if not isinstance(datatype, str) or datatype not in _KNOWN_DATATYPES:
-        raise BadRequestError(f"{where}: datatype {datatype!r:.40} is not one of {sorted(_KNOWN_DATATYPES)}")
+        raise BadRequestError(f"{where}: datatype {shown(datatype)} is not one of {sorted(_KNOWN_DATATYPES)}")
     if (
         not isinstance(shape, list)
         or len(shape) not in (1, 2)
         or any(type(size) is not int or size < 0 for size in shape)
     ):
-        raise BadRequestError(f'{where}: "shape" must be [rows] or [rows, columns], got {shape!r:.60}')
+        raise BadRequestError(f'{where}: "shape" must be [rows] or [rows, columns], got {shown(shape)}')
     if not isinstance(data, list):
         raise BadRequestError(f'{where}: "data" must be a list; binary tensors are not supported')
     return Tensor(name, datatype, tuple(shape), _flat(where, shape, data))
@@ -222,8 +225,10 @@ def _entity_values(tensor: Tensor) -> list[Any]:
     for row, value in enumerate(tensor.data):
         if type(value) not in accepted:
             raise BadRequestError(
-                f"entity key {tensor.name!r}, row {row}: {value!r:.40} is no {tensor.datatype}"
+                f"entity key {tensor.name!r}, row {row}: {shown(value)} is no {tensor.datatype}"
             )
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise BadRequestError(f"entity key {tensor.name!r}, row {row}: exceeds a 64-bit integer")
     return list(tensor.data)
 
 
@@ -233,6 +238,13 @@ def _entity_parameter(parameters: Mapping[str, Any], rows: int) -> Mapping[str, 
         not isinstance(values, list) or len(values) != rows for values in entities.values()
     ):
         raise BadRequestError(f'parameter "entities" must map each key to a list of {rows} values')
+    for key, values in entities.items():
+        # They are logged with every row: one that cannot be written would take others' rows with it.
+        if odd := [value for value in values if type(value) not in _ENTITY_TYPES]:
+            raise BadRequestError(
+                f'parameter "entities": {shown(key)} has {shown(odd[0])}; '
+                "a key is text, a whole number or null"
+            )
     return entities
 
 
@@ -243,20 +255,28 @@ def _event_times(parameters: Mapping[str, Any], rows: int) -> tuple[datetime | N
     if isinstance(given, list):
         if len(given) != rows:
             raise BadRequestError(f'parameter "event_time" has {len(given)} times for {rows} rows')
-        return tuple(_parse_time(text) for text in given)
+        times = tuple(_parse_time(text) for text in given)
+        # The prediction log keeps a file a day: a request must not make thousands of them.
+        if (days := len({moment.date() for moment in times})) > _MAX_DAYS:
+            raise BadRequestError(
+                f'parameter "event_time" names {days} days, at most {_MAX_DAYS} in one request: send several'
+            )
+        return times
     return (_parse_time(given),) * rows
 
 
 def _parse_time(text: Any) -> datetime:
+    reason = ""
     try:
         moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            raise ValueError("it has no offset")
-        return moment.astimezone(UTC)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadRequestError(
-            f'parameter "event_time": {text!r:.40} is not an ISO time such as 2026-01-31T12:00:00Z ({error})'
-        ) from error
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+        reason = ": it has no offset"
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise BadRequestError(
+        f'parameter "event_time": {shown(text)} is not an ISO time such as 2026-01-31T12:00:00Z{reason}'
+    )
 
 
 def encode_prediction(prediction: Prediction) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_lifecycle.http_input import shown
 from ml_lifecycle.records import ColumnSpec
 from ml_lifecycle.serving.errors import BadRequestError
 
@@ -91,14 +92,9 @@ def _check_types(spec: ColumnSpec, values: Sequence[Any], origin: Origin) -> Non
         )
     raise BadRequestError(
         f"column {spec.name!r} ({_where(origin)}), row {row}: expected {_EXPECTED[spec.type]}, "
-        f"got {_shown(value)}"
+        f"got {type(value).__name__} {shown(value)}"
     )
 
 
 def _where(origin: Origin) -> str:
     return "from the request" if origin == "request" else "from the online store"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"

@@ -98,7 +98,8 @@ class ServedRoute:
             if wanted:
                 return loaded
         raise UnknownModelError(
-            f"endpoint {self.route.endpoint!r} does not serve version {version!r}, only {list(self.versions)}"
+            f"endpoint {self.route.endpoint!r} does not serve version {version!r:.100}, "
+            f"only {list(self.versions)}"
         )
 
     @property
@@ -149,4 +150,4 @@ class DataPlane:
             return endpoint.served
         if endpoint.error is not None:
             raise NotLoadedError(f"endpoint {name!r} has no loaded route: {endpoint.error}")
-        raise UnknownModelError(f"no endpoint {name!r}; this server has {sorted(self._endpoints)}")
+        raise UnknownModelError(f"no endpoint {name!r:.100}; this server has {sorted(self._endpoints)}")

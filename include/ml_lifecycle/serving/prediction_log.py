@@ -34,10 +34,12 @@ class LogEntry:
     """One answered request; it becomes as many rows as were scored.
 
     :param latency_ms: from the request's arrival to its answer being ready
+    :param size: bytes of the request: about what its rows take while they wait
     """
 
     prediction: Prediction
     latency_ms: float
+    size: int = 0
     status: int = 200
     returned: bool = True
 
@@ -54,12 +56,13 @@ class PredictionLog:
 
     A row is in the lake at most about a second after its answer: the process may be killed at any time and
     lose no more than that. :meth:`close` writes everything. While the lake refuses writes, parts are kept
-    and tried again; beyond ``buffer_rows`` new rows are lost, and counted.
+    and tried again; beyond ``buffer_rows`` or ``buffer_bytes`` new rows are lost, and counted.
 
     :param flush_seconds: how long a row waits at most before its part is written; the rest of the second
         is for the write
     :param part_rows: a part is written at once when this many rows wait
     :param buffer_rows: rows held at most, in memory
+    :param buffer_bytes: of requests and parts held at most; for a moment, one request more
     :param close_seconds: how long :meth:`close` keeps trying
     """
 
@@ -70,6 +73,7 @@ class PredictionLog:
         flush_seconds: float = 0.7,
         part_rows: int = 5_000,
         buffer_rows: int = 100_000,
+        buffer_bytes: int = 64 * 2**20,
         close_seconds: float = 10.0,
     ) -> None:
         self._lake = lake
@@ -77,12 +81,14 @@ class PredictionLog:
         self._flush_seconds = flush_seconds
         self._part_rows = part_rows
         self._buffer_rows = buffer_rows
+        self._buffer_bytes = buffer_bytes
         self._close_seconds = close_seconds
         self._instance = uuid.uuid4().hex[:12]
         self._sequence = 0
         self._entries: list[LogEntry] = []
         self._waiting = 0  # rows in entries
         self._pending = 0  # rows in entries and parts
+        self._bytes = 0  # of both
         self._parts: deque[_Part] = deque()
         self._closing = False
         self._wake = threading.Condition()
@@ -97,12 +103,13 @@ class PredictionLog:
         """Take an entry; never blocks on the lake."""
         rows = entry.prediction.query.rows
         with self._wake:
-            if self._pending + rows > self._buffer_rows:
+            if self._pending + rows > self._buffer_rows or self._bytes > self._buffer_bytes:
                 self._metrics.log_lost.inc(rows)
                 return
             self._entries.append(entry)
             self._waiting += rows
             self._pending += rows
+            self._bytes += entry.size
             if self._waiting >= self._part_rows:
                 self._wake.notify()
 
@@ -124,7 +131,7 @@ class PredictionLog:
         if self._pending:
             log.error("%d prediction log rows are lost: %s takes no writes", self._pending, self._lake.url)
             self._metrics.log_lost.inc(self._pending)
-            self._settle(self._pending)
+            self._settle(self._pending, self._bytes)
 
     def _due(self) -> bool:
         return self._closing or self._waiting >= self._part_rows
@@ -133,13 +140,16 @@ class PredictionLog:
         """Write what waits; False if the lake refused."""
         with self._wake:
             entries, self._entries, self._waiting = self._entries, [], 0
+        size = sum(entry.size for entry in entries)
         try:
-            self._parts.extend(self._encode(entries))
+            parts = self._encode(entries)
+            self._parts.extend(parts)
+            self._settle(0, size - sum(len(part.data) for part in parts))
         except Exception:  # one row that cannot be encoded must not end the log
             rows = sum(entry.prediction.query.rows for entry in entries)
             log.exception("%d prediction log rows cannot be encoded and are lost", rows)
             self._metrics.log_lost.inc(rows)
-            self._settle(rows)
+            self._settle(rows, size)
         while self._parts:
             part = self._parts[0]
             try:
@@ -151,12 +161,13 @@ class PredictionLog:
                 return False
             self._parts.popleft()
             self._metrics.log_written.inc(part.rows)
-            self._settle(part.rows)
+            self._settle(part.rows, len(part.data))
         return True
 
-    def _settle(self, rows: int) -> None:
+    def _settle(self, rows: int, size: int) -> None:
         with self._wake:
             self._pending -= rows
+            self._bytes -= size
 
     def _encode(self, entries: Iterable[LogEntry]) -> list[_Part]:
         folders: dict[Folder, list[tuple[Any, ...]]] = {}

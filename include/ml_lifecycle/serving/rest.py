@@ -15,14 +15,15 @@ from typing import Any, ParamSpec, TypeVar
 
 import orjson
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ml_lifecycle.http_input import BodyError, read_body
 from ml_lifecycle.serving.codecs import decode_query, describe, encode_prediction
 from ml_lifecycle.serving.dataplane import DataPlane, Endpoint, LoadedVariant, ServedRoute
-from ml_lifecycle.serving.errors import ServingError, TooLargeError
+from ml_lifecycle.serving.errors import ServingError
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.openapi import document
 from ml_lifecycle.serving.prediction_log import LogEntry, PredictionLog
@@ -44,10 +45,12 @@ class Limits:
     """What one request may be.
 
     :param body_bytes: larger bodies are refused unread
+    :param body_seconds: how long a body may take to come
     :param rows: rows in one request
     """
 
     body_bytes: int = 8 * 1024 * 1024
+    body_seconds: float = 30.0
     rows: int = 10_000
 
 
@@ -137,14 +140,14 @@ class Rest:
         """Score the rows of the request; they are logged before the answer is sent."""
         received_at, started = self._clock(), time.perf_counter()
         served, loaded = self._pick(request)
-        body = await self._read(request)
+        body = await read_body(request, self._limits.body_bytes, self._limits.body_seconds)
         large = len(body) > _INLINE_BYTES
         query = await self._call(large, decode_query, body, loaded.variant, self._limits.rows, received_at)
         # Reading the online store waits, and the first time imports Feast.
         prediction = await self._call(large or query.features is None, loaded.infer, served.route, query)
         answer = await self._call(large, encode_prediction, prediction)
         latency_ms = (time.perf_counter() - started) * 1000
-        self._log.append(LogEntry(prediction, latency_ms))
+        self._log.append(LogEntry(prediction, latency_ms, len(body)))
         self._metrics.scored(served.route.endpoint, loaded.variant.version, loaded.variant.role, query.rows)
         return Response(answer, media_type=_JSON)
 
@@ -157,20 +160,6 @@ class Rest:
     def _pick(self, request: Request) -> tuple[ServedRoute, LoadedVariant]:
         served = self._plane.served(request.path_params["model"])
         return served, served.pick(request.path_params.get("version"))
-
-    async def _read(self, request: Request) -> bytes:
-        limit = self._limits.body_bytes
-        # A malformed length never gets here: the HTTP parser refuses it.
-        if int(request.headers.get("content-length", 0)) > limit:
-            raise TooLargeError(
-                f"the body has {request.headers['content-length']} bytes, at most {limit} are taken"
-            )
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise TooLargeError(f"the body has more than {limit} bytes")
-        return bytes(body)
 
 
 class Front:
@@ -224,8 +213,8 @@ async def answer_error(request: Request, error: Exception) -> Response:
         return _error(error.status, str(error))
     if isinstance(error, HTTPException):
         return _error(error.status_code, error.detail, error.headers)
-    if isinstance(error, ClientDisconnect):
-        return _error(400, "the client went away before its request was whole")
+    if isinstance(error, BodyError):
+        return _error(error.status, str(error), error.headers)
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _error(500, "internal error; the server's log has the details")
 

@@ -13,14 +13,15 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect
 
 from ml_lifecycle import __version__
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.http_input import BodyError
 from ml_lifecycle.serving.dataplane import DataPlane
 from ml_lifecycle.serving.errors import ServingError
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.prediction_log import PredictionLog
+from ml_lifecycle.serving.protocol import BoundedHttp
 from ml_lifecycle.serving.resolver import ReaderFactory, feast_reader
 from ml_lifecycle.serving.rest import Front, Limits, Rest, answer_error
 from ml_lifecycle.serving.routes import RouteFollower, RouteLoader
@@ -91,7 +92,7 @@ def create_app(
         exception_handlers={
             ServingError: answer_error,
             HTTPException: answer_error,
-            ClientDisconnect: answer_error,
+            BodyError: answer_error,
             Exception: answer_error,
         },
         lifespan=lifespan,
@@ -121,6 +122,8 @@ def serve(app: Starlette, listener: socket.socket) -> None:
     """Answer until SIGTERM or SIGINT; returns when requests in flight are answered and the log is written."""
     config = uvicorn.Config(
         app,
+        http=BoundedHttp,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -74,7 +74,7 @@ def _explain_one(error: Any, root: Schema, document: Document) -> tuple[Path, bo
     kind = error["type"]
     if kind == "missing":
         schema = _schema_at(root, path)
-        about = schema.get("description", "")
+        about = schema.get("description") or _resolve(root, schema).get("description", "")
         meaning = [f"meaning: {about}"] if about else []
         return path, True, "missing key", [f"must be {_noun(root, schema)}", *meaning]
     if kind == "extra_forbidden":
@@ -138,6 +138,9 @@ def _noun(root: Schema, schema: Schema) -> str:
         return "one of " + ", ".join(str(name) for name in schema["enum"])
     if schema.get("format") == "date-time":
         return "a moment with its time zone, such as 2013-01-01T00:00:00Z"
+    if "properties" in schema:
+        needed = schema.get("required", ())
+        return f"a mapping with {', '.join(needed or schema['properties'])}"
     bounds = [f"{words} {schema[key]:.12g}" for key, words in _BOUNDS.items() if key in schema]
     noun = _NOUNS.get(str(schema.get("type")), "another kind of value")
     return f"{noun}, {' and '.join(bounds)}" if bounds else noun
@@ -155,5 +158,7 @@ def _show_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return repr(value if len(value) <= 60 else f"{value[:57]}...")
+        value = value if len(value) <= 60 else f"{value[:57]}..."
+        # Letters that only look like the allowed ones are shown for what they are.
+        return repr(value) if value.isascii() else f"{value!r} ({value!a})"
     return "a list" if isinstance(value, list) else "a mapping"

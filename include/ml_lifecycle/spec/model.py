@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import Field, model_validator
 
 from ml_lifecycle.records import Severity, TaskType
 from ml_lifecycle.spec.types import (
@@ -14,10 +14,13 @@ from ml_lifecycle.spec.types import (
     Cron,
     Duration,
     FieldError,
+    Image,
     Memory,
+    Moment,
     Name,
     PositiveDuration,
     Strict,
+    Tag,
     Text,
 )
 
@@ -47,6 +50,13 @@ class Source(Strict):
     partition: Literal["day", "month", "year"] = "month"
     null_values: tuple[str, ...] = ("",)
     contract: Name | None = None
+
+    @model_validator(mode="after")
+    def _stays_in_the_lake(self) -> Source:
+        absolute = "://" in self.uri or self.uri.startswith("/")
+        if not absolute and ".." in self.uri.split("/"):
+            raise FieldError("uri", f"{self.uri!r} leaves the lake; write a full URL instead")
+        return self
 
     @model_validator(mode="after")
     def _known_at_needs_event_time(self) -> Source:
@@ -97,7 +107,7 @@ class TrainingData(Strict):
     :param holdout: length of the newest span, kept for the evaluation
     """
 
-    start: AwareDatetime
+    start: Moment
     window: PositiveDuration | None = None
     holdout: PositiveDuration
 
@@ -122,7 +132,7 @@ class Training(Strict):
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     resources: Resources = Resources()
     timeout: PositiveDuration = timedelta(hours=1)
-    image: Text | None = None
+    image: Image | None = None
     lock: Text | None = None
     data: TrainingData
 
@@ -287,8 +297,8 @@ class ModelSpec(Strict):
     description: str
     task: TaskType
     owner: Text
-    team: str = ""
-    tags: tuple[str, ...] = ()
+    team: Tag = ""
+    tags: tuple[Tag, ...] = ()
     access_control: dict[str, Any] = Field(default_factory=dict)
     schedules: Schedules = Schedules()
     connections: Connections = Connections()

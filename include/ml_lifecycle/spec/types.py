@@ -7,11 +7,12 @@ loader's errors and an editor's squiggles read the same.
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -24,7 +25,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_LONGEST = 50 * 365 * 86_400  # from any moment, back or forth, it leads to one; Kubernetes takes it as well
 _PARAMETER = re.compile(r"\s*:param (\w+): (.*?)(?=\s*:param |\Z)", re.DOTALL)
 
 
@@ -66,10 +68,10 @@ def parse_duration(value: Any) -> Any:
     if isinstance(value, timedelta):
         return value
     if isinstance(value, str) and (match := re.fullmatch(r"([0-9]{1,9})([smhdw])", value)):
-        try:
-            return timedelta(**{_UNITS[match[2]]: int(match[1])})
-        except OverflowError as error:
-            raise ValueError(f"{value!r} is longer than two million years") from error
+        seconds = int(match[1]) * _SECONDS[match[2]]
+        if seconds > _LONGEST:
+            raise ValueError(f"{value!r} is longer than 50 years")
+        return timedelta(seconds=seconds)
     raise ValueError(f"{value!r} is not a duration: write a whole number and a unit, such as 30m, 24h or 7d")
 
 
@@ -109,6 +111,15 @@ PositiveDuration = Annotated[
     timedelta, BeforeValidator(parse_duration), AfterValidator(_not_zero), _AS_TEXT, _DURATION_SCHEMA
 ]
 
+
+def _sane(value: datetime) -> datetime:
+    if not 1970 <= value.year < 2200:
+        raise ValueError("must lie between 1970 and 2200")
+    return value
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_sane)]
+
 # Versions are text: 2.10 and 2.1 differ. The loader hands an unquoted one over as it is written.
 VersionText = Annotated[
     str,
@@ -136,8 +147,22 @@ ConnectionId = Annotated[
     str, _text(r"^[A-Za-z0-9_.-]{1,200}$", "must be an Airflow connection id: letters, digits, '_', '.', '-'")
 ]
 
-# A column, a user, a path: anything but nothing.
-Text = Annotated[str, Field(min_length=1)]
+# A column, a user, a path: anything but nothing, and nothing that could end a line.
+Text = Annotated[
+    str, Field(min_length=1), _text(r"^[^\x00-\x1f\x7f]*$", "must be text without control characters")
+]
+
+# An Airflow tag.
+Tag = Annotated[str, _text(r"^[^\x00-\x1f\x7f]{1,100}$", "must be text of 1 to 100 characters")]
+
+# What a pod runs in. KubernetesPodOperator expands templates in it, and a spec is data.
+Image = Annotated[
+    str,
+    _text(
+        r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,499}$",
+        "must be an image reference, such as registry/team/training:1.2",
+    ),
+]
 
 Cron = Annotated[
     str,

@@ -19,6 +19,7 @@ from ml_lifecycle.spec.folder import load_module
 
 _SIGNATURE = "train(training_set, labels, parameters, seed)"
 _LAST_FRAMES = 15
+_LONGEST_TEXT = 2_000
 
 
 def load_train(folder: Path) -> Callable[..., Any]:
@@ -28,9 +29,9 @@ def load_train(folder: Path) -> Callable[..., Any]:
     """
     try:
         train: Callable[..., Any] | None = getattr(load_module(folder, "training"), "train", None)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - importing runs the user's code
+    except BaseException as error:  # noqa: BLE001 - importing runs the user's code, which raises what it likes
         cause = error.__cause__ or error
-        raise TrainingError(f"training.py does not import: {type(cause).__name__}: {cause}") from cause
+        raise TrainingError(f"training.py does not import: {described(cause)}") from cause
     if not callable(train):
         raise TrainingError(f"training.py has no function {_SIGNATURE}")
     try:
@@ -45,7 +46,7 @@ def load_train(folder: Path) -> Callable[..., Any]:
 def labels_of(frame: pl.DataFrame, column: str, task: TaskType) -> pl.Series:
     """The labels as they are fitted on: float64 for regression, else int64 or text.
 
-    :raises FeatureError: the column is missing, has nulls or a single class. Retry: no.
+    :raises FeatureError: the column is missing, has nulls, a single class or no numbers. Retry: no.
     """
     if column not in frame.columns:
         raise FeatureError(f"the training rows have no label column {column!r}")
@@ -53,6 +54,8 @@ def labels_of(frame: pl.DataFrame, column: str, task: TaskType) -> pl.Series:
     if nulls := labels.null_count():
         raise FeatureError(f"{nulls} of {frame.height} training rows have no label in {column!r}")
     if task == "regression":
+        if not (labels.dtype.is_numeric() or labels.dtype == pl.Boolean):
+            raise FeatureError(f"regression needs numbers as labels, {column!r} holds {labels.dtype}")
         return labels.cast(pl.Float64)
     labels = plain_labels(labels)
     classes = labels.unique().sort().to_list()
@@ -80,10 +83,43 @@ def fit(
         estimator = train(served.to_pandas(), labels.to_pandas(), dict(parameters), seed)
     except MemoryError:
         raise
-    except (Exception, SystemExit) as error:  # it is the user's code, which raises what it likes
-        raise TrainingError(f"train() raised {type(error).__name__}: {error}") from error
+    except BaseException as error:  # it is the user's code, which raises what it likes
+        raise TrainingError(f"train() raised {described(error)}") from error
     _check_estimator(estimator, task)
+    if task != "regression":
+        _check_classes(estimator, labels, task)
     return estimator
+
+
+def described(error: BaseException) -> str:
+    """Type and text of what the user's code raised: of bounded length, whatever it says of itself."""
+    return f"{type(error).__name__}: {_text_of(str, error)}"
+
+
+def _text_of(show: Callable[[Any], str], value: Any) -> str:
+    try:
+        text = show(value)
+    except Exception as error:  # noqa: BLE001 - it is the user's class
+        return f"(its text cannot be had: {type(error).__name__})"
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}… ({len(text)} characters)"
+
+
+def _check_classes(estimator: Any, labels: pl.Series, task: TaskType) -> None:
+    """An estimator fitted on labels of its own would be measured, and served, as something it is not."""
+    try:
+        found = classes_of(estimator, task)
+    except Exception as error:  # none, or several outputs: whatever the user's estimator has there
+        raise TrainingError(
+            f"train() returned {_text_of(repr, estimator)[:200]}, whose classes_ cannot be read: "
+            f"{described(error)}"
+        ) from error
+    given = label_texts(labels.unique().sort()).to_list()
+    if not set(found) <= set(given) or len(found) < 2:
+        raise TrainingError(
+            f"train() returned an estimator of the classes {list(found[:20])}, the labels are {given[:20]}: "
+            "fit it on the labels it was given"
+        )
 
 
 def _check_estimator(estimator: Any, task: TaskType) -> None:
@@ -93,7 +129,11 @@ def _check_estimator(estimator: Any, task: TaskType) -> None:
     needed = ["predict"] if task == "regression" else ["predict", "predict_proba"]
     missing = [name for name in needed if not callable(getattr(estimator, name, None))]
     if missing or isinstance(estimator, type):
-        what = f"the class {estimator.__name__}" if isinstance(estimator, type) else repr(estimator)[:200]
+        what = (
+            f"the class {estimator.__name__}"
+            if isinstance(estimator, type)
+            else _text_of(repr, estimator)[:200]
+        )
         raise TrainingError(
             f"train() returned {what}; for {task} it must return a fitted estimator "
             f"with {' and '.join(needed)}"
@@ -101,7 +141,9 @@ def _check_estimator(estimator: Any, task: TaskType) -> None:
     try:
         check_is_fitted(estimator)
     except (NotFittedError, TypeError) as error:
-        raise TrainingError(f"train() returned an estimator that is not fitted: {error}") from error
+        raise TrainingError(
+            f"train() returned an estimator that is not fitted: {described(error)}"
+        ) from error
 
 
 def classes_of(estimator: Any, task: TaskType) -> tuple[str, ...]:

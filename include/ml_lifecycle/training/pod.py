@@ -55,6 +55,8 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     """Run the job named in the environment; returns the exit code."""
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     options = json.loads(environment.get(LAKE_OPTIONS_VARIABLE) or "{}")
+    # They are credentials: the user's code has no use for them, and may print its environment.
+    os.environ.pop(LAKE_OPTIONS_VARIABLE, None)
     lake = Lake(environment[LAKE_VARIABLE], options)
     job = from_json(TrainingJob, lake.read_json(environment[JOB_VARIABLE]))
     if _is_done(lake, job):

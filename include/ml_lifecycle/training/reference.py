@@ -20,6 +20,7 @@ from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.onnx import Prediction
 from ml_lifecycle.errors import TrainingError
 from ml_lifecycle.records import ColumnSpec, TaskType
+from ml_lifecycle.training.fit import described
 
 Array = NDArray[Any]
 
@@ -70,11 +71,22 @@ def estimator_answers(estimator: Any, served: pl.DataFrame, task: TaskType) -> P
 
 
 def _answer(estimator: Any, batch: pl.DataFrame, task: TaskType) -> Prediction:
-    rows = batch.to_pandas()
+    """:raises ValueError: the answers are of another shape than the task's, or no numbers. Retry: no."""
+    rows, n = batch.to_pandas(), batch.height
     if task == "regression":
-        return Prediction(np.asarray(estimator.predict(rows), dtype=np.float64).reshape(-1), None)
+        predictions = np.asarray(estimator.predict(rows), dtype=np.float64)
+        _check_numbers("predict()", predictions, [(n,), (n, 1)])
+        return Prediction(predictions.reshape(-1), None)
     probabilities = np.asarray(estimator.predict_proba(rows), dtype=np.float64)
-    return Prediction(probabilities, np.asarray(estimator.predict(rows)))
+    _check_numbers("predict_proba()", probabilities, [(n, len(estimator.classes_))])
+    return Prediction(probabilities, np.asarray(estimator.predict(rows)).reshape(n))
+
+
+def _check_numbers(what: str, answers: Array, shapes: list[tuple[int, ...]]) -> None:
+    if answers.shape not in shapes:
+        raise ValueError(f"{what} gives an array of shape {answers.shape}, expected {shapes[0]}")
+    if odd := np.count_nonzero(~np.isfinite(answers).reshape(len(answers), -1).all(axis=1)):
+        raise ValueError(f"{what} gives NaN or infinity for {odd} of {len(answers)} rows")
 
 
 def make_reference(
@@ -87,9 +99,7 @@ def make_reference(
     try:
         answers = estimator_answers(estimator, holdout, task)
     except Exception as error:  # whatever the user's estimator raises
-        raise TrainingError(
-            f"the estimator cannot answer the holdout: {type(error).__name__}: {error}"
-        ) from error
+        raise TrainingError(f"the estimator cannot answer the holdout: {described(error)}") from error
     probes, names = probe_rows(holdout, columns)
     parts = [answers]
     for name, probe in zip(names, probes.iter_slices(1), strict=True):
@@ -98,7 +108,7 @@ def make_reference(
         except Exception as error:  # whatever the user's estimator raises
             raise TrainingError(
                 f"the estimator cannot answer a row with {name}, as production will send it: "
-                f"{type(error).__name__}: {error}. Encoders need handle_unknown, missing values an imputer"
+                f"{described(error)}. Encoders need handle_unknown, missing values an imputer"
             ) from error
     labels = None
     if task != "regression":

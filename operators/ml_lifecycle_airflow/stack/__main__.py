@@ -84,12 +84,27 @@ def down() -> int:
 
 
 def status() -> int:
-    """Print what runs."""
-    for name in (".run", ".demo"):
-        stack = _stack(name)
-        if stack.root.exists():
-            print(f"{stack.root}: {len(supervise.processes(stack))} processes")
-    return 0
+    """Print every process with its state; returns 0 if all that should run does."""
+    stacks = [stack for stack in map(_stack, (".run", ".demo")) if stack.root.exists()]
+    if not stacks:
+        print("no stack was ever started here: make up starts one")
+    return max([_print_status(stack) for stack in stacks], default=0)
+
+
+def _print_status(stack: Stack) -> int:
+    states = supervise.program_states(stack)
+    if not states:
+        left = len(supervise.processes(stack))
+        print(
+            f"{stack.root}: "
+            + (f"no supervisor, but {left} processes; make down ends them" if left else "stopped")
+        )
+        return 1 if left else 0
+    print(f"{stack.root}:")
+    width = max(len(state.name) for state in states)
+    for state in states:
+        print(f"  {state.name:<{width}}  {state.state:<8}  {state.detail}")
+    return 0 if all(state.state == "RUNNING" for state in states) else 1
 
 
 def access(stack: Stack) -> Access:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle_airflow.stack.config import DATABASES, ENVIRONMENTS, Stack
@@ -21,11 +24,17 @@ from ml_lifecycle_airflow.preload import preload
 preload()
 """
 
+_UNREADABLE = re.compile(r"[\"\\\n\r]|\s[;#]|%\(here\)s")
+
 
 class StackError(LifecycleError):
     """A process of the stack did not come up. Retry: perhaps; the message names its log."""
 
     retryable = True
+
+
+class StackPathError(LifecycleError):
+    """A path cannot stand in supervisord's configuration. Retry: no, use another folder."""
 
 
 def _programs(stack: Stack) -> dict[str, list[str]]:
@@ -70,20 +79,22 @@ def write_configuration(stack: Stack) -> Path:
         _write_private(stack.root / "tokens" / name, keys[name])
     passwords = {user: stack.password(user) for user in stack.users}
     _write_private(stack.root / "passwords.json", json.dumps(passwords))
+    root, logs, socket = (_escaped(path) for path in (stack.root, stack.logs, _socket(stack)))
     sections = [
         "[supervisord]\n"
-        f"logfile={stack.logs / 'supervisord.log'}\npidfile={stack.root / 'supervisord.pid'}\n"
-        f"childlogdir={stack.logs}\nloglevel=info\n",
-        f"[unix_http_server]\nfile={_socket(stack)}\nchmod=0700\n",
+        f"logfile={logs}/supervisord.log\npidfile={root}/supervisord.pid\n"
+        f"childlogdir={logs}\nloglevel=info\n",
+        f"[unix_http_server]\nfile={socket}\nchmod=0700\n",
         "[rpcinterface:supervisor]\n"
         "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface\n",
-        f"[supervisorctl]\nserverurl=unix://{_socket(stack)}\n",
+        f"[supervisorctl]\nserverurl=unix://{socket}\n",
     ]
     for name, command in _programs(stack).items():
-        quoted = " ".join(f'"{part}"' for part in command).replace("%", "%%")
+        quoted = " ".join(f'"{_escaped(part)}"' for part in command)
         sections.append(
-            f"[program:{name}]\ncommand={quoted}\ndirectory={stack.root}\n"
-            f"stdout_logfile={stack.logs / name}.log\nredirect_stderr=true\n"
+            f"[program:{name}]\ncommand={quoted}\ndirectory={root}\n"
+            # Of log files alone it fills in names twice.
+            f"stdout_logfile={_escaped(logs)}/{name}.log\nredirect_stderr=true\n"
             "stdout_logfile_maxbytes=20MB\nstdout_logfile_backups=1\n"
             "autostart=true\nautorestart=true\nstartsecs=3\nstartretries=5\n"
             "stopasgroup=true\nkillasgroup=true\nstopwaitsecs=20\n"
@@ -91,6 +102,20 @@ def write_configuration(stack: Stack) -> Path:
     path = stack.root / "supervisord.conf"
     path.write_text("\n".join(sections))
     return path
+
+
+def _escaped(value: object) -> str:
+    """As supervisord reads it back: it fills in names after a percent sign, and cuts comments off.
+
+    :raises StackPathError: it cannot be written so that supervisord reads it back. Retry: no.
+    """
+    text = str(value)
+    if _UNREADABLE.search(text):
+        raise StackPathError(
+            f"supervisord cannot be told of {text!r}: move the checkout, or Python, to a folder whose name "
+            "has no quotation mark, backslash, line end or %(here)s, and no ';' or '#' after a blank"
+        )
+    return text.replace("%", "%%")
 
 
 def _socket(stack: Stack) -> Path:
@@ -144,6 +169,7 @@ def start(stack: Stack, say: Callable[[str], None]) -> None:
     """Create the databases and start every process; returns when all of them answer.
 
     :raises PortTakenError: a port is in use. Retry: yes, with another.
+    :raises StackPathError: the folder's name cannot be written for supervisord. Retry: no.
     :raises StackError: a process did not come up in five minutes, or PostgreSQL refused. Retry: perhaps.
     :raises LifecycleError: the stack's state belongs to databases elsewhere. Retry: no.
     """
@@ -236,6 +262,36 @@ def processes(stack: Stack) -> list[int]:
         if marked and process.pid not in mine:
             found.append(process.pid)
     return found
+
+
+@dataclass(frozen=True)
+class ProgramState:
+    """One program as supervisord sees it: ``RUNNING``, ``STARTING``, ``BACKOFF``, ``FATAL``, ``STOPPED`` …
+
+    :param detail: process id and time since its start, or why it does not run
+    """
+
+    name: str
+    state: str
+    detail: str
+
+
+def program_states(stack: Stack) -> list[ProgramState]:
+    """Every program's state, by name; none when no supervisor answers."""
+    from xmlrpc.client import ServerProxy
+
+    from supervisor.xmlrpc import SupervisorTransport
+
+    transport = SupervisorTransport(None, None, f"unix://{_socket(stack)}")
+    try:
+        # The address is not used: the transport knows the socket.
+        found: Any = ServerProxy("http://127.0.0.1", transport).supervisor.getAllProcessInfo()
+    except OSError:
+        return []
+    finally:
+        transport.close()
+    states = [ProgramState(each["name"], each["statename"], each["description"]) for each in found]
+    return sorted(states, key=lambda state: state.name)
 
 
 def _supervisor(stack: Stack) -> int | None:
