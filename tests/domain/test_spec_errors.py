@@ -76,6 +76,8 @@ CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
     ("bad moment", "model.yaml", "2025-01-01T00:00:00Z", "2025-01-01"),
     ("a year is no moment", "model.yaml", "2025-01-01T00:00:00Z", "2025"),
     ("bad cron", "model.yaml", "labels:\n", "schedules: {train: '@daily'}\nlabels:\n"),
+    ("no such time zone", "model.yaml", "labels:\n", "schedules: {timezone: America/NewYork}\nlabels:\n"),
+    ("an offset is no time zone", "model.yaml", "labels:\n", "schedules: {timezone: '+01:00'}\nlabels:\n"),
     ("bad memory", "model.yaml", "training:\n", "training:\n  resources: {memory: 2 GB}\n"),
     ("tab", "model.yaml", "  column: left", "\tcolumn: left"),
     ("tag", "model.yaml", "name: churn", "name: !!python/object/apply:os.system [id]"),
