@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select
+from sqlalchemy import Connection, Row, insert, select
 
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.tables import intervals
@@ -49,14 +49,6 @@ def claim_interval(
             insert(intervals).values(dag_id=dag_id, run_id=run_id, start=claimed.start, end=claimed.end)
         )
     return claimed
-
-
-def begins_chain(database: Database, dag_id: str, run_id: str) -> bool:
-    """Whether no run of the DAG's chain reaches further back than this one, which is a link of it."""
-    with database.read() as connection:
-        own = _kept(connection, dag_id, run_id)
-        first = connection.scalar(select(func.min(intervals.c.start)).where(intervals.c.dag_id == dag_id))
-    return own is not None and own.start == first
 
 
 def _kept(connection: Connection, dag_id: str, run_id: str) -> Interval | None:

@@ -53,17 +53,18 @@ class MaterialiseOperator(StageOperator):
         self.environment = environment
 
     def stage(self, resources: Resources, context: Context) -> Materialisation:
-        """Return what was written: what became known in the interval, in a first run all before it too."""
-        from ml_lifecycle.ledger.intervals import begins_chain
-        from ml_lifecycle.records import Interval, Snapshot, from_json
-        from ml_lifecycle.stages.feature_tables import BEGINNING
+        """Return what was written."""
+        from ml_lifecycle.records import Snapshot, from_json
         from ml_lifecycle.stages.online_features import materialise
 
-        snapshot, dag_run = from_json(Snapshot, self.snapshot), context["dag_run"]
-        window, store = snapshot.run.interval, resources.online_store(self.environment)
-        if begins_chain(resources.database(), dag_run.dag_id, dag_run.run_id):
-            window = Interval(BEGINNING, window.end)
-        return materialise(resources.model, resources.lake(), snapshot, store, window)
+        snapshot = from_json(Snapshot, self.snapshot)
+        return materialise(
+            resources.model,
+            resources.lake(),
+            snapshot,
+            resources.online_store(self.environment),
+            snapshot.run.interval,
+        )
 
 
 class PrepareFeaturesOperator(StageOperator):
