@@ -78,7 +78,7 @@ def _dag(model: ModelFolder, dag_id: str, what: str, **arguments: Any) -> DAG:
         dag_id=dag_id,
         description=f"{spec.name}: {what}",
         doc_md=f"### {spec.name}\n{spec.description}",
-        schedule=CronDataIntervalTimetable(cron, timezone="UTC") if cron else None,
+        schedule=CronDataIntervalTimetable(cron, timezone=spec.schedules.timezone) if cron else None,
         catchup=False,
         tags=["ml-lifecycle", spec.name, *([spec.team] if spec.team else []), *spec.tags],
         access_control=spec.access_control or None,

@@ -1,14 +1,23 @@
 """The moment and the interval a run stands for, however it was started.
 
-From the run's conf if given (``as_of``, ``interval``), else from an explicit data interval, else from
-where the model's last run of the same DAG ended to this run's time. The run's time is Airflow's
-``run_after``, which stays the same over retries and clears; the wall clock is never asked.
+| started by | interval | as_of |
+|---|---|---|
+| conf with ``interval`` | that | the conf's, else its end |
+| a schedule | its data interval, and before it whatever no run has done yet | its end |
+| a backfill, or REST with a date | its data interval | the conf's, else its end |
+| anything else | from where the last run ended to ``as_of`` | the conf's, else the run's time |
+
+The run's time is the date it was given, else Airflow's ``run_after``; both stay the same over retries and
+clears. A data interval of no length, as a DAG without a schedule has, and one that ends after a conf's
+``as_of`` do not count. The wall clock decides nothing; only an ``as_of`` in the future is refused by it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ml_lifecycle.errors import LifecycleError
@@ -17,6 +26,7 @@ from ml_lifecycle.records import Interval, Run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.sdk.types import DagRunProtocol
 
     from ml_lifecycle.ledger.database import Database
     from ml_lifecycle.spec.model import ModelSpec
@@ -26,6 +36,9 @@ class RunConfError(LifecycleError):
     """The run's conf cannot be read. Retry: no, trigger again with a right one."""
 
 
+# A browser that starts a run sends its own clock's time as the run's date.
+_CLOCK_SKEW = timedelta(minutes=5)
+
 # Airflow's OpenLineage provider adds its own key to the conf of triggered runs.
 _KEYS = frozenset({"as_of", "interval", "openlineage"})
 
@@ -33,23 +46,30 @@ _KEYS = frozenset({"as_of", "interval", "openlineage"})
 def resolve_run(context: Context, spec: ModelSpec, database: Database) -> Run:
     """Which run this is and the time it stands for.
 
-    :raises RunConfError: conf has unknown keys, bad times or a reversed interval. Retry: no.
+    :raises RunConfError: conf has unknown keys, bad times or a reversed interval, or the run stands for a
+        time that has not come. Retry: no.
     """
     dag_run = context["dag_run"]
     as_of, interval = read_conf(dag_run.conf or {})
-    start, end = dag_run.data_interval_start, dag_run.data_interval_end
-    if interval is None and as_of is None and start is not None and end is not None and start < end:
-        interval = Interval(_utc(start), _utc(end))
+    dated = _data_interval(dag_run)
     if as_of is None:
-        as_of = interval.end if interval is not None else _utc(dag_run.run_after)
-    interval = claim_interval(
-        database,
-        dag_run.dag_id,
-        dag_run.run_id,
-        as_of,
-        given=interval,
-        first_start=spec.training.data.start,
-    )
+        known = interval or dated
+        as_of = _utc(dag_run.run_after) if known is None else known.end
+    _refuse_the_future(as_of, context["ti"].start_date)
+    if dated is not None and (not dated.length or as_of < dated.end):
+        dated = None
+    scheduled = dated is not None and is_scheduled(dag_run)
+    if interval is None and not scheduled:
+        interval = dated
+    if interval is None:
+        interval = claim_interval(
+            database,
+            dag_run.dag_id,
+            dag_run.run_id,
+            dated or Interval(min(spec.training.data.start, as_of), as_of),
+            whole=scheduled,
+            succeeded=partial(_succeeded, context),
+        )
     return Run(
         model=spec.name,
         run_id=f"{dag_run.dag_id}/{dag_run.run_id}",
@@ -57,6 +77,47 @@ def resolve_run(context: Context, spec: ModelSpec, database: Database) -> Run:
         interval=interval,
         requested_by=dag_run.triggering_user_name,
     )
+
+
+def awaited(context: Context, run: Run) -> Run:
+    """The run with only the part of its interval that data have to arrive for.
+
+    A scheduled run may stand for missed ones as well; it waits for the data of its own schedule.
+    """
+    own = _data_interval(context["dag_run"])
+    if own is None or not is_scheduled(context["dag_run"]):
+        return run
+    return replace(run, interval=Interval(max(own.start, run.interval.start), run.interval.end))
+
+
+def is_scheduled(dag_run: DagRunProtocol) -> bool:
+    """Whether a schedule made the run."""
+    return dag_run.run_type == "scheduled"
+
+
+def _succeeded(context: Context, run_id: str) -> bool:
+    """Whether another run of the DAG did its work; one that somebody deleted is not made up for."""
+    from airflow.sdk.exceptions import AirflowRuntimeError
+
+    try:
+        return bool(context["ti"].get_dagrun_state(context["dag_run"].dag_id, run_id) == "success")
+    except AirflowRuntimeError as error:
+        if (error.error.detail or {}).get("status_code") == 404:
+            return True
+        raise
+
+
+def _data_interval(dag_run: DagRunProtocol) -> Interval | None:
+    start, end = dag_run.data_interval_start, dag_run.data_interval_end
+    return None if start is None or end is None else Interval(_utc(start), _utc(end))
+
+
+def _refuse_the_future(as_of: datetime, now: datetime) -> None:
+    if as_of > now + _CLOCK_SKEW:
+        raise RunConfError(
+            f"the run stands for {as_of.isoformat()}, but it is {_utc(now).isoformat(timespec='seconds')}: "
+            "what will be known by then is not known yet; give an earlier as_of, or none for now"
+        )
 
 
 def read_conf(conf: Mapping[str, Any]) -> tuple[datetime | None, Interval | None]:

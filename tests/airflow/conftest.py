@@ -122,6 +122,7 @@ def context() -> Callable[..., Any]:
         run = {
             "dag_id": "delays__train",
             "run_id": "manual__1",
+            "run_type": "manual",
             "run_after": NOW,
             "conf": {},
             "data_interval_start": NOW - timedelta(days=1),

@@ -56,6 +56,14 @@ def test_a_cron_in_the_spec_is_a_data_interval(world: World) -> None:
     assert not dags["delays__promote"].timetable.can_be_scheduled
 
 
+def test_crons_go_by_the_clock_that_the_spec_names(world: World) -> None:
+    local = world.edit(
+        "model.yaml", "task:", "schedules: {train: '0 3 * * *', timezone: America/New_York}\ntask:"
+    )
+    timetable = CronDataIntervalTimetable("0 3 * * *", timezone="America/New_York")
+    assert built(local)["delays__train"].schedule == timetable
+
+
 def test_owner_team_tags_and_access_are_airflow_s_own(world: World) -> None:
     owned = world.edit(
         "model.yaml",

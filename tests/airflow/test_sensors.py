@@ -21,6 +21,12 @@ def sensor(world: World, **arguments: Any) -> DataArrivalSensor:
     return DataArrivalSensor(task_id="wait", folder=world.path, **arguments)
 
 
+async def _first(trigger: Any) -> Any:
+    """What it emits first."""
+    async for event in trigger.run():
+        return event.payload
+
+
 def test_before_the_data_it_pokes_false_and_defers(timed: World, context: Context) -> None:
     waiting = sensor(timed, poke_interval=7, timeout=60)
     assert waiting.poke(context()) is False
@@ -47,14 +53,51 @@ def test_the_trigger_it_defers_to_agrees_with_its_poke(timed: World, context: Co
     with pytest.raises(TaskDeferred) as deferral:
         sensor(timed, poke_interval=0.01).execute(context())
     timed.arrive()
-
-    async def first() -> Any:
-        async for event in deferral.value.trigger.run():
-            return event.payload
-
-    event = asyncio.run(asyncio.wait_for(first(), 20))
+    event = asyncio.run(asyncio.wait_for(_first(deferral.value.trigger), 20))
     assert sensor(timed).poke(context()) is True
     assert sensor(timed).execute_complete(context(), event) is None
+
+
+def test_a_source_with_a_connection_of_its_own_is_looked_for_there(
+    timed: World, context: Context, connect: Callable[..., None]
+) -> None:
+    """Both ways, for each makes its own way to the files."""
+    elsewhere = timed.edit("model.yaml", "event_time: at}", "event_time: at, connection: landing}")
+    connect("landing", conn_type="ml_lifecycle_lake", extra={"url": str(timed.root / "landing")})
+    waiting = sensor(elsewhere, poke_interval=0.01)
+    assert waiting.poke(context()) is False
+    with pytest.raises(TaskDeferred) as deferral:
+        waiting.execute(context())
+    timed.arrive()
+    assert waiting.poke(context()) is True
+    assert asyncio.run(asyncio.wait_for(_first(deferral.value.trigger), 20)) == {"status": "arrived"}
+
+
+def test_what_has_arrived_is_looked_for_by_the_folder_as_it_is_then(timed: World, context: Context) -> None:
+    with pytest.raises(TaskDeferred) as deferral:
+        sensor(timed, poke_interval=0.01).execute(context())
+    timed.arrive()
+    event = asyncio.run(asyncio.wait_for(_first(deferral.value.trigger), 20))
+    moved = timed.edit("model.yaml", "uri: rows.parquet", "uri: moved.parquet")
+    with pytest.raises(TaskDeferred) as again:
+        sensor(moved).execute_complete(context(), event)
+    assert again.value.trigger.spec["sources"]["rows"]["uri"] == "moved.parquet"
+
+
+def test_a_scheduled_run_that_stands_for_missed_ones_waits_for_its_own_data(
+    timed: World, context: Context
+) -> None:
+    week = timedelta(days=7)
+    own = {"data_interval_start": NOW - timedelta(days=1), "data_interval_end": NOW}
+    earlier = {key: moment - week for key, moment in own.items()}
+    first = context(run_id="first", run_type="scheduled", **earlier)
+    sensor(timed, deferrable=False).poke(first)
+    late = context(run_id="late", run_type="scheduled", **own)
+    late["ti"].get_dagrun_state = lambda dag_id, run_id: "success"
+    timed.arrive(NOW - timedelta(days=3))
+    assert sensor(timed).poke(late) is False
+    timed.arrive()
+    assert sensor(timed).poke(late) is True
 
 
 def test_a_source_that_can_never_be_read_fails_at_once_either_way(timed: World, context: Context) -> None:

@@ -31,8 +31,9 @@ def database(database_url: str) -> Database:
     return database
 
 
-def claim(database: Database, run_id: str, as_of: datetime, given: Interval | None = None) -> Interval:
-    return claim_interval(database, "delays__train", run_id, as_of, given=given, first_start=START)
+def claim(database: Database, run_id: str, as_of: datetime) -> Interval:
+    own = Interval(START, as_of)
+    return claim_interval(database, "delays__train", run_id, own, whole=False, succeeded=lambda _: True)
 
 
 def ends(database: Database) -> list[datetime]:
@@ -145,25 +146,6 @@ def test_postgresql_is_reached_by_the_driver_that_is_installed(postgres_url: str
     database = Database(postgres_url.replace("postgresql", scheme, 1))
     database.migrate()
     assert claim(database, "one", NOW) == Interval(START, NOW)
-
-
-def test_runs_follow_each_other_without_gap_or_overlap(database: Database) -> None:
-    later = NOW + timedelta(hours=1)
-    assert claim(database, "one", NOW) == Interval(START, NOW)
-    assert claim(database, "two", later) == Interval(NOW, later)
-    assert claim(database, "one", NOW) == Interval(START, NOW)
-
-
-def test_a_backfill_follows_what_ended_before_it(database: Database) -> None:
-    claim(database, "one", NOW)
-    claim(database, "late", NOW + timedelta(days=9))
-    assert claim(database, "between", NOW + timedelta(days=1)) == Interval(NOW, NOW + timedelta(days=1))
-
-
-def test_a_given_interval_is_kept(database: Database) -> None:
-    given = Interval(START, START + timedelta(days=1))
-    assert claim(database, "one", NOW, given) == given
-    assert claim(database, "one", NOW) == given
 
 
 def test_a_window_is_one_row_however_often_it_is_monitored(database: Database) -> None:

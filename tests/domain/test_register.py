@@ -42,10 +42,12 @@ def binary(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> Train
     return trained_and_logged(tmp_path_factory.mktemp("register"), "binary", tracking_uri)
 
 
-def trained_and_logged(root: Path, task: TaskType, tracking_uri: str) -> Trained:
+def trained_and_logged(
+    root: Path, task: TaskType, tracking_uri: str, name: str | None = None, shift: timedelta = timedelta(0)
+) -> Trained:
     lake = Lake(str(root / "lake"))
-    folder = make_folder(root, task)
-    training_set = make_training_set(lake, folder, requested_by="alice")
+    folder = make_folder(root, task, name=name)
+    training_set = make_training_set(lake, folder, requested_by="alice", shift=shift)
     trained = train_here(lake, folder, root / "scratch", training_set)
     return replace(trained, training=log_training(tracking_uri, lake, trained.training))
 
@@ -93,6 +95,10 @@ def test_a_model_is_registered_once_with_all_that_built_it(
         "ml_lifecycle.snapshot_digest": training.snapshot_digest,
         "ml_lifecycle.code_digest": training.code_digest,
         "ml_lifecycle.requested_by": "alice",
+        "ml_lifecycle.as_of": training.run.as_of.isoformat(),
+        "ml_lifecycle.interval": "/".join(
+            edge.isoformat() for edge in (training.run.interval.start, training.run.interval.end)
+        ),
     }
     assert expected.items() <= version.tags.items()
 
@@ -141,6 +147,44 @@ def test_older_data_than_the_champions_are_for_the_record(binary: Trained, track
     assert aliases(tracking_uri, spec.name) == before
     same = register(tracking_uri, spec, binary.lake, binary.training, judged(binary, 0.44), train_end)
     assert same.role == "candidate"
+
+
+@pytest.mark.parametrize("order", [("newer", "older"), ("older", "newer")])
+def test_of_trainings_that_end_in_any_order_the_newest_data_become_the_candidate(
+    tracking_uri: str, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    shifts = {"newer": timedelta(0), "older": timedelta(days=-1)}
+    name = f"ends_{order[0]}_first"
+    trained = {
+        age: trained_and_logged(tmp_path / age, "regression", tracking_uri, name, shifts[age])
+        for age in order
+    }
+
+    def go(age: str, decided: tuple[str, ...] = ()) -> ModelVersion:
+        one = trained[age]
+        return register(
+            tracking_uri, one.folder.spec, one.lake, one.training, judged(one), None, decided=decided
+        )
+
+    made = {age: go(age) for age in order}
+    assert made["newer"].role == "candidate"
+    assert aliases(tracking_uri, name)["candidate"] == made["newer"].version
+    assert made["older"].role == ("record" if order[0] == "newer" else "candidate")
+
+    # Rejected, approved or rolled back: what was decided is in nobody's way.
+    trained["older"].lake.delete(f"versions/{name}/{made['older'].version}/manifest.json")
+    assert go("older").role == "record"
+    trained["older"].lake.delete(f"versions/{name}/{made['older'].version}/manifest.json")
+    assert go("older", decided=(made["newer"].version,)).role == "candidate"
+
+
+def test_what_is_found_again_carries_the_run_that_asked(binary: Trained, tracking_uri: str) -> None:
+    spec, evaluation = binary.folder.spec, judged(binary, 0.48)
+    first = register(tracking_uri, spec, binary.lake, binary.training, evaluation, None)
+    run = replace(binary.training.run, run_id="later", requested_by="ben")
+    again = register(tracking_uri, spec, binary.lake, replace(binary.training, run=run), evaluation, None)
+    assert again == replace(first, run=run)
+    assert again.requested_by == "alice", "whoever made it may not approve it"
 
 
 def test_a_model_that_missed_a_gate_is_never_a_candidate(binary: Trained, tracking_uri: str) -> None:

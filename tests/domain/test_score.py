@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,8 @@ def test_a_file_and_a_frame_of_the_same_rows_are_one_result(lake, trained):
     data.write_parquet(path, row_group_size=77)
     spec = make_spec("binary")
     from_file = score(spec, lake, RUN, training, "1", "training_sets/late/x/holdout.parquet")
-    assert score(spec, lake, RUN, training, "1", data.lazy()) == from_file
+    later = replace(RUN, run_id="score__2", as_of=DAY + timedelta(days=1))
+    assert score(spec, lake, later, training, "1", data.lazy()) == replace(from_file, run=later)
     assert score(spec, lake, RUN, training, "1", data.reverse().lazy()).digest != from_file.digest
     assert score(spec, lake, RUN, training, "2", data.lazy()).digest != from_file.digest
 

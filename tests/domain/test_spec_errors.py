@@ -89,6 +89,8 @@ CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
     ("a moment before there were any", "model.yaml", "2025-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00"),
     ("a year is no moment", "model.yaml", "2025-01-01T00:00:00Z", "2025"),
     ("bad cron", "model.yaml", "labels:\n", "schedules: {train: '@daily'}\nlabels:\n"),
+    ("no such time zone", "model.yaml", "labels:\n", "schedules: {timezone: America/NewYork}\nlabels:\n"),
+    ("an offset is no time zone", "model.yaml", "labels:\n", "schedules: {timezone: '+01:00'}\nlabels:\n"),
     ("bad memory", "model.yaml", "training:\n", "training:\n  resources: {memory: 2 GB}\n"),
     ("tab", "model.yaml", "  column: left", "\tcolumn: left"),
     ("tag", "model.yaml", "name: churn", "name: !!python/object/apply:os.system [id]"),

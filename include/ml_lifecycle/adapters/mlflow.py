@@ -10,6 +10,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,9 @@ def _lineage(training: Training) -> dict[str, str]:
         f"{TAG}.model_digest": training.model_digest,
         f"{TAG}.train_end": training.train_end.isoformat(),
         f"{TAG}.as_of": training.run.as_of.isoformat(),
+        f"{TAG}.interval": "/".join(
+            moment.isoformat() for moment in (training.run.interval.start, training.run.interval.end)
+        ),
         f"{TAG}.run_id": training.run.run_id,
         f"{TAG}.requested_by": training.run.requested_by or "",
         f"{TAG}.packages": _json(training.packages).decode(),
@@ -231,6 +235,22 @@ def _versions(client: Any, name: str, training: Training, evaluation: Evaluation
         f" and tags.`{TAG}.evaluation_digest` = '{evaluation.digest}'"
     )
     return sorted((str(version.version) for version in found), key=int)
+
+
+def passed_later(tracking_uri: str, name: str, train_end: datetime) -> list[str]:
+    """The versions that passed their gates with training rows that end after ``train_end``.
+
+    :raises ServerUnavailableError: MLflow does not answer. Retry: yes.
+    """
+    with _answering(tracking_uri):
+        found = _client(tracking_uri).search_model_versions(
+            f"name = '{name}' and tags.`{TAG}.passed` = 'true'"
+        )
+    return [
+        str(version.version)
+        for version in found
+        if datetime.fromisoformat(version.tags[f"{TAG}.train_end"]) > train_end
+    ]
 
 
 def _ensure_registered_model(client: Any, name: str) -> None:

@@ -112,6 +112,14 @@ def open_requests(database: Database, model: str | None = None) -> list[Approval
         return [_request(row) for row in connection.execute(query)]
 
 
+def decided_versions(database: Database, model: str) -> frozenset[str]:
+    """The versions of the model that somebody approved or rejected."""
+    decided = requests.c.outcome.in_(("approve", "reject"))
+    with database.read() as connection:
+        query = select(requests.c.version).where(requests.c.model == model, decided)
+        return frozenset(connection.scalars(query))
+
+
 def _refuse_if_outdated(connection: Connection, evidence: Evidence) -> None:
     versions = connection.scalars(select(requests.c.version).where(requests.c.model == evidence.model)).all()
     newest = max(map(int, versions), default=0)

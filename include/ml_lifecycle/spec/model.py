@@ -22,6 +22,7 @@ from ml_lifecycle.spec.types import (
     Strict,
     Tag,
     Text,
+    TimeZone,
 )
 
 
@@ -31,7 +32,7 @@ class Source(Strict):
     :param uri: fsspec URL or path of the files, ``*`` and ``**`` allowed; relative ones are relative to the
         lake. ``{start}`` and ``{end}`` are not expanded: files are filtered by their rows' event time.
     :param event_time: when a row's event happened; None for a static table, which is read whole each time.
-        Rows at or after the end of the run's interval are left out
+        Rows at or after the end of the run's interval are left out. Times without an offset are UTC
     :param known_at: when a row became known; rows known at or after ``as_of`` are left out. It replaces the
         cut by event time: a schedule is known before its events. A row without it is known at its event
     :param keys: what identifies a row, together with ``event_time``. Of rows with the same identity the one
@@ -273,11 +274,16 @@ class Notify(Strict):
 
 
 class Schedules(Strict):
-    """Cron expressions (UTC) of the scheduled DAGs; None leaves a DAG to REST and triggers."""
+    """Cron expressions of the scheduled DAGs; None leaves a DAG to REST and triggers.
+
+    :param timezone: whose clock the crons go by, an IANA name such as Europe/Berlin. Where clocks change, a
+        day's interval is 23 or 25 hours long
+    """
 
     train: Cron | None = None
     monitor: Cron | None = None
     score: Cron | None = None
+    timezone: TimeZone = "UTC"
 
 
 class Connections(Strict):

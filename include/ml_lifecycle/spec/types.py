@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta
 from typing import Annotated, Any
+from zoneinfo import available_timezones
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +25,8 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
+
+from ml_lifecycle.spec.problems import suggest
 
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _LONGEST = 50 * 365 * 86_400  # from any moment, back or forth, it leads to one; Kubernetes takes it as well
@@ -168,6 +171,16 @@ Cron = Annotated[
     str,
     _text(r"^([A-Za-z0-9*/,#?-]+ ){4}[A-Za-z0-9*/,#?-]+$", 'must be five cron fields, such as "0 3 * * *"'),
 ]
+
+
+def _known_zone(value: str) -> str:
+    if value not in (zones := available_timezones()):
+        near = suggest(value, sorted(zones))[:-1]
+        raise ValueError("; ".join(["must be an IANA time zone, such as Europe/Berlin", *near]))
+    return value
+
+
+TimeZone = Annotated[str, AfterValidator(_known_zone), Field(examples=["UTC", "America/New_York"])]
 
 # Kubernetes quantities.
 Cpu = Annotated[str, _text(r"^([0-9]+m|[0-9]+(\.[0-9]+)?)$", 'must be a CPU quantity, such as "2" or 500m')]

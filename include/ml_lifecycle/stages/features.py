@@ -25,7 +25,7 @@ from ml_lifecycle.adapters.tables import TIMESTAMP, write_parquet
 from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.records import ColumnSpec, Interval, Snapshot, TrainingSet, digest_of, from_json, to_json
 from ml_lifecycle.spec.folder import ModelFolder, load_module
-from ml_lifecycle.spec.model import Labels
+from ml_lifecycle.spec.model import Labels, ModelSpec
 from ml_lifecycle.spec.types import format_duration
 from ml_lifecycle.stages.feature_tables import (
     INSTANT,
@@ -71,7 +71,7 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
 
     features = features_of(folder)
     tables = build_tables(folder, lake, snapshot)
-    spans = _Spans.of(folder, run.as_of)
+    spans = Spans.of(spec, run.as_of)
     training, holdout = spans.split(_known_labels(folder, lake, tables, run.as_of))
     with local_tables(lake, tables) as path:
         joined, registry = _join(features, path, spec.labels, pl.concat([training, holdout]))
@@ -142,7 +142,7 @@ def build_scoring_rows(
 
 
 @dataclass(frozen=True)
-class _Spans:
+class Spans:
     """Which event times are trained on, and which are held out."""
 
     train: Interval
@@ -151,12 +151,12 @@ class _Spans:
     known_at: str
 
     @classmethod
-    def of(cls, folder: ModelFolder, as_of: datetime) -> _Spans:
+    def of(cls, spec: ModelSpec, as_of: datetime) -> Spans:
         """The spans of a training as of ``as_of``.
 
         :raises FeatureError: the data do not reach far enough back. Retry: no.
         """
-        labels, data = folder.spec.labels, folder.spec.training.data
+        labels, data = spec.labels, spec.training.data
         holdout = Interval(as_of - labels.delay - data.holdout, as_of - labels.delay)
         train_end = holdout.start - labels.delay
         start = data.start if data.window is None else max(data.start, train_end - data.window)

@@ -99,7 +99,7 @@ def monitor(
     digest = _inputs_digest(spec, run, log, training, truth, label_error)
     path = f"monitoring/{spec.name}/{digest}"
     if lake.exists(f"{path}/manifest.json"):
-        return from_json(Monitoring, lake.read_json(f"{path}/manifest.json"))
+        return replace(from_json(Monitoring, lake.read_json(f"{path}/manifest.json")), run=run)
 
     found = _measure(spec, lake, log, rows, versions, training, truth)
     pages, failures = _write_reports(spec, lake, path, training, found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime
 from typing import Literal
 
@@ -18,14 +20,17 @@ def register(
     training: Training,
     evaluation: Evaluation,
     champion_train_end: datetime | None,
+    decided: Collection[str] = (),
 ) -> ModelVersion:
     """The version of this model and evaluation; made if there is none, by whoever comes first.
 
-    It becomes the ``candidate`` if it passed every gate and its data do not end before the champion's;
-    else it is registered for the record, without an alias.
+    It becomes the ``candidate`` if it passed every gate and its data end neither before the champion's nor
+    before those of a version that still waits for a decision; else it is registered for the record, without
+    an alias.
 
     :param training: as :func:`ml_lifecycle.stages.train.log_training` returned it
     :param champion_train_end: where the champion's training rows end; None without a champion
+    :param decided: the versions that were approved or rejected already
     :raises IntegrityError: the ONNX file does not have its digest. Retry: no.
     :raises ServerUnavailableError: MLflow does not answer. Retry: yes.
     """
@@ -42,12 +47,15 @@ def register(
     )
     path = f"versions/{spec.name}/{version}/manifest.json"
     try:
-        return from_json(ModelVersion, lake.read_json(path))
+        return replace(from_json(ModelVersion, lake.read_json(path)), run=training.run)
     except LakeFileMissingError:
         pass
     older = champion_train_end is not None and training.train_end < champion_train_end
-    role: Literal["candidate", "record"] = "record" if older or not evaluation.passed else "candidate"
-    if role == "candidate":
+    # Asked after this version is there: of two trainings that end at once, one at least sees the other.
+    waiting = set(mlflow.passed_later(tracking_uri, spec.name, training.train_end)) - set(decided)
+    candidate = evaluation.passed and not older and not waiting
+    role: Literal["candidate", "record"] = "candidate" if candidate else "record"
+    if candidate:
         mlflow.set_candidate(tracking_uri, spec.name, version)
     registered = ModelVersion(
         run=training.run,

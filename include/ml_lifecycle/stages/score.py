@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -55,7 +56,7 @@ def score(
     )
     path = f"scores/{spec.name}/{digest}"
     if lake.exists(f"{path}/manifest.json"):
-        return from_json(Scoring, lake.read_json(f"{path}/manifest.json"))
+        return replace(from_json(Scoring, lake.read_json(f"{path}/manifest.json")), run=run)
     session = open_session(lake.read_bytes(training.model_path, training.model_digest))
     total = 0
     for number, batch in enumerate(_batches(frame, part_rows)):

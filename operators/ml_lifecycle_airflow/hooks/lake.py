@@ -10,6 +10,7 @@ from ml_lifecycle.errors import LifecycleError
 
 if TYPE_CHECKING:
     from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.spec.model import ModelSpec
 
 
 class ConnectionIncompleteError(LifecycleError):
@@ -25,6 +26,12 @@ def connection_url(conn_id: str) -> str:
     if not isinstance(url, str) or not url:
         raise ConnectionIncompleteError(f'connection {conn_id!r} needs {{"url": "…"}} in its extra')
     return url
+
+
+def source_options(spec: ModelSpec) -> dict[str, dict[str, Any]]:
+    """What fsspec needs for each connection that a source names; never log it."""
+    named = {source.connection for source in spec.sources.values() if source.connection is not None}
+    return {connection: LakeHook(connection).storage_options() for connection in sorted(named)}
 
 
 class LakeHook(BaseHook):

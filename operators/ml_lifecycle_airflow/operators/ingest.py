@@ -19,17 +19,16 @@ class IngestOperator(StageOperator):
     def stage(self, resources: Resources, context: Context) -> Snapshot:
         """Return the snapshot."""
         from ml_lifecycle.stages.ingest import ingest
-        from ml_lifecycle_airflow.hooks.lake import LakeHook
+        from ml_lifecycle_airflow.hooks.lake import source_options
 
         spec = resources.spec
         run = resolve_run(context, spec, resources.database())
-        options = {
-            source.connection: LakeHook(source.connection).storage_options()
-            for source in spec.sources.values()
-            if source.connection is not None
-        }
         snapshot = ingest(
-            spec, resources.lake(), run, contracts=resources.model.contracts, storage_options=options
+            spec,
+            resources.lake(),
+            run,
+            contracts=resources.model.contracts,
+            storage_options=source_options(spec),
         )
         for name, table in snapshot.tables.items():
             self.log.info("%s: %d rows in %d files", name, table.rows, len(table.files))

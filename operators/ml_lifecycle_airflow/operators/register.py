@@ -33,11 +33,12 @@ class RegisterOperator(StageOperator):
     def stage(self, resources: Resources, context: Context) -> ModelVersion:
         """Return the registered version."""
         from ml_lifecycle.delivery.lineage import find_champion
+        from ml_lifecycle.ledger.requests import decided_versions
         from ml_lifecycle.records import Evaluation, Training, from_json
         from ml_lifecycle.stages.register import register
 
-        lake = resources.lake()
-        champion = find_champion(resources.spec, lake, resources.database())
+        lake, database = resources.lake(), resources.database()
+        champion = find_champion(resources.spec, lake, database)
         version = register(
             resources.mlflow(),
             resources.spec,
@@ -45,6 +46,7 @@ class RegisterOperator(StageOperator):
             from_json(Training, self.training),
             from_json(Evaluation, self.evaluation),
             None if champion is None else champion.training.train_end,
+            decided_versions(database, resources.spec.name),
         )
         self.log.info("version %s is %s", version.version, version.role)
         return version

@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from ml_lifecycle_airflow.links import ModelPageLink
 from ml_lifecycle_airflow.operators.base import Resources, final_errors_fail_at_once, required_folder
-from ml_lifecycle_airflow.run_time import resolve_run
+from ml_lifecycle_airflow.run_time import awaited, resolve_run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 class DataArrivalSensor(BaseSensorOperator):
-    """Wait until every source has data for the run's interval.
+    """Wait until every source has data for the run's interval; a scheduled run, for its schedule's.
+
+    While it waits in the triggerer, which never sees the model folder, it looks for what ``model.yaml`` said
+    when it began; clear it to look by a changed one. What has arrived is looked for once more with the folder
+    as it is then, since the tasks that follow read by that.
 
     :param folder: the model folder
     :param deferrable: wait in the triggerer (default) or in the worker
@@ -39,11 +43,13 @@ class DataArrivalSensor(BaseSensorOperator):
 
     def _missing(self, context: Context) -> tuple[Run, tuple[str, ...]]:
         from ml_lifecycle.stages.ingest import not_arrived
+        from ml_lifecycle_airflow.hooks.lake import source_options
 
         resources = Resources(self.folder)
         with final_errors_fail_at_once():
-            run = resolve_run(context, resources.spec, resources.database())
-            missing = not_arrived(resources.spec, resources.lake(), run)
+            spec = resources.spec
+            run = awaited(context, resolve_run(context, spec, resources.database()))
+            missing = not_arrived(spec, resources.lake(), run, storage_options=source_options(spec))
         if missing:
             start = run.interval.start.isoformat()
             self.log.info("waiting for an event at or after %s in %s", start, ", ".join(missing))
@@ -71,9 +77,10 @@ class DataArrivalSensor(BaseSensorOperator):
         )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
-        """Finish with what the trigger saw.
+        """Finish with what the trigger saw, or wait on if the model folder asks for something else by now.
 
         :raises AirflowFailException: a source can never be read as declared. Retry: no.
         """
         if event["status"] != "arrived":
             raise AirflowFailException(event["message"])
+        self.execute(context)

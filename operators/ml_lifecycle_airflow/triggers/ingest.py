@@ -12,7 +12,8 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 class DataArrivalTrigger(BaseTrigger):
     """Poll the sources until each has data for the interval.
 
-    :param spec: the model's spec as JSON: the triggerer never sees the DAG bundle
+    :param spec: the model's spec as JSON, as it was when the wait began: the triggerer never sees the DAG
+        bundle; the sensor looks by the newest spec once this has ended
     :param run: the run's record
     :param poll_interval: seconds between two looks
     """
@@ -52,12 +53,11 @@ class DataArrivalTrigger(BaseTrigger):
             await asyncio.sleep(self.poll_interval)
 
     def _look(self) -> tuple[str, ...]:
-
         from ml_lifecycle.records import Run, from_json
         from ml_lifecycle.spec.model import ModelSpec
         from ml_lifecycle.stages.ingest import not_arrived
-        from ml_lifecycle_airflow.hooks.lake import LakeHook
+        from ml_lifecycle_airflow.hooks.lake import LakeHook, source_options
 
         spec = ModelSpec.model_validate(self.spec)
-        lake = LakeHook(spec.connections.lake).get_conn()
-        return not_arrived(spec, lake, from_json(Run, self.run_record))
+        lake, run = LakeHook(spec.connections.lake).get_conn(), from_json(Run, self.run_record)
+        return not_arrived(spec, lake, run, storage_options=source_options(spec))
