@@ -51,7 +51,8 @@ with DAG(
     version = RegisterOperator(task_id="register", training=training.output, evaluation=evaluation.output)
 
     # Delivery: what was judged travels as one evidence record, bound by its digest.
-    evidence = EvidenceOperator(task_id="evidence", version="{{ ti.xcom_pull('register')['version'] }}")
+    registered = "{{ ti.xcom_pull('register')['version'] }}"
+    evidence = EvidenceOperator(task_id="evidence", version=registered)
     staging_features = PrepareFeaturesOperator(
         task_id="prepare_staging", evidence=evidence.output, environment="staging"
     )
@@ -63,7 +64,7 @@ with DAG(
     production = DeployOperator(
         task_id="deploy_production", evidence=evidence.output, environment="production"
     )
-    champion = MarkChampionOperator(task_id="mark_champion")
+    champion = MarkChampionOperator(task_id="mark_champion", version=registered)
 
     snapshot >> validation >> training_set >> training >> evaluation >> version >> evidence
     evidence >> staging_features >> staging >> approval

@@ -10,13 +10,18 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_lifecycle.errors import LifecycleError
+
+if TYPE_CHECKING:
+    from ml_lifecycle.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,86 @@ def _new(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _state_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--database", metavar="URL", help="default: $ML_LIFECYCLE_DATABASE")
+    parser.add_argument("--lake", metavar="URL", help="the stages' lake; default: $ML_LIFECYCLE_LAKE")
+    parser.add_argument(
+        "--environment-lake",
+        metavar="NAME=URL",
+        type=_named_url,
+        action="append",
+        default=[],
+        help="an environment's lake, once for each; default: $ML_LIFECYCLE_<NAME>_LAKE",
+    )
+
+
+def _named_url(text: str) -> tuple[str, str]:
+    name, _, url = text.partition("=")
+    if not (name and url):
+        raise argparse.ArgumentTypeError(f"{text!r}: write an environment and its lake, production=URL")
+    return name, url
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a time such as 2013-06-30T12:00:00Z") from error
+    if moment.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} has no offset; end it with Z for UTC")
+    return moment.astimezone(UTC)
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from ml_lifecycle.settings import Settings
+
+    return Settings.read(
+        os.environ,
+        database=arguments.database,
+        lake=arguments.lake,
+        environment_lakes=dict(arguments.environment_lake),
+    )
+
+
+def _ledger_verify(arguments: argparse.Namespace) -> int:
+    from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.delivery.audit import open_ledger, verify
+
+    settings = _settings(arguments)
+    lakes = settings.environment_lakes
+    checked = verify(open_ledger(settings.database), [Lake(url) for url in lakes.values()])
+    print(
+        f"the ledger verifies: {checked.entries} entries, {checked.releases} releases, and {checked.heads} "
+        f"heads in the routes of {', '.join(lakes) or 'no environment: name their lakes to compare them too'}"
+    )
+    return 0
+
+
+def _live_arguments(parser: argparse.ArgumentParser) -> None:
+    _state_arguments(parser)
+    parser.add_argument("--at", type=_moment, metavar="TIME", help="e.g. 2013-06-30T12:00:00Z; default: now")
+    parser.add_argument("--model", help="only this model; default: all")
+    parser.add_argument("--environment", default="production", help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+
+
+def _live(arguments: argparse.Namespace) -> int:
+    from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.delivery.audit import as_table, live_at, open_ledger, verify
+
+    settings = _settings(arguments)
+    moment = arguments.at or datetime.now(UTC)
+    ledger = open_ledger(settings.database)
+    verify(ledger, [Lake(url) for url in settings.environment_lakes.values()])
+    lake = None if settings.lake is None else Lake(settings.lake)
+    found = live_at(ledger, arguments.environment, moment, model=arguments.model, lake=lake)
+    if arguments.json:
+        print(json.dumps([live.to_json() for live in found], indent=1))
+    else:
+        print(as_table(arguments.environment, moment, found))
+    return 0
+
+
 COMMANDS = (
     Command(
         "check",
@@ -106,6 +191,13 @@ COMMANDS = (
     ),
     Command("schema", "print the JSON Schema of a spec file, for editors", _schema_arguments, _schema),
     Command("new", "write a working model folder to start from", _new_arguments, _new),
+    Command("live", "show what was live at a time, and who let it", _live_arguments, _live),
+    Command(
+        "ledger verify",
+        "recompute the ledger's chain and compare it with the published routes",
+        _state_arguments,
+        _ledger_verify,
+    ),
 )
 
 

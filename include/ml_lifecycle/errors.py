@@ -65,6 +65,14 @@ class NotApprovedError(LifecycleError):
     """The ledger holds no approval for exactly this evidence. Retry: no, ask for approval."""
 
 
+class NotConfirmedError(LifecycleError):
+    """An environment has not confirmed what it should serve by now. Retry: no, deploy there first."""
+
+
+class RecordMismatchError(LifecycleError):
+    """A record from another task is not the one in the lake. Retry: no, clear the task that returned it."""
+
+
 class ChampionChangedError(LifecycleError):
     """Another version became champion after the evidence was made. Retry: no, evaluate against it again."""
 

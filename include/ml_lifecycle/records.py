@@ -315,7 +315,10 @@ class ModelVersion(Record):
 
 @dataclass(frozen=True)
 class Evidence(Record):
-    """Everything an approver judges. ``digest`` is over all other fields but ``path``."""
+    """Everything an approver judges. ``digest`` is over all other fields but ``path``.
+
+    :param train_end: where the training rows end
+    """
 
     schema: ClassVar[str] = "evidence/1"
     model: str
@@ -325,6 +328,8 @@ class Evidence(Record):
     model_digest: str
     evaluation_digest: str
     snapshot_digest: str
+    code_digest: str
+    train_end: AwareDatetime
     champion_version: str | None
     champion_digest: str | None
     evaluation_path: str

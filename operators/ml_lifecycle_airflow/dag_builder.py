@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, Param, get_parsing_context
+from airflow.sdk import DAG, Asset, BaseOperator, CronDataIntervalTimetable, Param, get_parsing_context
 
 from ml_lifecycle.spec.folder import load_folder
 from ml_lifecycle_airflow.operators.approve import EvidenceOperator
@@ -144,12 +144,19 @@ def _promote(model: ModelFolder, dag_id: str) -> DAG:
         approval = ApprovalSensor(
             task_id="approve", evidence=gathered.output, deadline=spec.approvers.deadline
         )
-        staged = _environment_tasks(gathered, "staging")
-        released = _environment_tasks(gathered, "production")
-        champion = MarkChampionOperator(task_id="mark_champion", outlets=[asset(spec.name, "champion")])
-        gathered >> staged[0]
-        staged[-1] >> approval >> released[0]
-        released[-1] >> champion
+        ready: BaseOperator = gathered
+        for environment in spec.before("production"):
+            prepared, deployed = _environment_tasks(gathered, environment)
+            ready >> prepared
+            ready = deployed
+        prepared, released = _environment_tasks(gathered, "production")
+        champion = MarkChampionOperator(
+            task_id="mark_champion",
+            version="{{ dag_run.conf['version'] }}",
+            outlets=[asset(spec.name, "champion")],
+        )
+        ready >> approval >> prepared
+        released >> champion
     return dag
 
 

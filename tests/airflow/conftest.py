@@ -32,6 +32,7 @@ os.environ |= {"AIRFLOW_HOME": _HOME, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
 
 from ml_lifecycle.adapters.lake import Lake  # noqa: E402
 from ml_lifecycle.ledger.database import Database  # noqa: E402
+from ml_lifecycle.records import ModelVersion, Monitoring, Snapshot, to_json  # noqa: E402
 from ml_lifecycle.spec.folder import ModelFolder, load_folder  # noqa: E402
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -59,6 +60,15 @@ class World:
         assert old in text
         path.write_text(text.replace(old, new))
         return World(load_folder(self.folder.path), self.lake, self.database, self.root)
+
+    def file(self, record: Snapshot | ModelVersion | Monitoring) -> dict[str, Any]:
+        """Write a record's manifest as its stage does; returns what the stage's task would."""
+        if isinstance(record, ModelVersion):
+            path = f"versions/{record.name}/{record.version}/manifest.json"
+        else:
+            path = record.path if isinstance(record, Snapshot) else f"{record.path}/manifest.json"
+        self.lake.write_json(path, to_json(record))
+        return to_json(record)
 
     def arrive(self, at: datetime = NOW - timedelta(hours=1)) -> None:
         """Let the source's file arrive, with one event."""

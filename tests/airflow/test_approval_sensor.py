@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskAwaitingInput
 from airflow.sdk.execution_time.comms import CreateHITLDetailPayload
-from delivery_kit import make_candidate
+from delivery_kit import confirm_staging, make_candidate
 
-from ml_lifecycle.ledger.ledger import Ledger
+from ml_lifecycle.ledger.ledger import DECISION, Ledger
 from ml_lifecycle.ledger.requests import open_requests
 from ml_lifecycle.records import Approval, Evidence, from_json, to_json
 from ml_lifecycle_airflow.sensors.approve import ApprovalSensor
@@ -24,10 +24,12 @@ PROMOTE = {"dag_id": "delays__promote", "run_id": "candidate__v1"}
 
 @pytest.fixture
 def evidence(world: World) -> Evidence:
-    """Of version 1, whose training ``ann`` started."""
+    """Of version 1, whose training ``ann`` started; staging has confirmed it."""
     candidate = make_candidate(world.lake, 1, b"model")
-    world.lake.write_json("versions/delays/1/manifest.json", to_json(candidate.version))
-    return candidate.evidence(world.lake)
+    world.file(candidate.version)
+    made = candidate.evidence(world.lake)
+    confirm_staging(world.database, made)
+    return made
 
 
 def sensor(world: World, evidence: Evidence) -> ApprovalSensor:
@@ -66,7 +68,7 @@ def shown(supervisor: Any) -> list[Any]:
 def decisions(world: World) -> list[tuple[Any, Any, Any]]:
     ledger = Ledger(world.database)
     ledger.verify()
-    entries = ledger.entries("delays")
+    entries = [entry for entry in ledger.entries("delays") if entry.kind == DECISION]
     return [(entry.payload["decision"], entry.payload["user"], entry.payload["reason"]) for entry in entries]
 
 
@@ -112,9 +114,29 @@ def test_evidence_that_was_changed_on_its_way_is_not_shown(
     waiting = ApprovalSensor(
         task_id="approve", folder=world.path, evidence=forged, deadline=timedelta(days=3)
     )
-    with pytest.raises(AirflowFailException, match="IntegrityError"):
+    with pytest.raises(AirflowFailException, match="RecordMismatchError"):
         waiting.execute(context("approve", **PROMOTE))
     assert shown(supervisor) == []
+
+
+def test_without_evidence_it_fails_at_once(world: World, context: Context, supervisor: Any) -> None:
+    """As when the task before was marked as success and returned nothing."""
+    waiting = ApprovalSensor(task_id="approve", folder=world.path, evidence=None, deadline=timedelta(days=3))
+    with pytest.raises(AirflowFailException, match="expected a record of schema 'evidence/1', got None"):
+        waiting.execute(context("approve", **PROMOTE))
+    assert shown(supervisor) == []
+
+
+def test_what_staging_has_not_confirmed_is_not_asked_about(
+    world: World, context: Context, supervisor: Any
+) -> None:
+    candidate = make_candidate(world.lake, 2, b"never staged")
+    world.file(candidate.version)
+    waiting = sensor(world, candidate.evidence(world.lake))
+    with pytest.raises(AirflowFailException, match="NotConfirmedError: staging has not confirmed version 2"):
+        waiting.execute(context("approve", **PROMOTE))
+    assert shown(supervisor) == []
+    assert open_requests(world.database) == []
 
 
 def test_a_yes_is_written_to_the_ledger_with_the_evidence_s_digest(
@@ -149,6 +171,22 @@ def test_no_answer_by_the_deadline_is_a_no_by_nobody(
     with pytest.raises(AirflowFailException, match="rejected by nobody, its deadline passed"):
         sensor(world, evidence).execute_complete(context("approve", **PROMOTE), late)
     assert decisions(world) == [("reject", None, "")]
+
+
+def test_a_yes_after_the_deadline_is_the_no_that_the_deadline_was(
+    world: World, evidence: Evidence, context: Context, supervisor: Any
+) -> None:
+    asked(world, evidence, context("approve", **PROMOTE))
+    (request,) = open_requests(world.database)
+    assert request.deadline is not None
+    assert request.deadline - request.opened_at == timedelta(days=3)
+    late = {**answer("Approve", "cem"), "responded_at": request.deadline}
+    with pytest.raises(AirflowFailException, match="by nobody, its deadline passed: cem answered at"):
+        sensor(world, evidence).execute_complete(context("approve", **PROMOTE), late)
+    ((decision, user, reason),) = decisions(world)
+    assert (decision, user) == ("reject", None)
+    assert reason.startswith("cem answered at ")
+    assert Ledger(world.database).approval_for(evidence.digest) is None
 
 
 @pytest.mark.parametrize("user", ["ann", "mallory", None])

@@ -104,6 +104,16 @@ def test_the_stages_follow_each_other(world: World) -> None:
     }
 
 
+def test_a_promotion_goes_through_the_environments_in_the_order_listed(world: World) -> None:
+    longer = world.edit(
+        "model.yaml", "  production:", "  canary: {server: c, lake: c, online_store: c}\n  production:"
+    )
+    tasks = built(longer)["delays__promote"].task_dict
+    assert tasks["deploy_staging"].downstream_task_ids == {"prepare_canary"}
+    assert tasks["deploy_canary"].downstream_task_ids == {"approve"}
+    assert tasks["mark_champion"].version == "{{ dag_run.conf['version'] }}"
+
+
 def test_while_a_task_runs_only_its_own_dag_is_built(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(_PARSING, "delays__monitor")
     assert list(built(world)) == ["delays__monitor"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import pytest
@@ -16,8 +17,9 @@ from airflow.sdk.execution_time.comms import OKResponse, SetXCom
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
 import ml_lifecycle_airflow
+from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.errors import GateError
-from ml_lifecycle.records import Interval, Record, Run
+from ml_lifecycle.records import Interval, ModelVersion, Monitoring, Record, Run, to_json
 from ml_lifecycle_airflow import RegisterOperator, RequestPromotionOperator, RetrainOperator
 from ml_lifecycle_airflow.links import MlflowRunLink, ReportLink, model_url, report_url, run_url
 from ml_lifecycle_airflow.operators.base import Resources, StageOperator
@@ -137,27 +139,47 @@ def test_a_task_that_died_before_its_report_leads_to_none(monkeypatch: pytest.Mo
     assert finish(task, monkeypatch)[1]["_link_ReportLink"] == ""
 
 
-def test_a_promotion_that_was_requested_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
-    version = {"name": "flight_delay", "version": "3", "role": "candidate"}
-    task = in_dag(RequestPromotionOperator, version=version, trigger_dag_id="flight_delay__promote")
+@pytest.fixture
+def filed(tmp_path: Path, connect: Any) -> Callable[[str, Record], dict[str, Any]]:
+    """Write a record's manifest into the lake of the model; returns what its task would."""
+    lake = Lake(str(tmp_path / "lake"))
+    connect("ml_lifecycle_lake", conn_type="ml_lifecycle_lake", extra={"url": lake.url})
+
+    def write(path: str, record: Record) -> dict[str, Any]:
+        lake.write_json(path, to_json(record))
+        return to_json(record)
+
+    return write
+
+
+def version(role: Literal["candidate", "record"]) -> ModelVersion:
+    run = Run("flight_delay", "d/r", NOW, Interval(NOW, NOW))
+    return ModelVersion(run, "flight_delay", "3", role, "0" * 64, "training/0", "evaluations/0", "run", None)
+
+
+def test_a_promotion_that_was_requested_is_linked(monkeypatch: pytest.MonkeyPatch, filed: Any) -> None:
+    record = filed("versions/flight_delay/3/manifest.json", version("candidate"))
+    task = in_dag(RequestPromotionOperator, version=record, trigger_dag_id="flight_delay__promote")
     state, links = finish(task, monkeypatch)
     assert state == "success"
     assert links["_link_TriggeredRunLink"] == "/dags/flight_delay__promote/runs/candidate__v3"
     assert links["_link_ModelPageLink"] == MODEL
 
 
-def test_a_version_for_the_record_has_no_promotion_to_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    version = {"name": "flight_delay", "version": "3", "role": "record"}
-    task = in_dag(RequestPromotionOperator, version=version, trigger_dag_id="flight_delay__promote")
+def test_a_version_for_the_record_has_no_promotion_to_link(
+    monkeypatch: pytest.MonkeyPatch, filed: Any
+) -> None:
+    record = filed("versions/flight_delay/3/manifest.json", version("record"))
+    task = in_dag(RequestPromotionOperator, version=record, trigger_dag_id="flight_delay__promote")
     state, links = finish(task, monkeypatch)
     assert state == "skipped"
     assert links == {"_link_TriggeredRunLink": "", "_link_ModelPageLink": MODEL}
 
 
 @pytest.mark.parametrize("retrain", [True, False])
-def test_a_retraining_is_linked_if_there_is_one(monkeypatch: pytest.MonkeyPatch, retrain: bool) -> None:
-    from ml_lifecycle.records import Monitoring, to_json
-
+def test_a_retraining_is_linked_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, filed: Any, retrain: bool
+) -> None:
     run = Run("flight_delay", "d/r", NOW, Interval(datetime(2026, 2, 1, tzinfo=UTC), NOW))
     found = Monitoring(
         run=run,
@@ -174,7 +196,8 @@ def test_a_retraining_is_linked_if_there_is_one(monkeypatch: pytest.MonkeyPatch,
         html_path=None,
         retrain=retrain,
     )
-    task = in_dag(RetrainOperator, monitoring=to_json(found), trigger_dag_id="flight_delay__train")
+    record = filed(f"{found.path}/manifest.json", found)
+    task = in_dag(RetrainOperator, monitoring=record, trigger_dag_id="flight_delay__train")
     link = finish(task, monkeypatch)[1]["_link_TriggeredRunLink"]
     assert bool(link) == retrain
     if retrain:

@@ -11,7 +11,7 @@ import pytest
 from airflow.sdk import BaseNotifier
 from airflow.sdk.exceptions import AirflowSkipException
 
-from ml_lifecycle.records import Finding, Interval, Monitoring, Run, to_json
+from ml_lifecycle.records import Finding, Interval, Monitoring, Run
 from ml_lifecycle.spec.model import Notify
 from ml_lifecycle_airflow.notifications import alerts
 from ml_lifecycle_airflow.operators.monitor import NotifyOperator
@@ -70,7 +70,7 @@ def monitoring(*severities: Any) -> Monitoring:
     return Monitoring(
         run=Run("delays", "m/1", NOW, WINDOW),
         digest="d",
-        path="p",
+        path="monitoring/delays/d",
         endpoint="delays",
         window=WINDOW,
         predictions=100,
@@ -125,7 +125,7 @@ def test_a_notifier_s_templates_see_alerts_and_window(world: World, context: Any
 
 
 def operator(world: World, found: Monitoring) -> NotifyOperator:
-    return NotifyOperator(task_id="notify", folder=world.path, monitoring=to_json(found))
+    return NotifyOperator(task_id="notify", folder=world.path, monitoring=world.file(found))
 
 
 def with_notifier(world: World) -> World:

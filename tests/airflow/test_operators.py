@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from unittest import mock
 
@@ -15,9 +15,22 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, D
 from delivery_kit import make_candidate, make_golden
 
 from ml_lifecycle import errors
+from ml_lifecycle.delivery.releases import Deployment, Releases
 from ml_lifecycle.errors import LifecycleError
-from ml_lifecycle.records import Interval, Monitoring, Run, Snapshot, Validation, from_json, to_json
+from ml_lifecycle.records import (
+    Evidence,
+    GateResult,
+    Interval,
+    ModelVersion,
+    Monitoring,
+    Run,
+    Snapshot,
+    Validation,
+    from_json,
+    to_json,
+)
 from ml_lifecycle.stages.approve import check_evidence
+from ml_lifecycle.stages.evaluate import inputs_digest
 from ml_lifecycle_airflow import _HOMES, __all__
 from ml_lifecycle_airflow.operators.approve import EvidenceOperator
 from ml_lifecycle_airflow.operators.base import Resources, final_errors_fail_at_once
@@ -134,7 +147,7 @@ def monitoring(retrain: bool) -> Monitoring:
     return Monitoring(
         run=Run("delays", "m/1", NOW + timedelta(hours=2), window),
         digest="d",
-        path="p",
+        path="monitoring/delays/d",
         endpoint="delays",
         window=window,
         predictions=1,
@@ -150,17 +163,20 @@ def monitoring(retrain: bool) -> Monitoring:
 
 @pytest.mark.parametrize(
     ("conf", "days"),
-    [({}, 7), ({"interval": {"start": "2026-01-01T00:00:00Z", "end": "2026-01-03T00:00:00Z"}}, 2)],
+    [
+        ({}, 7),
+        ({"interval": {"start": (NOW - timedelta(days=2)).isoformat(), "end": NOW.isoformat()}}, 2),
+    ],
 )
 def test_a_run_that_nobody_gave_a_window_looks_at_the_newest_of_the_spec(
     world: World, context: Context, connect: Any, conf: dict[str, Any], days: int
 ) -> None:
     connect("l2", conn_type="ml_lifecycle_lake", extra={"url": str(world.root / "production")})
     model = world.edit("model.yaml", "approvers:", "monitoring: {window: 7d}\napprovers:")
-    end = datetime(2026, 1, 3, tzinfo=UTC)
-    run = Run("delays", "delays__monitor/1", end, Interval(end - timedelta(days=2 if conf else 1), end))
-    snapshot = Snapshot(run, "0" * 64, "snapshots/delays/0", {})
-    operator = MonitorOperator(task_id="monitor", folder=model.path, snapshot=to_json(snapshot))
+    snapshot = Snapshot(
+        Run("delays", "delays__monitor/1", NOW, Interval(NOW, NOW)), "0" * 64, "snapshots/delays/0.json", {}
+    )
+    operator = MonitorOperator(task_id="monitor", folder=model.path, snapshot=world.file(snapshot))
     with (
         mock.patch("ml_lifecycle.stages.features.read_labels", autospec=True),
         mock.patch("ml_lifecycle.stages.monitor.monitor", autospec=True) as measure,
@@ -169,20 +185,22 @@ def test_a_run_that_nobody_gave_a_window_looks_at_the_newest_of_the_spec(
             monitoring(False), run=arguments[3], window=arguments[3].interval
         )
         window = from_json(Monitoring, operator.execute(context(conf=conf))).window
-    assert window == Interval(end - timedelta(days=days), end)
+    assert window == Interval(NOW - timedelta(days=days), NOW)
 
 
-def retraining(found: Monitoring) -> RetrainOperator:
+def retraining(world: World, found: Monitoring) -> RetrainOperator:
     return RetrainOperator(
-        task_id="retrain", folder="delays", trigger_dag_id="delays__train", monitoring=to_json(found)
+        task_id="retrain", folder=world.path, trigger_dag_id="delays__train", monitoring=world.file(found)
     )
 
 
-def test_a_window_that_asks_for_it_starts_one_retraining_by_its_own_name(context: Context) -> None:
+def test_a_window_that_asks_for_it_starts_one_retraining_by_its_own_name(
+    world: World, context: Context
+) -> None:
     triggered = []
     for found in (monitoring(True), replace(monitoring(True), digest="measured again")):
         with pytest.raises(DagRunTriggerException) as raised:
-            retraining(found).execute(context())
+            retraining(world, found).execute(context())
         triggered.append(raised.value)
     first, second = triggered
     assert first.dag_run_id == second.dag_run_id
@@ -192,19 +210,35 @@ def test_a_window_that_asks_for_it_starts_one_retraining_by_its_own_name(context
     assert first.logical_date is None
     other = replace(monitoring(True), window=Interval(NOW, NOW + timedelta(days=7)))
     with pytest.raises(DagRunTriggerException) as raised:
-        retraining(other).execute(context())
+        retraining(world, other).execute(context())
     assert raised.value.dag_run_id != first.dag_run_id
 
 
-def test_a_window_that_asks_for_none_is_skipped(context: Context) -> None:
+def test_a_window_that_asks_for_none_is_skipped(world: World, context: Context) -> None:
     with pytest.raises(AirflowSkipException):
-        retraining(monitoring(False)).execute(context())
+        retraining(world, monitoring(False)).execute(context())
+
+
+def test_a_forged_alarm_or_candidate_starts_nothing(world: World, context: Context) -> None:
+    forged = retraining(world, monitoring(False))
+    forged.monitoring["retrain"] = True
+    with pytest.raises(AirflowFailException, match=r"RecordMismatchError: .* in retrain: clear the task"):
+        forged.execute(context())
+    version = world.file(replace(make_candidate(world.lake, 7, b"model").version, role="record"))
+    asking = RequestPromotionOperator(
+        task_id="ask",
+        folder=world.path,
+        trigger_dag_id="delays__promote",
+        version={**version, "role": "candidate"},
+    )
+    with pytest.raises(AirflowFailException, match=r"RecordMismatchError: .* in role: clear the task"):
+        asking.execute(context())
 
 
 def test_a_candidate_starts_one_promotion_by_its_version(world: World, context: Context) -> None:
     version = make_candidate(world.lake, 7, b"model").version
     asking = RequestPromotionOperator(
-        task_id="ask", folder="delays", trigger_dag_id="delays__promote", version=to_json(version)
+        task_id="ask", folder=world.path, trigger_dag_id="delays__promote", version=world.file(version)
     )
     with pytest.raises(DagRunTriggerException) as raised:
         asking.execute(context())
@@ -216,24 +250,48 @@ def test_a_candidate_starts_one_promotion_by_its_version(world: World, context: 
 def test_a_version_for_the_record_starts_none(world: World, context: Context) -> None:
     version = replace(make_candidate(world.lake, 7, b"model").version, role="record")
     asking = RequestPromotionOperator(
-        task_id="ask", folder="delays", trigger_dag_id="delays__promote", version=to_json(version)
+        task_id="ask", folder=world.path, trigger_dag_id="delays__promote", version=world.file(version)
     )
     with pytest.raises(AirflowSkipException, match="version 7 is for the record only"):
         asking.execute(context())
 
 
-def test_evidence_is_gathered_for_the_version_in_the_conf(world: World, context: Context) -> None:
-    candidate = make_candidate(world.lake, 3, b"model")
-    candidate.evidence(world.lake)
-    world.lake.write_json("versions/delays/3/manifest.json", to_json(candidate.version))
-    gathering = EvidenceOperator(task_id="evidence", folder=world.path)
-    now = context(conf={"version": "3"})
-    gathering.render_template_fields(now)
-    from ml_lifecycle.records import Evidence
+def gathering(world: World, version: str) -> EvidenceOperator:
+    return EvidenceOperator(task_id="evidence", folder=world.path, version=version)
 
-    evidence = from_json(Evidence, gathering.execute(now))
+
+def registered(world: World, **changes: Any) -> ModelVersion:
+    """Version 3 with an evaluation that the spec's gates and no champion lead to."""
+    candidate = make_candidate(world.lake, 3, b"model")
+    digest = inputs_digest(world.folder.spec, candidate.training, None, None)
+    path = f"evaluations/delays/{digest}"
+    evaluation = replace(candidate.evaluation, digest=digest, path=path, **changes)
+    world.lake.write_json(f"{path}/manifest.json", to_json(evaluation))
+    version = replace(candidate.version, evaluation_path=path)
+    world.file(version)
+    return version
+
+
+def test_evidence_is_gathered_for_the_version_in_the_conf(world: World, context: Context) -> None:
+    version = registered(world)
+    operator = gathering(world, "{{ dag_run.conf['version'] }}")
+    now = context(conf={"version": "3"})
+    operator.render_template_fields(now)
+    evidence = from_json(Evidence, operator.execute(now))
     check_evidence(evidence)
     assert (evidence.version, evidence.champion_version) == ("3", None)
+    assert evidence.evaluation_path == version.evaluation_path
+
+
+def test_an_evaluation_by_other_gates_is_no_evidence(world: World, context: Context) -> None:
+    """A version registered with an evaluation of before the gates were tightened."""
+    lax = registered(world)
+    strict = world.edit("model.yaml", "metric: rmse, max: 160", "metric: rmse, max: 5")
+    failed = (GateResult("rmse", False, "at most 5", 7.25),)
+    registered(strict, passed=False, gates=failed)
+    world.file(lax)
+    with pytest.raises(AirflowFailException, match="GateError: 1 of 1 gates failed"):
+        gathering(strict, "3").execute(context())
 
 
 @pytest.mark.parametrize("version", ["../../etc", "9"])
@@ -249,7 +307,7 @@ def test_production_is_closed_without_an_approval_in_the_ledger(
 ) -> None:
     candidate = make_candidate(world.lake, 1, b"model", make_golden(2.0))
     evidence = candidate.evidence(world.lake)
-    world.lake.write_json("versions/delays/1/manifest.json", to_json(candidate.version))
+    world.file(candidate.version)
     world.lake.write_bytes("training_sets/delays/" + candidate.training.digest + "/registry.pb", b"")
     connect("l2", extra={"url": str(world.root / "production")})
     connect("s2", host="http://127.0.0.1", port=1, password="token")
@@ -271,14 +329,65 @@ def test_nothing_to_score_with_roll_back_to_or_mark_fails_at_once(
 ) -> None:
     connect("l2", extra={"url": str(world.root / "production")})
     connect("s2", host="http://127.0.0.1", port=1, password="token")
-    snapshot = to_json(Snapshot(Run("delays", "r", NOW, Interval(NOW, NOW + timedelta(1))), "d", "p", {}))
-    scoring = ScoreOperator(task_id="score", folder=world.path, snapshot=snapshot)
+    snapshot = Snapshot(Run("delays", "r", NOW, Interval(NOW, NOW + timedelta(1))), "d", "snapshots/p", {})
+    scoring = ScoreOperator(task_id="score", folder=world.path, snapshot=world.file(snapshot))
     with pytest.raises(AirflowFailException, match="delays has no champion to score with"):
         scoring.execute(context())
     with pytest.raises(AirflowFailException, match="NothingToRollBackToError"):
         RollbackOperator(task_id="back", folder=world.path).execute(context())
     with pytest.raises(AirflowFailException, match="delays has no champion"):
         MarkChampionOperator(task_id="mark", folder=world.path).execute(context())
+
+
+def test_the_alias_moves_to_the_version_that_is_live_and_to_no_other(
+    world: World, context: Context, connect: Any
+) -> None:
+    evidence = make_candidate(world.lake, 4, b"model").evidence(world.lake)
+    releases = Releases(world.database)
+    deployment = Deployment(
+        model="delays",
+        environment="production",
+        endpoint="delays",
+        version="4",
+        model_digest=evidence.model_digest,
+        evidence_digest=evidence.digest,
+        strategy="blue_green",
+        variants=(),
+        expected=None,
+    )
+    releases.confirmed(releases.begin(deployment, NOW), NOW)
+    marking = MarkChampionOperator(task_id="mark", folder=world.path, version="{{ dag_run.conf['version'] }}")
+    now = context(conf={"version": "5"})
+    marking.render_template_fields(now)
+    # MLflow has no connection here: were it asked, the error would be another.
+    with pytest.raises(
+        AirflowFailException, match="version 5 of delays is not live in production, version 4 is"
+    ):
+        marking.execute(now)
+
+
+def test_who_asked_is_the_run_s_own_starter_whatever_a_record_says(timed: World, context: Context) -> None:
+    timed.arrive()
+    now = context(triggering_user_name="ann")
+    snapshot = IngestOperator(task_id="ingest", folder=timed.path).execute(now)
+    snapshot["run"] |= {
+        "requested_by": "ben",
+        "run_id": "delays__train/another",
+        "as_of": "2030-01-01T00:00:00Z",
+    }
+    validating = ValidateOperator(task_id="validate", folder=timed.path, snapshot=snapshot)
+    validation = from_json(Validation, validating.execute(now))
+    assert (validation.run.requested_by, validation.run.run_id) == ("ann", "delays__train/manual__1")
+    assert validation.run.as_of == NOW
+
+
+def test_a_snapshot_that_was_tampered_with_is_not_validated(timed: World, context: Context) -> None:
+    timed.arrive()
+    snapshot = IngestOperator(task_id="ingest", folder=timed.path).execute(context())
+    snapshot["tables"]["rows"]["files"][0]["rows"] = 2
+    validating = ValidateOperator(task_id="validate", folder=timed.path, snapshot=snapshot)
+    with pytest.raises(AirflowFailException, match=r"RecordMismatchError: .* in tables: clear the task"):
+        validating.execute(context())
 
 
 def test_an_environment_has_a_lake_a_server_and_a_store_of_its_own(world: World, connect: Any) -> None:

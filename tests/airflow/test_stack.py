@@ -25,6 +25,7 @@ from supervisor.options import ServerOptions
 
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.ledger.database import Database
+from ml_lifecycle.settings import Settings
 from ml_lifecycle_airflow.hooks.database import LifecycleDatabaseHook
 from ml_lifecycle_airflow.hooks.lake import LakeHook
 from ml_lifecycle_airflow.hooks.mlflow import MlflowHook
@@ -108,6 +109,17 @@ def test_secrets_are_private_made_once_and_of_this_stack_only(stack: Stack, tmp_
     other = Stack(root=tmp_path / "other", ports=stack.ports).secrets
     assert all(first[name] != other[name] for name in first)
     assert len(set(first.values())) == len(first)
+
+
+def test_a_shell_that_sources_the_settings_file_knows_where_the_state_is(stack: Stack) -> None:
+    supervise.write_configuration(stack)
+    sourced = f". {shlex.quote(str(stack.settings_file))} && env --null"
+    done = subprocess.run(
+        ["bash", "-c", sourced], env={"PATH": os.environ["PATH"]}, capture_output=True, check=True
+    )
+    variables = dict(line.split("=", 1) for line in done.stdout.decode().split("\0") if line)
+    assert Settings.read(variables) == stack.settings
+    assert Settings.read(variables).environment_lakes.keys() == set(ENVIRONMENTS)
 
 
 def test_whatever_holds_a_secret_on_disk_is_private(stack: Stack) -> None:

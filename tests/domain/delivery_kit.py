@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.delivery.releases import Deployment, Releases
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.requests import RequestKey
@@ -152,10 +153,38 @@ def make_candidate(lake: Lake, number: int, model: bytes, golden: dict[str, Any]
 def approve(
     database: Database, evidence: Evidence, champion: Release | None, run_id: str = "promote"
 ) -> None:
-    """Ask for approval, and have ``ben`` give it."""
+    """Have staging confirm it, ask for approval, and have ``ben`` give it."""
+    confirm_staging(database, evidence)
     ledger, key = Ledger(database), RequestKey("delays__promote", f"{run_id}__{evidence.digest}", "approve")
     request_approval(ledger, evidence, key, ("ben", "cem"), NOW)
     record_decision(ledger, evidence, key, "approve", "ben", NOW, champion=champion)
+
+
+def confirm_staging(database: Database, evidence: Evidence) -> Release:
+    """A release in staging as a deployment leaves it, without a server."""
+    live = Releases(database).live("staging", evidence.model)
+    if live is not None and live.evidence_digest == evidence.digest:
+        return live
+    return Releases(database).confirmed(begin_staging(database, evidence), NOW)
+
+
+def begin_staging(database: Database, evidence: Evidence) -> Release:
+    """A release in staging that is under way."""
+    live = Releases(database).live("staging", evidence.model)
+    return Releases(database).begin(
+        Deployment(
+            model=evidence.model,
+            environment="staging",
+            endpoint=evidence.model,
+            version=evidence.version,
+            model_digest=evidence.model_digest,
+            evidence_digest=evidence.digest,
+            strategy="blue_green",
+            variants=(),
+            expected=None if live is None else live.revision,
+        ),
+        NOW,
+    )
 
 
 def make_model(slope: float) -> bytes:

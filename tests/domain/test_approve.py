@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from delivery_kit import NOW, Candidate, make_candidate, make_spec
+from delivery_kit import NOW, Candidate, begin_staging, confirm_staging, make_candidate, make_spec
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.releases import Releases
 from ml_lifecycle.errors import (
     ApprovalError,
     ChampionChangedError,
     GateError,
     IntegrityError,
+    NotConfirmedError,
     UnsafeNameError,
 )
 from ml_lifecycle.ledger.database import Database
@@ -23,6 +25,7 @@ from ml_lifecycle.records import Evidence, GateResult, Release, from_json
 from ml_lifecycle.stages.approve import (
     approval_page,
     assigned_approvers,
+    check_environments,
     evidence_digest,
     make_evidence,
     record_decision,
@@ -221,12 +224,102 @@ class TestDecision:
         with pytest.raises(ApprovalError, match="open for evidence"):
             request_approval(ledger, other, KEY, ASSIGNED, NOW)
 
+    @pytest.mark.parametrize(("minutes", "counts"), [(59, True), (60, False), (61, False)])
+    @pytest.mark.parametrize("decision", ["approve", "reject"])
+    def test_an_answer_counts_until_the_deadline(
+        self, ledger: Ledger, lake: Lake, candidate: Candidate, decision: Any, minutes: int, counts: bool
+    ) -> None:
+        evidence, deadline = candidate.evidence(lake), NOW + timedelta(hours=1)
+        request_approval(ledger, evidence, KEY, ASSIGNED, NOW, deadline)
+        given = NOW + timedelta(minutes=minutes)
+        answers = (ledger, evidence, KEY, decision, "ben", given)
+        if counts and decision == "approve":
+            assert record_decision(*answers, champion=None).approved_by == "ben"
+        else:
+            by = "ben" if counts else "nobody, its deadline passed: ben answered at"
+            with pytest.raises(ApprovalError, match=f"was rejected by {by}"):
+                record_decision(*answers, champion=None)
+        (entry,) = ledger.entries()
+        assert entry.payload["user"] == ("ben" if counts else None)
+        assert open_requests(ledger.database) == []
+
+    def test_a_request_of_before_there_were_deadlines_has_none(
+        self, ledger: Ledger, evidence: Evidence
+    ) -> None:
+        (request,) = open_requests(ledger.database)
+        assert request.deadline is None
+        late = NOW + timedelta(days=1000)
+        approval = record_decision(ledger, evidence, KEY, "approve", "ben", late, champion=None)
+        assert approval.approved_at == late
+
+    def test_a_task_asks_about_one_evidence_however_often_it_is_cleared(
+        self, ledger: Ledger, lake: Lake, evidence: Evidence, candidate: Candidate
+    ) -> None:
+        other, again = candidate.evidence(lake, champion()), replace(KEY, attempt=2)
+        with pytest.raises(ApprovalError, match=f"asked about evidence {evidence.digest} before"):
+            request_approval(ledger, other, again, ASSIGNED, NOW)
+        assert request_approval(ledger, evidence, again, ASSIGNED, NOW).key == again
+        request_approval(ledger, other, replace(KEY, run_id="another"), ASSIGNED, NOW)
+
     def test_other_models_are_left_alone(self, ledger: Ledger, lake: Lake, evidence: Evidence) -> None:
         changed = replace(make_candidate(lake, 10, b"newer").evidence(lake), model="other")
         other = replace(changed, digest=evidence_digest(changed))
         request_approval(ledger, other, replace(KEY, run_id="other"), ASSIGNED, NOW)
         assert [one.model for one in open_requests(ledger.database)] == ["delays", "other"]
         assert decide(ledger, evidence, "approve", "cem").approved_by == "cem"
+
+
+class TestEnvironments:
+    def test_each_one_before_production_confirms_exactly_this_evidence(
+        self, ledger: Ledger, lake: Lake, candidate: Candidate
+    ) -> None:
+        spec, releases = make_spec(), Releases(ledger.database)
+        evidence = candidate.evidence(lake)
+        with pytest.raises(NotConfirmedError, match=f"staging has not confirmed .* {evidence.digest}"):
+            check_environments(spec, releases, evidence)
+        confirm_staging(ledger.database, make_candidate(lake, 4, b"other").evidence(lake))
+        with pytest.raises(NotConfirmedError):
+            check_environments(spec, releases, evidence)
+        confirm_staging(ledger.database, evidence)
+        check_environments(spec, releases, evidence)
+        newer = make_candidate(lake, 5, b"newer").evidence(lake)
+        confirm_staging(ledger.database, newer)
+        check_environments(spec, releases, evidence)
+
+    def test_what_was_rolled_back_there_is_not_confirmed(
+        self, ledger: Ledger, lake: Lake, candidate: Candidate
+    ) -> None:
+        releases = Releases(ledger.database)
+        confirm_staging(ledger.database, make_candidate(lake, 2, b"older").evidence(lake))
+        evidence = candidate.evidence(lake)
+        release = confirm_staging(ledger.database, evidence)
+        back = releases.begin_restore(release, NOW, reason="bad", request="r")
+        releases.confirmed(back, NOW)
+        with pytest.raises(NotConfirmedError):
+            check_environments(make_spec(), releases, evidence)
+
+    def test_one_that_has_begun_or_failed_has_not_confirmed(
+        self, ledger: Ledger, lake: Lake, candidate: Candidate
+    ) -> None:
+        evidence, releases = candidate.evidence(lake), Releases(ledger.database)
+        begun = begin_staging(ledger.database, evidence)
+        with pytest.raises(NotConfirmedError):
+            check_environments(make_spec(), releases, evidence)
+        withdrawn = releases.begin_restore(begun, NOW, reason="checks failed")
+        assert releases.confirmed(withdrawn, NOW).evidence_digest == evidence.digest
+        with pytest.raises(NotConfirmedError):
+            check_environments(make_spec(), releases, evidence)
+
+    def test_all_that_are_listed_before_it_and_none_after(
+        self, ledger: Ledger, lake: Lake, candidate: Candidate
+    ) -> None:
+        one = {"server": "server", "lake": "lake", "online_store": "store"}
+        names = ("staging", "canary", "production", "mirror")
+        spec, evidence = make_spec(environments=dict.fromkeys(names, one)), candidate.evidence(lake)
+        assert spec.before("production") == ("staging", "canary")
+        confirm_staging(ledger.database, evidence)
+        with pytest.raises(NotConfirmedError, match="canary has not confirmed version 3"):
+            check_environments(spec, Releases(ledger.database), evidence)
 
 
 class TestPage:

@@ -16,6 +16,7 @@ from ml_lifecycle.ledger.database import (
     DatabaseUrlError,
 )
 from ml_lifecycle.ledger.intervals import claim_interval
+from ml_lifecycle.ledger.ledger import Ledger, append_entry
 from ml_lifecycle.ledger.tables import intervals
 from ml_lifecycle.ledger.windows import newest_windows, record_window
 from ml_lifecycle.records import Interval
@@ -93,17 +94,15 @@ def test_a_writer_that_waited_sees_what_the_other_wrote(postgres: PostgresServer
             waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
             return connection.scalar(waiting) == 1
 
-    later = NOW + timedelta(hours=1)
     with ThreadPoolExecutor(1) as pool:
         with database.write() as connection:
-            second = pool.submit(claim, database, "two", later)
+            second = pool.submit(Ledger(database).append, "note", "delays", {}, NOW)
             deadline = time.monotonic() + 20
             while not somebody_waits():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            values = {"dag_id": "delays__train", "run_id": "one", "start": START, "end": NOW}
-            connection.execute(insert(intervals).values(**values))
-        assert second.result(20) == Interval(NOW, later)
+            first = append_entry(connection, "note", "delays", {}, NOW)
+        assert second.result(20).previous == first.digest
 
 
 def test_a_writer_whose_machine_vanished_gives_its_place_up(postgres_url: str) -> None:

@@ -24,6 +24,7 @@ from ml_lifecycle.errors import (
     LedgerError,
     LifecycleError,
     NotApprovedError,
+    NotConfirmedError,
     NothingToRollBackToError,
     ReleaseChecksError,
     ReleaseConflictError,
@@ -264,6 +265,26 @@ class TestApproval:
         better.evidence(world.source)
         with pytest.raises(IntegrityError, match="evaluation is"):
             world.deploy(candidate, evidence)
+
+    def test_staging_must_have_confirmed_it(self, world: World) -> None:
+        first = world.release(1)
+        second = world.candidate(2)
+        evidence = world.approved(second)
+        staged = world.releases.live("staging", "delays")
+        assert staged is not None
+        back = world.releases.begin_restore(staged, CLOCK.now(), reason="slow", request="r")
+        world.releases.confirmed(back, CLOCK.now())
+        with pytest.raises(NotConfirmedError, match=f"staging has not confirmed .*{evidence.digest}"):
+            world.deploy(second, evidence)
+        assert world.live() == first
+
+    def test_approved_evidence_of_another_model_opens_no_endpoint(self, world: World) -> None:
+        candidate = world.candidate(1)
+        evidence = world.approved(candidate)
+        world.spec = world.spec.model_copy(update={"name": "refunds"})
+        with pytest.raises(IntegrityError, match="the endpoint is refunds, the evidence says delays"):
+            world.deploy(candidate, evidence)
+        assert world.releases.history("production", world.endpoint) == []
 
     def test_another_champion_asks_for_another_evaluation(self, world: World) -> None:
         world.release(1)

@@ -167,7 +167,7 @@ def test_old_releases_requests_intervals_and_windows_are_what_they_were(old: Dat
     assert asked.requested_by == "ben"
     (request,) = open_requests(old)
     assert (request.version, request.key.run_id, request.assigned) == ("5", "candidate__v5", ("ben", "cem"))
-    kept = claim_interval(old, "delays__train", "manual__2", NOW, given=None, first_start=NOW)
+    kept = claim(old, "manual__2")
     assert kept == Interval(datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 3, 8, tzinfo=UTC))
     newest, older = newest_windows(old, ["delays"], 5)["delays"]
     assert (newest.payload, older.payload) == (
@@ -175,6 +175,11 @@ def test_old_releases_requests_intervals_and_windows_are_what_they_were(old: Dat
         {"alerts": [], "skill": 0.125},
     )
     assert newest.window == Interval(datetime(2026, 3, 3, tzinfo=UTC), datetime(2026, 3, 4, tzinfo=UTC))
+
+
+def claim(database: Database, run_id: str) -> Interval:
+    own = Interval(NOW, NOW)
+    return claim_interval(database, "delays__train", run_id, own, whole=False, succeeded=lambda _: True)
 
 
 def test_life_goes_on_in_an_old_database(old: Database, tmp_path: Path) -> None:
@@ -204,7 +209,7 @@ def test_life_goes_on_in_an_old_database(old: Database, tmp_path: Path) -> None:
     live = releases.champion("delays")
     assert live is not None
     assert (live.revision, live.version) == (7, "1")
-    claimed = claim_interval(old, "delays__train", "next", NOW, given=None, first_start=NOW)
+    claimed = claim(old, "next")
     assert claimed == Interval(datetime(2026, 3, 8, tzinfo=UTC), NOW)
     assert record_window(old, "delays", "delays", Interval(NOW, NOW + DAY), {}, NOW)
     Ledger(old).verify([*PUBLISHED_HEADS, Ledger(old).head()])

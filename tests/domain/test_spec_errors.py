@@ -139,6 +139,12 @@ CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
     ("not the folder's name", "model.yaml", "name: churn", "name: churns"),
     ("bad name of a source", "model.yaml", "  visits:\n", "  web visits:\n"),
     ("an environment is missing", "model.yaml", "  staging: {server: a, lake: b, online_store: c}\n", ""),
+    (
+        "production before staging",
+        "model.yaml",
+        "staging: {server: a, lake: b, online_store: c}\n  production:",
+        "production: {server: a, lake: b, online_store: c}\n  staging:",
+    ),
     ("empty gate", "model.yaml", "{metric: skill, min: 0.0}", "{metric: skill}"),
     ("gate's min above its max", "model.yaml", "min: 0.0", "min: 0.9, max: 0.1"),
     ("metric of another task", "model.yaml", "metric: skill", "metric: rmse"),

@@ -51,6 +51,8 @@ class World:
             model_digest=digest_of([model, version]),
             evaluation_digest=digest_of(version),
             snapshot_digest=digest_of(model),
+            code_digest=digest_of(model),
+            train_end=START,
             champion_version=champion and champion.version,
             champion_digest=champion and champion.model_digest,
             evaluation_path=f"evaluations/{model}/{digest_of(version)}",

@@ -21,10 +21,15 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.route import Route, Variant, publish
-from ml_lifecycle.errors import NothingToRollBackToError, ReleaseConflictError, ReleaseUnderWayError
+from ml_lifecycle.errors import (
+    LedgerError,
+    NothingToRollBackToError,
+    ReleaseConflictError,
+    ReleaseUnderWayError,
+)
 from ml_lifecycle.ledger.database import Database
-from ml_lifecycle.ledger.ledger import append_entry, withdraw_approval
-from ml_lifecycle.ledger.tables import releases
+from ml_lifecycle.ledger.ledger import RELEASE, append_entry, withdraw_approval
+from ml_lifecycle.ledger.tables import ledger, releases
 from ml_lifecycle.records import Release, canonical_json, from_json, to_json
 
 PRODUCTION = "production"
@@ -105,6 +110,34 @@ class Releases:
         return [
             Served(_release(row), from_json(Route, json.loads(row.route)), row.updated_at) for row in rows
         ]
+
+    def has_confirmed(self, environment: str, evidence_digest: str) -> bool:
+        """Whether exactly this evidence was released there, checked, and never rolled back."""
+        query = select(releases.c.revision).where(
+            releases.c.environment == environment,
+            releases.c.evidence_digest == evidence_digest,
+            releases.c.state == "confirmed",
+            releases.c.kind != "withdraw",
+        )
+        with self._database.read() as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
+    def verify(self) -> int:
+        """Hold every release against the newest ledger entry about it; returns how many there are.
+
+        :raises LedgerError: one is not what its entry says, or only one of both is there. Retry: no.
+        """
+        query = select(ledger).where(ledger.c.kind == RELEASE).order_by(ledger.c.seq)
+        # As the only writer: no release may change between the two reads.
+        with self._database.write() as connection:
+            rows = {_subject(row): row for row in map(_release, connection.execute(select(releases)))}
+            entries = {entry.subject: entry for entry in connection.execute(query)}
+        for subject, entry in entries.items():
+            if rows.get(subject) != from_json(Release, json.loads(entry.payload)):
+                raise LedgerError(f"release {subject} is not in its table as ledger entry {entry.seq} has it")
+        if unknown := sorted(rows.keys() - entries.keys()):
+            raise LedgerError(f"release {unknown[0]} is in its table, but no ledger entry is about it")
+        return len(rows)
 
     def all_under_way(self, environment: str) -> list[Release]:
         """The releases of all endpoints that have begun and are neither confirmed nor rolled back."""
@@ -340,11 +373,11 @@ def _set_state(
 def _record(connection: Connection, release: Release, now: datetime) -> str:
     return append_entry(
         connection,
-        "release",
+        RELEASE,
         release.model,
         to_json(release),
         now,
-        subject=f"{release.environment}/{release.endpoint}/{release.revision}",
+        subject=_subject(release),
         key=release.state,
     ).digest
 
@@ -419,6 +452,10 @@ def _first(connection: Connection, query: Any) -> Release | None:
 
 def _release(row: Row[Any]) -> Release:
     return Release(**{name: getattr(row, name) for name in _FIELDS})
+
+
+def _subject(release: Release) -> str:
+    return f"{release.environment}/{release.endpoint}/{release.revision}"
 
 
 def _name(release: Release) -> str:

@@ -27,6 +27,10 @@ DECISION = "decision"
 """Kind of the entries that say yes or no to evidence; their subject is the evidence digest."""
 
 
+RELEASE = "release"
+"""Kind of the entries that say what became of a release; their subject is environment/endpoint/revision."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One entry.
@@ -183,8 +187,8 @@ class Ledger:
         found = {digest: as_approval(entry) for digest, entry in last.items()}
         return {digest: approval for digest, approval in found.items() if approval is not None}
 
-    def verify(self, known_heads: Iterable[str] = ()) -> None:
-        """Recompute the chain, and find every known head in it.
+    def verify(self, known_heads: Iterable[str] = ()) -> int:
+        """Recompute the chain, and find every known head in it; returns how many entries there are.
 
         :param known_heads: digests of newest entries as recorded outside the database, oldest first
         :raises LedgerError: an entry was edited, removed or inserted; the message names the first bad
@@ -210,6 +214,7 @@ class Ledger:
                     f"the head {head} that a release recorded is not in it"
                 )
             last_known = max(last_known, seqs.get(head, 0))
+        return len(seqs)
 
 
 def _digest(values: dict[str, Any]) -> str:

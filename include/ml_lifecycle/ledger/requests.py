@@ -36,6 +36,7 @@ class ApprovalRequest:
     """One time that people were asked.
 
     :param assigned: who may answer
+    :param deadline: no answer counts from then on; None in rows older than the column
     :param outcome: None while open; ``superseded`` by a newer candidate's evidence, ``stale`` if the
         champion changed meanwhile
     """
@@ -46,17 +47,24 @@ class ApprovalRequest:
     evidence_digest: str
     assigned: tuple[str, ...]
     opened_at: datetime
+    deadline: datetime | None = None
     closed_at: datetime | None = None
     outcome: Outcome | None = None
     superseded_by: str | None = None
 
 
 def open_request(
-    database: Database, evidence: Evidence, key: RequestKey, assigned: Sequence[str], now: datetime
+    database: Database,
+    evidence: Evidence,
+    key: RequestKey,
+    assigned: Sequence[str],
+    now: datetime,
+    deadline: datetime | None = None,
 ) -> ApprovalRequest:
     """Open a request and supersede the model's open ones. Opening the same one again returns it.
 
-    :raises ApprovalError: a newer candidate has asked already. Retry: no.
+    :raises ApprovalError: a newer candidate has asked already, or the same task about other evidence.
+        Retry: no.
     """
     with database.write() as connection:
         if (existing := get_request(connection, key)) is not None:
@@ -64,6 +72,7 @@ def open_request(
                 raise ApprovalError(f"request {key} is open for evidence {existing.evidence_digest} already")
             return existing
         _refuse_if_outdated(connection, evidence)
+        _refuse_if_other_evidence_is_shown(connection, evidence, key)
         supersede_requests(connection, evidence.model, evidence.digest, now)
         connection.execute(
             insert(requests).values(
@@ -76,9 +85,12 @@ def open_request(
                 attempt=key.attempt,
                 assigned=json.dumps(list(assigned)),
                 opened_at=now,
+                deadline=deadline,
             )
         )
-    return ApprovalRequest(key, evidence.model, evidence.version, evidence.digest, tuple(assigned), now)
+    return ApprovalRequest(
+        key, evidence.model, evidence.version, evidence.digest, tuple(assigned), now, deadline
+    )
 
 
 def get_request(connection: Connection, key: RequestKey) -> ApprovalRequest | None:
@@ -130,13 +142,30 @@ def _refuse_if_outdated(connection: Connection, evidence: Evidence) -> None:
         )
 
 
-def _is(key: RequestKey) -> Any:
+def _refuse_if_other_evidence_is_shown(connection: Connection, evidence: Evidence, key: RequestKey) -> None:
+    """A cleared task's page keeps its first text (apache/airflow#73235): people would judge the wrong one."""
+    shown = connection.scalar(
+        select(requests.c.evidence_digest)
+        .where(_same_task(key), requests.c.evidence_digest != evidence.digest)
+        .limit(1)
+    )
+    if shown is not None:
+        raise ApprovalError(
+            f"run {key.run_id} asked about evidence {shown} before, and its page still shows that, "
+            f"not {evidence.digest}: start another run of {key.dag_id} for version {evidence.version}"
+        )
+
+
+def _same_task(key: RequestKey) -> Any:
     return (
         (requests.c.dag_id == key.dag_id)
         & (requests.c.run_id == key.run_id)
         & (requests.c.task_id == key.task_id)
-        & (requests.c.attempt == key.attempt)
     )
+
+
+def _is(key: RequestKey) -> Any:
+    return _same_task(key) & (requests.c.attempt == key.attempt)
 
 
 def _request(row: Row[Any]) -> ApprovalRequest:
@@ -147,6 +176,7 @@ def _request(row: Row[Any]) -> ApprovalRequest:
         evidence_digest=row.evidence_digest,
         assigned=tuple(json.loads(row.assigned)),
         opened_at=row.opened_at,
+        deadline=row.deadline,
         closed_at=row.closed_at,
         outcome=row.outcome,
         superseded_by=row.superseded_by,

@@ -106,6 +106,7 @@ approval_requests = Table(
     Column("attempt", Integer, nullable=False),
     Column("assigned", Text, nullable=False),
     Column("opened_at", UtcDateTime, nullable=False),
+    Column("deadline", UtcDateTime),
     Column("closed_at", UtcDateTime),
     Column("outcome", String(16)),
     Column("superseded_by", String(64)),

@@ -323,7 +323,14 @@ class ModelSpec(Strict):
     def _needs_staging_and_production(self) -> ModelSpec:
         if missing := [name for name in ("staging", "production") if name not in self.environments]:
             raise FieldError("environments", f"lacks {' and '.join(missing)}")
+        if "staging" not in self.before("production"):
+            raise FieldError("environments", "must list staging before production: releases go in this order")
         return self
+
+    def before(self, environment: str) -> tuple[str, ...]:
+        """The environments listed before one: each confirms a version before that takes it."""
+        names = list(self.environments)
+        return tuple(names[: names.index(environment)])
 
     @property
     def endpoint(self) -> str:

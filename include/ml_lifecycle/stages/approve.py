@@ -1,7 +1,8 @@
 """Approve: a human judges the evidence, and the ledger keeps the answer.
 
 Whoever started the training or the promotion may not answer. An answer counts for exactly one evidence
-digest, only while its request is open, and only while the champion is the one the evidence compares with.
+digest, only while its request is open and before its deadline, and only while the champion is the one the
+evidence compares with.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from datetime import datetime
 from typing import Literal
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.releases import PRODUCTION, Releases
 from ml_lifecycle.errors import (
     ApprovalError,
     ChampionChangedError,
     GateError,
     IntegrityError,
+    NotConfirmedError,
     UnsafeNameError,
 )
 from ml_lifecycle.ledger.ledger import DECISION, Entry, Ledger, append_entry, as_approval
@@ -73,6 +76,8 @@ def make_evidence(
         model_digest=version.model_digest,
         evaluation_digest=evaluation_digest(evaluation),
         snapshot_digest=training.snapshot_digest,
+        code_digest=training.code_digest,
+        train_end=training.train_end,
         champion_version=evaluation.champion_version,
         champion_digest=evaluation.champion_digest,
         evaluation_path=evaluation.path,
@@ -127,6 +132,19 @@ def check_champion(evidence: Evidence, champion: Release | None) -> None:
         )
 
 
+def check_environments(spec: ModelSpec, releases: Releases, evidence: Evidence) -> None:
+    """Every environment listed before production serves, or has served, exactly this evidence.
+
+    :raises NotConfirmedError: one has not confirmed it; a task marked as success confirms nothing. Retry: no.
+    """
+    for environment in spec.before(PRODUCTION):
+        if not releases.has_confirmed(environment, evidence.digest):
+            raise NotConfirmedError(
+                f"{environment} has not confirmed version {evidence.version} of {evidence.model} with "
+                f"evidence {evidence.digest}: clear its deployment there, so that it runs"
+            )
+
+
 def assigned_approvers(
     spec: ModelSpec, version: ModelVersion, promotion_started_by: str | None
 ) -> tuple[str, ...]:
@@ -146,17 +164,24 @@ def assigned_approvers(
 
 
 def request_approval(
-    ledger: Ledger, evidence: Evidence, request: RequestKey, assigned: Sequence[str], now: datetime
+    ledger: Ledger,
+    evidence: Evidence,
+    request: RequestKey,
+    assigned: Sequence[str],
+    now: datetime,
+    deadline: datetime | None = None,
 ) -> ApprovalRequest:
     """Open a request; the model's older open ones are superseded. Asking again changes nothing.
 
-    :raises ApprovalError: nobody is assigned, or a newer candidate asked already. Retry: no.
+    :param deadline: answers from then on do not count
+    :raises ApprovalError: nobody is assigned, a newer candidate asked already, or the same task asked about
+        other evidence. Retry: no.
     :raises IntegrityError: the evidence's digest is not that of its content. Retry: no.
     """
     check_evidence(evidence)
     if not assigned:
         raise ApprovalError(f"nobody is assigned to approve {evidence.model} {evidence.version}")
-    return open_request(ledger.database, evidence, request, assigned, now)
+    return open_request(ledger.database, evidence, request, assigned, now, deadline)
 
 
 def record_decision(
@@ -172,7 +197,10 @@ def record_decision(
 ) -> Approval:
     """Write the answer to the ledger, once a request: answering again returns what stands there.
 
+    An answer at the deadline or later is none; what is written is the rejection that the deadline was.
+
     :param user: who answered; None only for the rejection at the deadline
+    :param now: when the answer was given
     :param champion: what is live in production now
     :raises ApprovalError: it was rejected, or the answer does not count: the user is not assigned, the
         request is unknown, superseded or about other evidence. Retry: no.
@@ -246,6 +274,9 @@ def _write_decision(
         if asked is None:
             raise ApprovalError(f"nobody was asked by {request}: open the request first")
         _check_answer(asked, evidence, decision, user)
+        if user is not None and asked.deadline is not None and now >= asked.deadline:
+            reason = f"{user} answered at {now.isoformat()}, its deadline was {asked.deadline.isoformat()}"
+            decision, user = "reject", None
         payload = {
             "evidence": to_json(evidence),
             "decision": decision,

@@ -45,7 +45,12 @@ from ml_lifecycle.records import (
     from_json,
 )
 from ml_lifecycle.spec.model import ModelSpec
-from ml_lifecycle.stages.approve import check_champion, check_evidence, evaluation_digest
+from ml_lifecycle.stages.approve import (
+    check_champion,
+    check_environments,
+    check_evidence,
+    evaluation_digest,
+)
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,7 @@ def deploy(
     :param source: the lake the stages wrote to
     :raises SpecError: the spec has no such environment. Retry: no.
     :raises NotApprovedError: production, and the ledger has no approval of exactly this evidence. Retry: no.
+    :raises NotConfirmedError: production, and an environment before it has not confirmed it. Retry: no.
     :raises ChampionChangedError: production, and the champion is not the one compared with. Retry: no.
     :raises ReleaseChecksError: the servers did not serve it as they should; what was live is live. Retry: no.
     :raises ReleaseUnderWayError: another release of the endpoint is under way. Retry: yes, once it has ended.
@@ -161,7 +167,7 @@ def deploy(
     if target.environment not in spec.environments:
         known = ", ".join(spec.environments)
         raise SpecError(f"model {spec.name} has no environment {target.environment!r}, only {known}")
-    candidate = _read_candidate(source, evidence, version)
+    candidate = _read_candidate(spec, source, evidence, version)
     releases = Releases(database)
     endpoint = _Endpoint(spec, target, releases, clock)
     _raise_if_taken_back(endpoint, endpoint.finish_left_behind(), evidence)
@@ -233,12 +239,13 @@ def rollback(
     return restore
 
 
-def _read_candidate(source: Lake, evidence: Evidence, version: ModelVersion) -> _Candidate:
+def _read_candidate(spec: ModelSpec, source: Lake, evidence: Evidence, version: ModelVersion) -> _Candidate:
     check_evidence(evidence)
     training = read_training(source, evidence.training_path)
     evaluation = read_evaluation(source, evidence.evaluation_path)
     training_set = from_json(TrainingSet, source.read_json(training.training_set_path))
     facts = {
+        "model of the endpoint": (spec.name, evidence.model),
         "model": (version.name, evidence.model),
         "version": (version.version, evidence.version),
         "registered model digest": (version.model_digest, evidence.model_digest),
@@ -283,6 +290,7 @@ def _require_approval(
             f"the ledger has no approval of version {evidence.version} of {evidence.model} "
             f"with evidence {evidence.digest}: ask for one by its promotion"
         )
+    check_environments(endpoint.spec, endpoint.releases, evidence)
     check_champion(evidence, champion)
 
 

@@ -52,7 +52,7 @@ def evaluate(
     :raises FeatureError: the holdout lacks a column of the model. Retry: no.
     :raises IntegrityError: a model's bytes do not have its digest. Retry: no.
     """
-    digest = _digest(spec, training, champion, champion_version)
+    digest = inputs_digest(spec, training, champion, champion_version)
     path = f"evaluations/{spec.name}/{digest}"
     manifest_path = f"{path}/manifest.json"
     try:
@@ -111,9 +111,10 @@ def evaluate(
     return evaluation
 
 
-def _digest(
+def inputs_digest(
     spec: ModelSpec, training: Training, champion: Training | None, champion_version: str | None
 ) -> str:
+    """What names the evaluation of a model by these gates against this champion."""
     return digest_of(
         {
             "schema": Evaluation.schema,

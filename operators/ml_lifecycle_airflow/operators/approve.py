@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class EvidenceOperator(StageOperator):
-    """Gather the evidence for a version, evaluated again if the champion changed meanwhile.
+    """Gather the evidence for a version, evaluated again if the champion or the gates changed meanwhile.
 
     :param version: the registry version, by default the one in the run's conf
     """
@@ -35,34 +35,27 @@ class EvidenceOperator(StageOperator):
         :raises GateError: the version is no candidate, or misses a gate against the new champion. Retry: no.
         """
         from ml_lifecycle.adapters.lake import safe_name
-        from ml_lifecycle.delivery.lineage import (
-            find_champion,
-            read_evaluation,
-            read_training,
-            read_version,
-        )
+        from ml_lifecycle.delivery.lineage import find_champion, read_training, read_version
         from ml_lifecycle.stages.approve import make_evidence
         from ml_lifecycle.stages.evaluate import evaluate, raise_if_failed
 
         lake, spec = resources.lake(), resources.spec
         version = read_version(lake, spec.name, safe_name(self.version))
         training = read_training(lake, version.training_path)
-        evaluation = read_evaluation(lake, version.evaluation_path)
         champion = find_champion(spec, lake, resources.database())
-        live = None if champion is None else champion.release.model_digest
-        if evaluation.champion_digest != live:
-            self.log.info("the champion changed since the evaluation: comparing with what is live now")
-            evaluation = evaluate(
-                spec,
-                lake,
-                training,
-                None if champion is None else champion.training,
-                None if champion is None else champion.version,
-                datetime.now(UTC),
-            )
-            self.report_path = evaluation.report_path
-            raise_if_failed(evaluation)
+        # What was evaluated against this very champion and these very gates is only read again.
+        evaluation = evaluate(
+            spec,
+            lake,
+            training,
+            None if champion is None else champion.training,
+            None if champion is None else champion.version,
+            datetime.now(UTC),
+        )
+        if evaluation.path != version.evaluation_path:
+            self.log.info("the champion or the gates changed since the version was registered: judged anew")
             version = replace(version, evaluation_path=evaluation.path)
         self.report_path = evaluation.report_path
+        raise_if_failed(evaluation)
         release = None if champion is None else champion.release
         return make_evidence(lake, version, evaluation, training, release)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowFailException
 
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle_airflow.links import ModelPageLink
+from ml_lifecycle_airflow.run_time import resolve_run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ml_lifecycle.records import Record
     from ml_lifecycle.spec.folder import ModelFolder
     from ml_lifecycle.stages.deploy import Target
+
+    R = TypeVar("R", bound=Record)
 
 
 @contextmanager
@@ -70,6 +73,18 @@ class Resources:
         from ml_lifecycle_airflow.hooks.mlflow import MlflowHook
 
         return MlflowHook(self.spec.connections.mlflow).page()
+
+    def received(self, cls: type[R], data: RecordArg, context: Context | None = None) -> R:
+        """The record that another task handed over, as its manifest in the lake says it.
+
+        :param context: given, the record stands for this task's own run, whoever made it first
+        :raises RecordError: it is no record of this class. Retry: no.
+        :raises RecordMismatchError: it is not the one in the lake. Retry: no.
+        """
+        from ml_lifecycle.received import reread
+
+        run = None if context is None else resolve_run(context, self.spec, self.database())
+        return reread(self.lake(), cls, data, self.spec.name, run)
 
     def environment_lake(self, environment: str) -> Lake:
         """The lake of a serving environment."""

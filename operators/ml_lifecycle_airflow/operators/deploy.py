@@ -32,14 +32,15 @@ class DeployOperator(StageOperator):
         """Return the confirmed release.
 
         :raises NotApprovedError: the ledger has no approval of this evidence. Retry: no.
+        :raises NotConfirmedError: production, and an environment before it has not confirmed it. Retry: no.
         :raises ChampionChangedError: the champion is no longer the one in the evidence. Retry: no.
         :raises ReleaseChecksError: the server failed the checks; the former release is live. Retry: no.
         """
         from ml_lifecycle.delivery.lineage import read_registry, read_version
-        from ml_lifecycle.records import Evidence, from_json
+        from ml_lifecycle.records import Evidence
         from ml_lifecycle.stages.deploy import deploy
 
-        lake, evidence = resources.lake(), from_json(Evidence, self.evidence)
+        lake, evidence = resources.lake(), resources.received(Evidence, self.evidence)
         release = deploy(
             resources.spec,
             resources.target(self.environment),
@@ -58,17 +59,34 @@ class DeployOperator(StageOperator):
 
 
 class MarkChampionOperator(StageOperator):
-    """Move the registry's alias ``champion`` to the version that is live in production."""
+    """Move the registry's alias ``champion`` to the version that is live in production.
+
+    :param version: the registry version that must be live; by default whichever is
+    """
+
+    template_fields = ("version",)
+
+    def __init__(self, *, version: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.version = version
 
     def stage(self, resources: Resources, context: Context) -> Release:
-        """Return the live release."""
+        """Return the live release.
+
+        :raises NotConfirmedError: nothing is live, or another version than it should be. Retry: no.
+        """
         from ml_lifecycle.adapters.mlflow import set_alias
         from ml_lifecycle.delivery.releases import Releases
-        from ml_lifecycle.errors import NotApprovedError
+        from ml_lifecycle.errors import NotConfirmedError
 
         release = Releases(resources.database()).champion(resources.spec.endpoint)
         if release is None:
-            raise NotApprovedError(f"{resources.spec.endpoint} has no champion")
+            raise NotConfirmedError(f"{resources.spec.endpoint} has no champion in production")
+        if self.version not in (None, release.version):
+            raise NotConfirmedError(
+                f"version {self.version} of {release.model} is not live in production, "
+                f"version {release.version} is: clear the production deployment, so that it runs"
+            )
         set_alias(resources.mlflow(), resources.spec.name, "champion", release.version)
         return release
 

@@ -35,7 +35,7 @@ class EvaluateOperator(StageOperator):
         from datetime import UTC, datetime
 
         from ml_lifecycle.delivery.lineage import find_champion
-        from ml_lifecycle.records import Training, from_json
+        from ml_lifecycle.records import Training
         from ml_lifecycle.stages.evaluate import evaluate, raise_if_failed
 
         lake = resources.lake()
@@ -43,7 +43,7 @@ class EvaluateOperator(StageOperator):
         evaluation = evaluate(
             resources.spec,
             lake,
-            from_json(Training, self.training),
+            resources.received(Training, self.training, context),
             None if champion is None else champion.training,
             None if champion is None else champion.version,
             datetime.now(UTC),

@@ -27,10 +27,11 @@ class TrainingSetOperator(StageOperator):
 
     def stage(self, resources: Resources, context: Context) -> TrainingSet:
         """Return the training set."""
-        from ml_lifecycle.records import Snapshot, from_json
+        from ml_lifecycle.records import Snapshot
         from ml_lifecycle.stages.features import build_training_set
 
-        made = build_training_set(resources.model, resources.lake(), from_json(Snapshot, self.snapshot))
+        snapshot = resources.received(Snapshot, self.snapshot, context)
+        made = build_training_set(resources.model, resources.lake(), snapshot)
         self.log.info(
             "%d training rows before %s, %d holdout rows from %s",
             *(made.train_rows, made.train_end, made.holdout_rows, made.holdout.start),
@@ -54,13 +55,13 @@ class MaterialiseOperator(StageOperator):
 
     def stage(self, resources: Resources, context: Context) -> Materialisation:
         """Return what was written."""
-        from ml_lifecycle.records import Snapshot, from_json
+        from ml_lifecycle.records import Snapshot
         from ml_lifecycle.stages.online_features import materialise
 
         return materialise(
             resources.model,
             resources.lake(),
-            from_json(Snapshot, self.snapshot),
+            resources.received(Snapshot, self.snapshot, context),
             resources.online_store(self.environment),
         )
 
@@ -87,10 +88,10 @@ class PrepareFeaturesOperator(StageOperator):
         from ml_lifecycle.delivery.releases import PRODUCTION
         from ml_lifecycle.errors import NotApprovedError
         from ml_lifecycle.ledger.ledger import Ledger
-        from ml_lifecycle.records import Evidence, from_json
+        from ml_lifecycle.records import Evidence
         from ml_lifecycle.stages.online_features import prepare_online
 
-        evidence = from_json(Evidence, self.evidence)
+        evidence = resources.received(Evidence, self.evidence)
         approved = Ledger(resources.database()).approval_for(evidence.digest)
         if self.environment == PRODUCTION and approved is None:
             raise NotApprovedError(

@@ -9,7 +9,13 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk.exceptions import AirflowSkipException
 
 from ml_lifecycle_airflow.links import ModelPageLink, ReportLink, TriggeredRunLink
-from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator, required_folder
+from ml_lifecycle_airflow.operators.base import (
+    RecordArg,
+    Resources,
+    StageOperator,
+    final_errors_fail_at_once,
+    required_folder,
+)
 from ml_lifecycle_airflow.run_time import read_conf
 
 if TYPE_CHECKING:
@@ -40,11 +46,12 @@ class MonitorOperator(StageOperator):
         """Return the findings."""
         from ml_lifecycle.delivery.lineage import trained_as
         from ml_lifecycle.ledger.windows import record_window
-        from ml_lifecycle.records import Snapshot, from_json, to_json
+        from ml_lifecycle.records import Snapshot, to_json
         from ml_lifecycle.stages.features import read_labels
         from ml_lifecycle.stages.monitor import monitor, window_of
 
-        spec, lake, snapshot = resources.spec, resources.lake(), from_json(Snapshot, self.snapshot)
+        spec, lake = resources.spec, resources.lake()
+        snapshot = resources.received(Snapshot, self.snapshot, context)
         database, now, run = resources.database(), resources.clock().now(), snapshot.run
         if read_conf(context["dag_run"].conf or {})[1] is None:
             run = replace(run, interval=window_of(run.interval, spec.monitoring.window))
@@ -89,10 +96,13 @@ class NotifyOperator(StageOperator):
 
         :raises AirflowSkipException: no alert reaches any notifier's severity.
         """
-        from ml_lifecycle.records import Monitoring, from_json
+        from ml_lifecycle.records import Monitoring
         from ml_lifecycle_airflow.notifications.alerts import notify
 
-        sent = notify(Resources(self.folder).spec, from_json(Monitoring, self.monitoring), context)
+        with final_errors_fail_at_once():
+            resources = Resources(self.folder)
+            findings = resources.received(Monitoring, self.monitoring)
+        sent = notify(resources.spec, findings, context)
         if not sent:
             raise AirflowSkipException("no alert for any notifier")
         return {"notified": sent}
@@ -119,9 +129,10 @@ class RetrainOperator(TriggerDagRunOperator):
         :raises AirflowSkipException: no alert asks for a retraining.
         """
         from ml_lifecycle.governor import retraining_run_id
-        from ml_lifecycle.records import Monitoring, from_json
+        from ml_lifecycle.records import Monitoring
 
-        findings = from_json(Monitoring, self.monitoring)
+        with final_errors_fail_at_once():
+            findings = Resources(self.folder).received(Monitoring, self.monitoring)
         if not findings.retrain:
             raise AirflowSkipException("no alert asks for a retraining")
         self.trigger_run_id = retraining_run_id(findings.run.model, findings.window)

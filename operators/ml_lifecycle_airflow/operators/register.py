@@ -8,7 +8,13 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk.exceptions import AirflowSkipException
 
 from ml_lifecycle_airflow.links import ModelPageLink, TriggeredRunLink
-from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator, required_folder
+from ml_lifecycle_airflow.operators.base import (
+    RecordArg,
+    Resources,
+    StageOperator,
+    final_errors_fail_at_once,
+    required_folder,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -34,17 +40,20 @@ class RegisterOperator(StageOperator):
         """Return the registered version."""
         from ml_lifecycle.delivery.lineage import find_champion
         from ml_lifecycle.ledger.requests import decided_versions
-        from ml_lifecycle.records import Evaluation, Training, from_json
+        from ml_lifecycle.records import Evaluation, Training
         from ml_lifecycle.stages.register import register
+        from ml_lifecycle.stages.train import log_training
 
         lake, database = resources.lake(), resources.database()
+        training = resources.received(Training, self.training, context)
         champion = find_champion(resources.spec, lake, database)
         version = register(
             resources.mlflow(),
             resources.spec,
             lake,
-            from_json(Training, self.training),
-            from_json(Evaluation, self.evaluation),
+            # MLflow's run is found by the training's digest, not by the id that was received.
+            log_training(resources.mlflow(), lake, training),
+            resources.received(Evaluation, self.evaluation, context),
             None if champion is None else champion.training.train_end,
             decided_versions(database, resources.spec.name),
         )
@@ -72,8 +81,12 @@ class RequestPromotionOperator(TriggerDagRunOperator):
 
         :raises AirflowSkipException: the version is registered for the record only.
         """
-        if self.version["role"] != "candidate":
-            raise AirflowSkipException(f"version {self.version['version']} is for the record only")
-        self.trigger_run_id = f"candidate__v{self.version['version']}"
-        self.conf = {"version": self.version["version"]}
+        from ml_lifecycle.records import ModelVersion
+
+        with final_errors_fail_at_once():
+            registered = Resources(self.folder).received(ModelVersion, self.version)
+        if registered.role != "candidate":
+            raise AirflowSkipException(f"version {registered.version} is for the record only")
+        self.trigger_run_id = f"candidate__v{registered.version}"
+        self.conf = {"version": registered.version}
         super().execute(context)

@@ -28,11 +28,12 @@ class ScoreOperator(StageOperator):
         """Return where the scores are."""
         from ml_lifecycle.delivery.lineage import find_champion
         from ml_lifecycle.errors import NotApprovedError
-        from ml_lifecycle.records import Snapshot, from_json
+        from ml_lifecycle.records import Snapshot
         from ml_lifecycle.stages.features import build_scoring_rows
         from ml_lifecycle.stages.score import score
 
-        lake, snapshot = resources.lake(), from_json(Snapshot, self.snapshot)
+        lake = resources.lake()
+        snapshot = resources.received(Snapshot, self.snapshot, context)
         champion = find_champion(resources.spec, lake, resources.database())
         if champion is None:
             raise NotApprovedError(f"{resources.spec.name} has no champion to score with: promote one first")

@@ -78,7 +78,7 @@ class TrainOperator(KubernetesPodOperator):
         """
         self._instance = context["ti"]
         resources = Resources(self.folder)
-        job = self._plan(resources)
+        job = self._plan(resources, context)
         self._launch_with(job, resources)
         if resources.lake().exists(job.manifest_path):
             self._finish(resources, job, context)
@@ -89,7 +89,7 @@ class TrainOperator(KubernetesPodOperator):
         """Come back from the trigger, in deferrable mode. Errors as in :meth:`execute`."""
         self._instance, self._timed_out = context["ti"], event["status"] == "timeout"
         resources = Resources(self.folder)
-        job = self._plan(resources)
+        job = self._plan(resources, context)
         self._supervise(
             resources, job, context, lambda: super(TrainOperator, self).trigger_reentry(context, event)
         )
@@ -154,12 +154,13 @@ class TrainOperator(KubernetesPodOperator):
             raise
         return now.metadata.deletion_timestamp is None and container_is_running(now, self.base_container_name)
 
-    def _plan(self, resources: Resources) -> TrainingJob:
-        from ml_lifecycle.records import TrainingSet, from_json
+    def _plan(self, resources: Resources, context: Context) -> TrainingJob:
+        from ml_lifecycle.records import TrainingSet
         from ml_lifecycle.stages.train import plan_training
 
         with final_errors_fail_at_once():
-            return plan_training(resources.model, resources.lake(), from_json(TrainingSet, self.training_set))
+            training_set = resources.received(TrainingSet, self.training_set, context)
+            return plan_training(resources.model, resources.lake(), training_set)
 
     def _supervise(
         self, resources: Resources, job: TrainingJob, context: Context, run: Callable[[], object]

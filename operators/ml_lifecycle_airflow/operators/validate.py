@@ -32,10 +32,11 @@ class ValidateOperator(StageOperator):
 
         :raises DataHaltedError: a rule that halts was broken. Retry: no.
         """
-        from ml_lifecycle.records import Snapshot, from_json
+        from ml_lifecycle.records import Snapshot
         from ml_lifecycle.stages.validate import latest_validated, raise_if_halted, validate
 
-        lake, snapshot = resources.lake(), from_json(Snapshot, self.snapshot)
+        lake = resources.lake()
+        snapshot = resources.received(Snapshot, self.snapshot, context)
         previous = latest_validated(lake, resources.spec.name, snapshot.run.as_of)
         validation = validate(resources.spec, resources.model.contracts, lake, snapshot, previous)
         for result in validation.failed:

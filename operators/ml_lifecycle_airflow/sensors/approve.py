@@ -58,31 +58,39 @@ class ApprovalSensor(HITLOperator):
         )
         self.folder = required_folder(folder, self.task_id)
         self.evidence = evidence
+        self.deadline = deadline
 
     def execute(self, context: Context) -> None:
         """Show the evidence to those who may decide, and wait.
 
-        :raises AirflowFailException: nobody is left who may approve. Retry: no.
+        :raises AirflowFailException: nobody is left who may approve, or an environment before production has
+            not confirmed this evidence. Retry: no.
         """
         from airflow.sdk.execution_time.hitl import HITLUser
 
         from ml_lifecycle.delivery.lineage import read_evaluation, read_training, read_version
+        from ml_lifecycle.delivery.releases import Releases
         from ml_lifecycle.ledger.ledger import Ledger
-        from ml_lifecycle.records import Evidence, from_json
+        from ml_lifecycle.records import Evidence
         from ml_lifecycle.stages.approve import (
             approval_page,
             assigned_approvers,
+            check_environments,
             request_approval,
         )
 
-        resources = Resources(self.folder)
-        evidence, lake = from_json(Evidence, self.evidence), resources.lake()
-        self.report_path = evidence.report_path
         with final_errors_fail_at_once():
+            resources = Resources(self.folder)
+            spec, lake, database = resources.spec, resources.lake(), resources.database()
+            evidence = resources.received(Evidence, self.evidence)
+            self.report_path = evidence.report_path
+            check_environments(spec, Releases(database), evidence)
             version = read_version(lake, evidence.model, evidence.version)
-            assigned = assigned_approvers(resources.spec, version, context["dag_run"].triggering_user_name)
-            ledger = Ledger(resources.database())
-            request_approval(ledger, evidence, _request(context), assigned, resources.clock().now())
+            assigned = assigned_approvers(spec, version, context["dag_run"].triggering_user_name)
+            now = resources.clock().now()
+            request_approval(
+                Ledger(database), evidence, _request(context), assigned, now, now + self.deadline
+            )
         # An empty list would mean anyone to Airflow; assigned_approvers has refused that already.
         self.assigned_users = [HITLUser(id=user, name=user) for user in assigned]
         self.subject = f"{evidence.model}: may version {evidence.version} go to production?"
@@ -98,11 +106,12 @@ class ApprovalSensor(HITLOperator):
         """
         from ml_lifecycle.delivery.releases import Releases
         from ml_lifecycle.ledger.ledger import Ledger
-        from ml_lifecycle.records import Evidence, from_json, to_json
+        from ml_lifecycle.records import Evidence, to_json
         from ml_lifecycle.stages.approve import record_decision
 
-        resources = Resources(self.folder)
-        evidence, database = from_json(Evidence, self.evidence), resources.database()
+        with final_errors_fail_at_once():
+            resources = Resources(self.folder)
+            evidence, database = resources.received(Evidence, self.evidence), resources.database()
         self.report_path = evidence.report_path
         try:
             answer: dict[str, Any] = dict(super().execute_complete(context, event))

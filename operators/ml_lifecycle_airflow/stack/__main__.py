@@ -34,7 +34,8 @@ def _print_access(stack: Stack) -> None:
     for user in stack.users:
         print(f"  user {user:<8} password {stack.password(user)}")
     print(f"MLflow   {stack.mlflow_url}")
-    print(f"state    {stack.root}, logs in {stack.logs}\nstop     make down", flush=True)
+    print(f"state    {stack.root}, logs in {stack.logs}")
+    print(f"ask      . {stack.settings_file}; ml-lifecycle live\nstop     make down", flush=True)
 
 
 def up() -> int:

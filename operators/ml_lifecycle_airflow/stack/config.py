@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.localpods.connection import connection_json
+from ml_lifecycle.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ENVIRONMENTS = ("staging", "production")
@@ -158,6 +159,17 @@ class Stack:
     def database_url(self) -> str:
         """The lifecycle database."""
         return self.database_urls["lifecycle"]
+
+    @property
+    def settings(self) -> Settings:
+        """Where the command ``ml-lifecycle`` finds this stack's state."""
+        lakes = {name: str(self.environment_lake(name)) for name in ENVIRONMENTS}
+        return Settings(self.database_url, str(self.lake), lakes)
+
+    @property
+    def settings_file(self) -> Path:
+        """The same as a file for a shell to source."""
+        return self.root / "lifecycle.env"
 
     @property
     def airflow_url(self) -> str:

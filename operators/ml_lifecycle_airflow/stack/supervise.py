@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def _programs(stack: Stack) -> dict[str, list[str]]:
 
 
 def write_configuration(stack: Stack) -> Path:
-    """Write supervisord's configuration, Airflow's local settings and the token files."""
+    """Write supervisord's configuration, Airflow's and ``ml-lifecycle``'s settings and the token files."""
     for folder in (stack.logs, stack.airflow_home / "config", stack.lake, stack.root / "tokens"):
         folder.mkdir(parents=True, exist_ok=True)
     for name in ENVIRONMENTS:
@@ -77,6 +78,8 @@ def write_configuration(stack: Stack) -> Path:
     keys = stack.secrets
     for name in ("pods", *ENVIRONMENTS):
         _write_private(stack.root / "tokens" / name, keys[name])
+    exports = (f"export {name}={shlex.quote(value)}\n" for name, value in stack.settings.variables().items())
+    _write_private(stack.settings_file, "".join(exports))  # a database's password may be in it
     passwords = {user: stack.password(user) for user in stack.users}
     _write_private(stack.root / "passwords.json", json.dumps(passwords))
     root, logs, socket = (_escaped(path) for path in (stack.root, stack.logs, _socket(stack)))
