@@ -162,6 +162,14 @@ def test_a_scheduled_run_stands_for_missed_and_failed_ones_as_well(database: Dat
     assert run(10, **{missed: "success"}) == Interval(day(4), day(11)), "what a run got is kept"
 
 
+def test_a_scheduled_run_stands_for_all_of_its_interval_even_if_part_was_run(database: Database) -> None:
+    noon = day(3) + timedelta(hours=12)
+    resolve_run(context("at noon", noon), SPEC, database)
+    span = DataInterval(day(3), day(4))  # type: ignore[arg-type]
+    run = resolve_run(scheduled(span, states={"at noon": "success"}), SPEC, database)
+    assert run.interval == Interval(day(3), day(4))
+
+
 @pytest.mark.parametrize("state", ["failed", "running", "queued"])
 def test_only_success_ends_what_others_must_do(database: Database, state: str) -> None:
     resolve_run(context("a", day(10)), SPEC, database)

@@ -8,7 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from airflow.sdk.bases.operator import TriggerFailureReason
+from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, TaskDeferred
 
 from ml_lifecycle_airflow.sensors.ingest import DataArrivalSensor
 
@@ -82,6 +83,15 @@ def test_what_has_arrived_is_looked_for_by_the_folder_as_it_is_then(timed: World
     with pytest.raises(TaskDeferred) as again:
         sensor(moved).execute_complete(context(), event)
     assert again.value.trigger.spec["sources"]["rows"]["uri"] == "moved.parquet"
+
+
+def test_when_its_time_is_up_it_says_which_source_is_behind(timed: World, context: Context) -> None:
+    timed.arrive(NOW - timedelta(days=3))
+    waiting, late = sensor(timed, timeout=3600), {"error": TriggerFailureReason.TRIGGER_TIMEOUT}
+    with pytest.raises(AirflowSensorTimeout, match=r"after 2026-02-28T12:00:00\+00:00 in rows within 1:00"):
+        waiting.resume_execution("__fail__", late, context())
+    timed.arrive()
+    assert waiting.resume_execution("__fail__", late, context()) is None, "it came while nobody looked"
 
 
 def test_a_scheduled_run_that_stands_for_missed_ones_waits_for_its_own_data(

@@ -110,6 +110,12 @@ def test_runs_that_all_failed_are_covered_from_the_first(chain: Chain) -> None:
     assert chain.scheduled(8) == Interval(day(5), day(9))
 
 
+def test_of_runs_that_all_failed_the_one_that_reaches_furthest_back_counts(chain: Chain) -> None:
+    chain.dateless("long", day(20), fails=True)
+    chain.scheduled(12, fails=True)
+    assert chain.scheduled(21) == Interval(START, day(22))
+
+
 def test_a_scheduled_run_stands_for_all_of_its_interval_even_if_part_was_run(chain: Chain) -> None:
     chain.scheduled(5)
     chain.dateless("at noon", day(6.5))

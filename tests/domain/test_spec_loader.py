@@ -59,6 +59,12 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
+def test_a_spec_is_read_back_from_its_json(tmp_path: Path) -> None:
+    """It travels so to the triggerer, what was left out included."""
+    spec = load_model(write(tmp_path, "model.yaml", MODEL))
+    assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
 def test_the_promised_contract_loads_as_it_stands(tmp_path: Path) -> None:
     contract = load_contracts(write(tmp_path, "contract.yaml", USER_FEATURES))["user_features"]
     assert contract.version == "2.1"

@@ -303,7 +303,7 @@ class ModelSpec(Strict):
     description: str
     task: TaskType
     owner: Text
-    team: Tag = ""
+    team: Tag | None = None
     tags: tuple[Tag, ...] = ()
     access_control: dict[str, Any] = Field(default_factory=dict)
     schedules: Schedules = Schedules()

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout
 
 from ml_lifecycle_airflow.links import ModelPageLink
 from ml_lifecycle_airflow.operators.base import Resources, final_errors_fail_at_once, required_folder
@@ -75,6 +75,21 @@ class DataArrivalSensor(BaseSensorOperator):
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout),
         )
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the trigger; once the time is up, look for a last time and say what has not arrived.
+
+        :raises AirflowSensorTimeout: some source still has nothing. Retry: no, clear it when it has.
+        """
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSensorTimeout as error:
+            run, missing = self._missing(context)
+            if missing:
+                raise AirflowSensorTimeout(
+                    f"no event at or after {run.interval.start.isoformat()} in {', '.join(missing)} "
+                    f"within {timedelta(seconds=self.timeout)}"
+                ) from error
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
         """Finish with what the trigger saw, or wait on if the model folder asks for something else by now.
