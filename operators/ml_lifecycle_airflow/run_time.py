@@ -126,7 +126,7 @@ def read_conf(conf: Mapping[str, Any]) -> tuple[datetime | None, Interval | None
     :raises RunConfError: an unknown key, no time or one without offset, a reversed interval. Retry: no.
     """
     if unknown := sorted(set(conf) - _KEYS):
-        raise RunConfError(f"conf: unknown keys {unknown}; a run takes as_of and interval")
+        raise RunConfError(f"conf: unknown keys {_shown(unknown)}; a run takes as_of and interval")
     as_of = _moment(conf["as_of"], "as_of") if conf.get("as_of") else None
     given = conf.get("interval")
     if not given:
@@ -148,11 +148,22 @@ def read_conf(conf: Mapping[str, Any]) -> tuple[datetime | None, Interval | None
 def _moment(value: Any, key: str) -> datetime:
     try:
         moment = datetime.fromisoformat(value)
-    except (TypeError, ValueError) as error:
-        raise RunConfError(f"conf: {key} is {value!r}; write a time such as 2013-09-22T08:00:00Z") from error
-    if moment.tzinfo is None:
-        raise RunConfError(f"conf: {key} is {value!r}, which has no offset; end it with Z for UTC")
-    return moment.astimezone(UTC)
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+    ) as error:  # OverflowError: before the first year, after the last
+        raise RunConfError(
+            f"conf: {key} is {_shown(value)}; write a time such as 2013-09-22T08:00:00Z"
+        ) from error
+    raise RunConfError(f"conf: {key} is {_shown(value)}, which has no offset; end it with Z for UTC")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _utc(moment: datetime) -> datetime:

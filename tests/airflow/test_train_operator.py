@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from airflow.sdk.execution_time.comms import TaskStatesResult
 from training_world import make_training_set, tracking_database
 
 import ml_lifecycle
+from ml_lifecycle.errors import ServerUnavailableError
 from ml_lifecycle.localpods.connection import connection_json
 from ml_lifecycle.records import Training, from_json, to_json
 from ml_lifecycle_airflow.operators.train import TrainOperator
@@ -231,6 +233,22 @@ def wait_for(holds: Callable[[], bool], attempt: Future[None]) -> None:
         assert not attempt.done(), attempt.exception()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.full
+def test_pods_behind_a_closed_port_are_said_to_be_away(
+    world: World, pods: Pods, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KubernetesPodOperator asks five times, for fifteen seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("AIRFLOW_CONN_ML_LIFECYCLE_PODS", connection_json(f"http://127.0.0.1:{port}", "token"))
+    with pytest.raises(ServerUnavailableError) as raised:
+        operator(world).execute(context("train"))
+    assert str(raised.value).startswith(
+        f"the Pods API at 127.0.0.1:{port} (connection 'ml_lifecycle_pods') does not answer: "
+    )
+    assert raised.value.retryable
 
 
 def test_gpus_and_the_image_are_the_spec_s(world: World) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,9 @@ from test_localpods_server import Cluster, manifest, terminated
 from test_pod import main_here
 from tests.domain.training_world import make_folder, make_rows, make_training_set, pod_environment, run_pod
 
+import ml_lifecycle
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.cli import main
 from ml_lifecycle.errors import (
     ConversionError,
     DataHaltedError,
@@ -594,3 +598,56 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert lake.read_bytes("a/x") == b"old"
     assert os.listdir(tmp_path / "lake" / "a") == ["x"]
+
+
+# ---------------------------------------------------------------------------------- the command line
+
+# name: what stands in the folder beforehand, the arguments, words on stderr
+COMMANDS: dict[str, tuple[str | None, list[str], str]] = {
+    "no folder": (None, ["check", "nowhere"], "nowhere: no such folder"),
+    "a file for a folder": ("a file", ["check", "a file"], "a file: no such folder"),
+    "an empty folder": ("empty/.keep", ["check", "empty"], "model.yaml: missing file: it holds the spec"),
+    "a folder whose name is no text": (None, ["check", "b\udcff"], "no such folder"),
+    "a name that climbs": (None, ["new", "../x", "--into", "."], "cannot name a model"),
+    "a name with a line end": (None, ["new", "x\n", "--into", "."], "cannot name a model"),
+    "a name with a look-alike": (None, ["new", "сhurn", "--into", "."], "cannot name a model"),
+    "a template for a name": (None, ["new", "{{ ds }}", "--into", "."], "cannot name a model"),
+    "a long name": (None, ["new", "x" * 64, "--into", "."], "cannot name a model"),
+    "a taken name": ("churn/.keep", ["new", "churn", "--into", "."], "churn"),
+    "nowhere to write to": (None, ["schema", "--output", "nowhere/model.json"], "nowhere/model.json"),
+    "a folder to write to": ("out/.keep", ["schema", "--output", "out"], "out"),
+    "a full disk": (None, ["schema", "--output", "/dev/full"], "No space left on device"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_bad_command_exits_with_1_and_writes_nothing(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, arguments, words = COMMANDS[name]
+    monkeypatch.chdir(tmp_path)
+    if there is not None:
+        Path(there).parent.mkdir(exist_ok=True)
+        Path(there).touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert words in printed.err
+    assert "Traceback" not in printed.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_below_one_whose_name_is_no_text_is_checked(tmp_path: Path) -> None:
+    parent = tmp_path / "b\udcff"
+    parent.mkdir()
+    assert main(["new", "churn", "--into", str(parent)]) == 0
+    command = [sys.executable, "-m", "ml_lifecycle.cli", "check", str(parent / "churn")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(ml_lifecycle.__file__).parents[1]),
+        "LC_ALL": "C.UTF-8",
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"b\\udcff/churn: fine" in done.stdout

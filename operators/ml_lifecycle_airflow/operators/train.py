@@ -164,6 +164,10 @@ class TrainOperator(KubernetesPodOperator):
     def _supervise(
         self, resources: Resources, job: TrainingJob, context: Context, run: Callable[[], object]
     ) -> None:
+        from urllib3.exceptions import MaxRetryError
+
+        from ml_lifecycle.errors import ServerUnavailableError
+
         try:
             run()
         except AirflowTaskTimeout:
@@ -172,6 +176,12 @@ class TrainOperator(KubernetesPodOperator):
         except Exception as error:
             # Whatever KubernetesPodOperator raised, the pod's own account of a failure says more.
             self._finish(resources, job, context, cause=error)
+            if isinstance(error, MaxRetryError):
+                pool = error.pool
+                raise ServerUnavailableError(
+                    f"the Pods API at {pool.host}:{pool.port} (connection {self.kubernetes_conn_id!r}) does not "
+                    f"answer: {error.reason}"
+                ) from error
             raise
         self._finish(resources, job, context)
 
