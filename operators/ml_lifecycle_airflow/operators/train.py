@@ -179,8 +179,8 @@ class TrainOperator(KubernetesPodOperator):
             if isinstance(error, MaxRetryError):
                 pool = error.pool
                 raise ServerUnavailableError(
-                    f"the Pods API at {pool.host}:{pool.port} (connection {self.kubernetes_conn_id!r}) does not "
-                    f"answer: {error.reason}"
+                    f"the Pods API at {pool.host}:{pool.port} (connection {self.kubernetes_conn_id!r}) "
+                    f"does not answer: {error.reason}"
                 ) from error
             raise
         self._finish(resources, job, context)
