@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from small_disk import SmallDisk, small_disk
 from small_model import DAY, START, land, write_model
-from sqlalchemy.exc import OperationalError
 from standing import Standing
 
 from ml_lifecycle.adapters.lake import Lake
@@ -56,9 +55,6 @@ class Life:
 
     def standing(self) -> Standing:
         return Standing.of(self.lake, self.database, self.mlflow)
-
-    def used(self) -> int:
-        return sum(path.stat().st_blocks * 512 for path in self.disk.folder.rglob("*") if path.is_file())
 
 
 def _train(life: Life) -> Any:
@@ -116,7 +112,7 @@ def refused(life: Life, stage: str) -> Exception | None:
     """What the stage raises; None if it found room enough."""
     try:
         life.records[stage] = STAGES[stage](life)
-    except (LifecycleError, OSError, OperationalError) as error:
+    except (LifecycleError, OSError) as error:
         return error
     return None
 
@@ -124,20 +120,20 @@ def refused(life: Life, stage: str) -> Exception | None:
 @pytest.mark.full
 def test_every_stage_survives_a_full_disk(life: Life) -> None:
     for stage in STAGES:
-        before, used = life.standing(), life.used()
+        before, tried = life.standing(), 0
         for room in (0, 4096, 16_384, 65_536, 262_144):
             life.disk.fill(leave=room)
             said = refused(life, stage)
             life.disk.free()
-            print(stage, room, repr(said)[:200])
             if said is None:
                 break
+            tried += 1
             # Airflow tries again what is no final error of ours.
             assert getattr(said, "retryable", True), repr(said)
-            assert re.search("No space left|is full|no room", str(said)), repr(said)
+            assert re.search("No space left|is full|room", str(said)), repr(said)
             before.check(life.standing(), "features")  # whole, whatever comes of the training set
         if stage not in life.records:
             life.records[stage] = STAGES[stage](life)
-        print(stage, "wrote", life.used() - used)
+        assert tried, f"{stage} writes nothing"
         assert STAGES[stage](life) is not None
     Ledger(life.database).verify([])
