@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.errors import UnsafeNameError
-from ml_lifecycle.ledger.database import Database
+from ml_lifecycle.ledger.database import Database, DatabaseUnavailableError
 from ml_lifecycle_airflow.hooks.database import LifecycleDatabaseHook
 from ml_lifecycle_airflow.hooks.lake import ConnectionIncompleteError, LakeHook
 from ml_lifecycle_airflow.hooks.mlflow import MlflowHook
@@ -72,8 +72,9 @@ DatabaseDep = Annotated[Database, Depends(lifecycle_database)]
 LakeDep = Annotated[Lake, Depends(lake)]
 
 
+@app.exception_handler(DatabaseUnavailableError)
 @app.exception_handler(SQLAlchemyError)
-def database_down(_: Request, error: SQLAlchemyError) -> Response:
+def database_down(_: Request, error: Exception) -> Response:
     """Say so, and no more: the error's text has statements and addresses in it."""
     log.error("the models' page cannot read a database", exc_info=error)
     return JSONResponse({"detail": "The database cannot be read; the API server's log says why."}, 503)

@@ -67,5 +67,6 @@ def _versions(tracking_uri: str) -> list[Any]:
     versions = [
         (found.name, found.version, sorted(found.tags.items())) for found in client.search_model_versions()
     ]
-    aliases = [(model.name, sorted(model.aliases.items())) for model in client.search_registered_models()]
-    return sorted(versions) + sorted(aliases)
+    # A name without a version is nothing yet.
+    models = [model for model in client.search_registered_models() if model.aliases]
+    return sorted(versions) + sorted((model.name, sorted(model.aliases.items())) for model in models)

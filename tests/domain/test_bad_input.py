@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -39,6 +40,8 @@ from ml_lifecycle.errors import (
     SourceNotReadyError,
     TrainingError,
 )
+from ml_lifecycle.ledger.database import Database, DatabaseUnavailableError
+from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.records import Interval, Run, TaskType
 from ml_lifecycle.spec.folder import ModelFolder, load_folder
 from ml_lifecycle.stages.features import build_training_set
@@ -560,6 +563,47 @@ def test_a_pod_that_is_ended_may_be_tried_again(tmp_path: Path, cluster: Cluster
         before.check(Standing.of(lake))
     finally:
         cluster.call("DELETE", "pods/training")
+
+
+# ------------------------------------------------------------------------------------- closed ports
+
+
+def test_a_database_behind_a_closed_port_is_said_to_be_away() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    database = Database(f"postgresql://ann:canary@127.0.0.1:{port}/lifecycle")
+    words = f"://ann:***@127.0.0.1:{port}/lifecycle cannot be used now: "
+
+    def read() -> None:
+        with database.read():
+            raise AssertionError("nobody listens there")
+
+    def write() -> None:
+        with database.write():
+            raise AssertionError("nobody listens there")
+
+    for call in (read, write):
+        Raised(DatabaseUnavailableError, True, words).check(call)
+        Raised(DatabaseUnavailableError, True, "Connection refused").check(call)
+
+
+def test_a_database_whose_disk_is_full_says_so_and_keeps_its_rows(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        lake = Lake(str(tmp_path / "disk" / "lake"))
+        lake.write_bytes("a/x", b"old")
+        database = Database(f"sqlite:///{tmp_path}/disk/lifecycle.db")
+        database.migrate()
+        ledger = Ledger(database)
+        ledger.append("note", "small", {"number": 1}, START)
+        before = Standing.of(lake, database)
+        disk.fill()
+        words = "is there room on its disk?"
+        Raised(DatabaseUnavailableError, True, words).check(
+            lambda: ledger.append("note", "small", {"number": 2}, START)
+        )
+        disk.free()
+        before.check(Standing.of(lake, database))
+        assert ledger.append("note", "small", {"number": 2}, START).seq == 2
 
 
 # --------------------------------------------------------------------------------------- full disks

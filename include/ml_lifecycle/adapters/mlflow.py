@@ -44,7 +44,8 @@ def _answering(tracking_uri: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code not in _UNAVAILABLE:
             raise
-        raise ServerUnavailableError(f"MLflow cannot answer now: {error}") from error
+        reason = str(error).partition("\n")[0]  # its database's statement follows, with all parameters
+        raise ServerUnavailableError(f"MLflow cannot answer now: {reason}") from error
 
 
 def log_training(

@@ -43,6 +43,12 @@ class DatabaseBusyError(LifecycleError):
     retryable = True
 
 
+class DatabaseUnavailableError(LifecycleError):
+    """The database does not answer, or its disk has no room; nothing was changed. Retry: yes."""
+
+    retryable = True
+
+
 class DatabaseTooNewError(LifecycleError):
     """A newer version of this package has migrated the database. Retry: no, install that version."""
 
@@ -70,8 +76,15 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the database, and changes nothing."""
-        with self._connect({} if self._sqlite else _POSTGRES_READER) as connection, connection.begin():
+        """A transaction that sees one state of the database, and changes nothing.
+
+        :raises DatabaseUnavailableError: it does not answer. Retry: yes.
+        """
+        with (
+            self._available(),
+            self._connect({} if self._sqlite else _POSTGRES_READER) as connection,
+            connection.begin(),
+        ):
             yield connection
 
     @contextmanager
@@ -79,18 +92,35 @@ class Database:
         """A transaction that no other writer overlaps; committed at the end, rolled back on an exception.
 
         :raises DatabaseBusyError: another writer did not end in time. Retry: yes.
+        :raises DatabaseUnavailableError: it does not answer, or has no room. Retry: yes.
         """
-        with self._connect({"writer": True} if self._sqlite else _POSTGRES_WRITER) as connection:
+        with (
+            self._available(),
+            self._connect({"writer": True} if self._sqlite else _POSTGRES_WRITER) as connection,
+        ):
             try:
                 transaction = connection.begin()
                 if not self._sqlite:
                     self._lock_postgres(connection)
             except OperationalError as error:
+                if "lock" not in str(error.orig):
+                    raise
                 raise DatabaseBusyError(
                     f"another writer has held {self._url!r} for {self._busy_seconds:g} s: {error.orig}"
                 ) from error
             with transaction:
                 yield connection
+
+    @contextmanager
+    def _available(self) -> Iterator[None]:
+        """Say in one sentence that the database cannot be used now."""
+        try:
+            yield
+        except OperationalError as error:
+            hint = "; is there room on its disk?" if "disk" in str(error.orig) else ""
+            raise DatabaseUnavailableError(
+                f"the lifecycle database {self._url!r} cannot be used now: {str(error.orig).strip()}{hint}"
+            ) from error
 
     def migrate(self) -> None:
         """Bring the tables to this version, all or nothing. Safe when several processes start at once.

@@ -183,6 +183,12 @@ class TrainOperator(KubernetesPodOperator):
         except Exception as error:
             # Whatever KubernetesPodOperator raised, the pod's own account of a failure says more.
             self._finish(resources, job, context, cause=error)
+            if isinstance(error, MaxRetryError):
+                pool = error.pool
+                raise ServerUnavailableError(
+                    f"the Pods API at {pool.host}:{pool.port} (connection {self.kubernetes_conn_id!r}) "
+                    f"does not answer: {error.reason}"
+                ) from error
             raise
         self._finish(resources, job, context)
 

@@ -1,0 +1,139 @@
+"""No room at any stage that writes: it fails saying so, nothing that stood changes, and with room it goes on.
+
+Lake, lifecycle database, MLflow and the online store lie together on a disk of a few megabytes, which is
+filled before each stage: wholly, and then leaving room for some of what the stage writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_disk import SmallDisk, small_disk
+from small_model import DAY, START, land, write_model
+from standing import Standing
+
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.ledger.database import Database
+from ml_lifecycle.ledger.ledger import Ledger
+from ml_lifecycle.ledger.requests import RequestKey
+from ml_lifecycle.records import Interval, Run
+from ml_lifecycle.spec.folder import load_folder
+from ml_lifecycle.stages.approve import make_evidence, record_decision, request_approval
+from ml_lifecycle.stages.evaluate import evaluate
+from ml_lifecycle.stages.features import build_training_set
+from ml_lifecycle.stages.ingest import ingest
+from ml_lifecycle.stages.online_features import materialise
+from ml_lifecycle.stages.register import register
+from ml_lifecycle.stages.train import collect_training, log_training, plan_training
+from ml_lifecycle.stages.validate import validate
+from ml_lifecycle.training.pod import run_job
+
+NOW = START + 7 * DAY
+RUN = Run("small", "run_1", NOW, Interval(START, NOW), "carol")
+
+
+@dataclass
+class Life:
+    """The small model on a small disk, and what its stages returned so far."""
+
+    root: Path
+    disk: SmallDisk
+    records: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lake = Lake(str(self.root / "disk" / "lake"))
+        self.database = Database(f"sqlite:///{self.root}/disk/lifecycle.db")
+        self.mlflow = f"sqlite:///{self.root}/disk/mlflow.db"
+        self.online_store = f"sqlite:///{self.root}/disk/online.db"
+        self.folder = load_folder(self.root / "dags" / "models" / "small")
+
+    def standing(self) -> Standing:
+        return Standing.of(self.lake, self.database, self.mlflow)
+
+
+def _train(life: Life) -> Any:
+    job = plan_training(life.folder, life.lake, life.records["training set"])
+    run_job(life.lake, job, life.root / f"unpacked-{len(list(life.root.glob('unpacked-*')))}")
+    return collect_training(life.lake, job)
+
+
+def _request(life: Life) -> Any:
+    evidence = make_evidence(
+        life.lake, life.records["register"], life.records["evaluate"], life.records["log"], None
+    )
+    request_approval(Ledger(life.database), evidence, KEY, ("alice",), NOW)
+    return evidence
+
+
+KEY = RequestKey("small__promote", "candidate__v1", "approve")
+STAGES: dict[str, Callable[[Life], Any]] = {
+    "ingest": lambda life: ingest(life.folder.spec, life.lake, RUN, contracts=life.folder.contracts),
+    "validate": lambda life: validate(
+        life.folder.spec, life.folder.contracts, life.lake, life.records["ingest"], None
+    ),
+    "training set": lambda life: build_training_set(life.folder, life.lake, life.records["ingest"]),
+    "train": _train,
+    "log": lambda life: log_training(life.mlflow, life.lake, life.records["train"]),
+    "evaluate": lambda life: evaluate(life.folder.spec, life.lake, life.records["log"], None, None, NOW),
+    "register": lambda life: register(
+        life.mlflow, life.folder.spec, life.lake, life.records["log"], life.records["evaluate"], None
+    ),
+    "request": _request,
+    "decide": lambda life: record_decision(
+        Ledger(life.database), life.records["request"], KEY, "approve", "alice", NOW, champion=None
+    ),
+    "materialise": lambda life: materialise(
+        life.folder, life.lake, life.records["ingest"], life.online_store, RUN.interval
+    ),
+}
+
+
+@pytest.fixture
+def life(tmp_path: Path) -> Iterator[Life]:
+    with small_disk(tmp_path / "disk", 64 * 2**20) as disk:
+        write_model(
+            tmp_path / "dags", sources={"readings": {"uri": f"{tmp_path}/landing/readings/*.parquet"}}
+        )
+        land(Lake(str(tmp_path)), days=7)
+        life = Life(tmp_path, disk)
+        (tmp_path / "disk" / "lake").mkdir()
+        life.database.migrate()
+        life.standing()  # MLflow makes its tables
+        yield life
+
+
+def refused(life: Life, stage: str) -> Exception | None:
+    """What the stage raises; None if it found room enough."""
+    try:
+        life.records[stage] = STAGES[stage](life)
+    except (LifecycleError, OSError) as error:
+        return error
+    return None
+
+
+@pytest.mark.full
+def test_every_stage_survives_a_full_disk(life: Life) -> None:
+    for stage in STAGES:
+        before, tried = life.standing(), 0
+        for room in (0, 4096, 16_384, 65_536, 262_144):
+            life.disk.fill(leave=room)
+            said = refused(life, stage)
+            life.disk.free()
+            if said is None:
+                break
+            tried += 1
+            # Airflow tries again what is no final error of ours.
+            assert getattr(said, "retryable", True), repr(said)
+            assert re.search("No space left|is full|room", str(said)), repr(said)
+            before.check(life.standing(), "features")  # whole, whatever comes of the training set
+        if stage not in life.records:
+            life.records[stage] = STAGES[stage](life)
+        assert tried, f"{stage} writes nothing"
+        assert STAGES[stage](life) is not None
+    Ledger(life.database).verify([])
