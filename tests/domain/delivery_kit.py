@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -220,8 +221,9 @@ class Server:
     def client(self) -> ModelClient:
         return ModelClient(self.url, "a token of the tests")
 
-    def stop(self) -> None:
+    def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """On SIGTERM it writes its prediction log first."""
         assert self._process.stdout is not None
-        self._process.kill()
+        self._process.send_signal(number)
         self._process.wait()
         self._process.stdout.close()
