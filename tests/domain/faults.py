@@ -31,7 +31,7 @@ from typing import Any
 import httpx
 import pytest
 
-_SECONDS = 120
+_SECONDS = 300
 _OPENED, _COMMIT = "open", "commit"
 _REQUEST = "faults.request"  # our own audit event
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
