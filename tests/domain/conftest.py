@@ -1,10 +1,37 @@
-"""The example's worlds, which take seconds to make: one of each a session, for tests that change nothing."""
+"""What takes seconds to make, one of each a session: the example's worlds, for tests that change nothing, and a
+process to fork from."""
 
 from __future__ import annotations
 
 import pytest
+from faults import FaultKit
 from flight_truth import Truth
 from flight_world import World, three_weeks, whole_year
+
+
+# What the stages import by and by; a fork that has it starts within hundredths of a second.
+_IMPORTED = (
+    "evidently.presets",
+    "feast.infra.passthrough_provider",
+    "feast.repo_operations",
+    "great_expectations",
+    "mlflow.onnx",
+    "mlflow.pyfunc",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.types.responses",
+    "onnxruntime",
+    "pandas",
+    "pytest",
+    "skl2onnx",
+    "sklearn.ensemble",
+    "sklearn.pipeline",
+    "delivery_world",
+    "small_life",
+    "ml_lifecycle.adapters.evidently",
+    "ml_lifecycle.adapters.expectations",
+    "ml_lifecycle.adapters.feast_online",
+)
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +47,8 @@ def truth(year: World) -> Truth:
 @pytest.fixture(scope="session")
 def weeks(tmp_path_factory: pytest.TempPathFactory) -> World:
     return three_weeks(tmp_path_factory.mktemp("weeks"))
+
+
+@pytest.fixture(scope="session")
+def faults() -> FaultKit:
+    return FaultKit(_IMPORTED)

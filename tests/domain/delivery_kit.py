@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from ml_lifecycle.serving.client import ModelClient
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.stages.approve import make_evidence, record_decision, request_approval
 
+TOKEN = "a token of the tests"
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 COLUMNS = (ColumnSpec("distance", "float", nullable=True), ColumnSpec("hour", "int"))
 RUN = Run("delays", "manual__1", NOW, Interval(NOW - timedelta(days=1), NOW), "ann")
@@ -234,7 +236,7 @@ class Server:
             [*command, "--environment", "production", "--poll-seconds", "0.02"],
             env={
                 **os.environ,
-                "ML_LIFECYCLE_SERVER_TOKEN": "a token of the tests",
+                "ML_LIFECYCLE_SERVER_TOKEN": TOKEN,
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             },
             stdout=subprocess.PIPE,
@@ -247,10 +249,11 @@ class Server:
         self.url = line.split(" on ")[1].strip()
 
     def client(self) -> ModelClient:
-        return ModelClient(self.url, "a token of the tests")
+        return ModelClient(self.url, TOKEN)
 
-    def stop(self) -> None:
+    def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """On SIGTERM it writes its prediction log first."""
         assert self._process.stdout is not None
-        self._process.kill()
+        self._process.send_signal(number)
         self._process.wait()
         self._process.stdout.close()

@@ -4,20 +4,18 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from delivery_kit import NOW, Candidate, Server, approve, make_candidate, make_golden, make_model, make_spec
-from sqlalchemy import Connection, update
+from delivery_kit import NOW, Candidate, Server, make_candidate, make_golden, make_model
+from delivery_world import CLOCK, World
+from sqlalchemy import update
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.lineage import RegistryFile
-from ml_lifecycle.delivery.releases import Releases, published_heads
-from ml_lifecycle.delivery.route import current
+from ml_lifecycle.delivery.releases import Deployment
 from ml_lifecycle.errors import (
     ChampionChangedError,
     IntegrityError,
@@ -31,123 +29,13 @@ from ml_lifecycle.errors import (
     ServerUnavailableError,
     SpecError,
 )
-from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.tables import ledger as ledger_table
 from ml_lifecycle.records import Evidence, Release
 from ml_lifecycle.serving.client import ModelClient, RequestRefusedError
-from ml_lifecycle.stages.deploy import Target, deploy, rollback
+from ml_lifecycle.stages.deploy import deploy
 
-CLOCK = Clock(now=lambda: NOW)
 _numbers = itertools.count(1)
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the code catches it."""
-
-
-@dataclass
-class Fuse:
-    """Kills after the n-th write to lake or database; before it the world is as after the one before.
-
-    The pointer is written within a transaction: killed there, the lake knows what the database does not.
-    """
-
-    left: int
-    burnt: list[str] = field(default_factory=list)
-
-    def burn(self, where: str) -> None:
-        self.burnt.append(where)
-        if len(self.burnt) == self.left:
-            raise Killed(where)
-
-
-class FusedLake(Lake):
-    def __init__(self, url: str, fuse: Fuse) -> None:
-        super().__init__(url)
-        self._fuse = fuse
-
-    def write_bytes(self, path: str, data: bytes) -> str:
-        super().write_bytes(path, data)
-        self._fuse.burn(path)
-        return path
-
-
-class FusedDatabase(Database):
-    def __init__(self, url: str, fuse: Fuse) -> None:
-        super().__init__(url)
-        self._fuse = fuse
-
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
-        with super().write() as connection:
-            yield connection
-        self._fuse.burn("commit")
-
-
-class World:
-    """One endpoint of a running server, and everything that leads to it."""
-
-    def __init__(self, folder: Path, client: ModelClient, lake: Lake, timeout: str = "10s") -> None:
-        self.endpoint = f"delays_{next(_numbers)}"
-        self.url = f"sqlite:///{folder}/{self.endpoint}.db"
-        self.database = Database(self.url)
-        self.database.migrate()
-        self.source = Lake(str(folder / self.endpoint))
-        self.spec = make_spec(delivery={"endpoint": self.endpoint, "check_timeout": timeout})
-        self.target = Target("production", lake, (client,))
-        self.releases = Releases(self.database)
-
-    def candidate(self, number: int, slope: float | None = None) -> Candidate:
-        """Version ``number`` predicts ``number * distance + hour``; golden rows expect ``slope``."""
-        return make_candidate(self.source, number, make_model(number), make_golden(slope or number))
-
-    def approved(self, candidate: Candidate) -> Evidence:
-        champion = self.releases.champion(self.endpoint)
-        evidence = candidate.evidence(self.source, champion)
-        approve(self.database, evidence, champion)
-        return evidence
-
-    def deploy(self, candidate: Candidate, evidence: Evidence, fuse: Fuse | None = None) -> Release:
-        database, target = self._fused(fuse)
-        return deploy(
-            self.spec, target, self.source, database, evidence, candidate.version, CLOCK, requested_by="cem"
-        )
-
-    def release(self, number: int) -> Release:
-        candidate = self.candidate(number)
-        return self.deploy(candidate, self.approved(candidate))
-
-    def rollback(self, request: str, fuse: Fuse | None = None) -> Release:
-        database, target = self._fused(fuse)
-        return rollback(
-            self.spec, target, database, CLOCK, request=request, requested_by="ben", reason="complaints"
-        )
-
-    def _fused(self, fuse: Fuse | None) -> tuple[Database, Target]:
-        if fuse is None:
-            return self.database, self.target
-        lake = FusedLake(self.target.lake.url, fuse)
-        return FusedDatabase(self.url, fuse), replace(self.target, lake=lake)
-
-    def live(self) -> Release:
-        live = self.releases.live("production", self.endpoint)
-        assert live is not None
-        return live
-
-    def served(self) -> tuple[str, int]:
-        """Version and route revision that the server answers with."""
-        parameters = self.target.clients[0].metadata(self.endpoint)["parameters"]
-        return parameters["version"], parameters["route_revision"]
-
-    def check_order(self) -> None:
-        """What holds after any history: one live release, the one published, and an unbroken ledger."""
-        live, route = self.live(), current(self.target.lake, self.endpoint)
-        assert route is not None
-        assert route == self.releases.route(live)
-        assert self.served() == (live.version, live.revision)
-        assert self.releases.under_way("production", self.endpoint) is None
-        Ledger(self.database).verify(published_heads(self.target.lake, self.endpoint))
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +49,29 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModelCli
 
 @pytest.fixture
 def make_world(tmp_path: Path, serving: tuple[ModelClient, Lake]) -> Callable[..., World]:
-    return lambda **changes: World(tmp_path, *serving, **changes)
+    return lambda **changes: World(tmp_path, f"delays_{next(_numbers)}", *serving, **changes).begin()
 
 
 @pytest.fixture
 def world(make_world: Callable[..., World]) -> World:
     return make_world()
+
+
+def left_behind(world: World, candidate: Candidate, evidence: Evidence) -> Release:
+    """A release whose process was killed once it had begun."""
+    live = world.live()
+    deployment = Deployment(
+        model=live.model,
+        environment=live.environment,
+        endpoint=live.endpoint,
+        version=candidate.version.version,
+        model_digest=candidate.version.model_digest,
+        evidence_digest=evidence.digest,
+        strategy=live.strategy,
+        variants=world.releases.route(live).variants,
+        expected=live.revision,
+    )
+    return world.releases.begin(deployment, NOW)
 
 
 def test_a_release_is_copied_published_checked_and_confirmed(world: World) -> None:
@@ -326,7 +231,7 @@ def test_an_unknown_environment_is_named(world: World) -> None:
 class TestChecksFail:
     def test_what_was_live_is_served_again(self, world: World) -> None:
         world.release(1)
-        bad = world.candidate(2, slope=2.5)
+        bad = world.candidate(2, expected=2.5)
         with pytest.raises(ReleaseChecksError, match=r"version 2 .* back: golden rows: prediction\[0\]"):
             world.deploy(bad, world.approved(bad))
         assert (world.live().version, world.live().kind, world.served()) == ("1", "restore", ("1", 3))
@@ -343,7 +248,7 @@ class TestChecksFail:
         world.check_order()
 
     def test_a_first_release_leaves_nothing_served(self, world: World) -> None:
-        bad = world.candidate(1, slope=2.5)
+        bad = world.candidate(1, expected=2.5)
         with pytest.raises(ReleaseChecksError):
             world.deploy(bad, world.approved(bad))
         assert world.releases.live("production", world.endpoint) is None
@@ -355,12 +260,9 @@ class TestChecksFail:
 
     def test_a_process_killed_while_taking_it_back_has_failed_too(self, world: World) -> None:
         world.release(1)
-        bad = world.candidate(2, slope=2.5)
+        bad = world.candidate(2, expected=2.5)
         evidence = world.approved(bad)
-        with pytest.raises(Killed):
-            world.deploy(bad, evidence, Fuse(3))
-        stuck = world.releases.under_way("production", world.endpoint)
-        assert stuck is not None
+        stuck = left_behind(world, bad, evidence)
         world.releases.begin_restore(stuck, NOW, reason="golden rows: wrong")
         with pytest.raises(ReleaseChecksError, match="as revision 2 and was rolled back: golden rows: wrong"):
             world.deploy(bad, evidence)
@@ -432,8 +334,7 @@ class TestRollback:
         world.release(1)
         candidate = world.candidate(2)
         evidence = world.approved(candidate)
-        with pytest.raises(Killed):
-            world.deploy(candidate, evidence, Fuse(3))
+        left_behind(world, candidate, evidence)
         other = world.candidate(3)
         with pytest.raises(ReleaseConflictError, match="a rollback of the endpoint ends it too"):
             world.deploy(other, world.approved(other))
@@ -445,8 +346,7 @@ class TestRollback:
     def test_two_at_once_go_back_once(self, world: World) -> None:
         for number in (1, 2, 3):
             world.release(number)
-        with pytest.raises(Killed):
-            world.rollback("run 1", Fuse(3))
+        world.releases.begin_restore(world.live(), NOW, reason="complaints", request="run 1")
         with pytest.raises(ReleaseConflictError, match="the rollback run 1 was under way: it is finished"):
             world.rollback("run 2")
         assert world.live().version == "2"
@@ -464,57 +364,3 @@ class TestRollback:
             world.target = real
         assert world.rollback("run 1").revision == 3
         world.check_order()
-
-
-class TestKilledAnywhere:
-    """Killed after each write, then called again."""
-
-    def killed_everywhere(
-        self, make_world: Callable[..., World], act: Callable[[World, Fuse | None], None]
-    ) -> Iterator[World]:
-        for point in itertools.count(1):
-            world = make_world()
-            world.release(1)
-            world.release(2)
-            fuse = Fuse(point)
-            try:
-                act(world, fuse)
-            except Killed:
-                assert world.live().version in ("1", "2", "3")
-                act(world, None)
-            world.check_order()
-            yield world
-            if len(fuse.burnt) < point:
-                assert point > 5, fuse.burnt
-                return
-
-    def test_a_deployment_arrives(self, make_world: Callable[..., World]) -> None:
-        def act(world: World, fuse: Fuse | None) -> None:
-            candidate = world.candidate(3)
-            champion = world.releases.get("production", world.endpoint, 2)
-            evidence = candidate.evidence(world.source, champion)
-            if fuse is not None:
-                approve(world.database, evidence, champion)
-            world.deploy(candidate, evidence, fuse)
-
-        for world in self.killed_everywhere(make_world, act):
-            assert (world.live().version, world.live().revision) == ("3", 3)
-
-    def test_a_deployment_that_fails_its_checks_is_taken_back(self, make_world: Callable[..., World]) -> None:
-        def act(world: World, fuse: Fuse | None) -> None:
-            bad = world.candidate(3, slope=2.5)
-            evidence = bad.evidence(world.source, world.live())
-            if fuse is not None:
-                approve(world.database, evidence, world.live())
-            with pytest.raises(ReleaseChecksError, match="golden rows"):
-                world.deploy(bad, evidence, fuse)
-
-        for world in self.killed_everywhere(make_world, act):
-            assert world.live().version == "2"
-
-    def test_a_rollback_goes_back_once(self, make_world: Callable[..., World]) -> None:
-        def act(world: World, fuse: Fuse | None) -> None:
-            world.rollback("run 1", fuse)
-
-        for world in self.killed_everywhere(make_world, act):
-            assert (world.live().version, world.live().revision) == ("1", 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,13 @@ def unlogged(trained: Trained, tracking_uri: str) -> Iterator[Trained]:
     """The same training with its runs deleted, as if it had never been logged."""
     from mlflow import MlflowClient
 
+    client = MlflowClient(tracking_uri)
+    log_training(tracking_uri, trained.lake, trained.training)  # there is an experiment
+    for run in runs_of(tracking_uri, "toy_logged"):
+        client.delete_run(run.info.run_id)
     yield trained
     for run in runs_of(tracking_uri, "toy_logged"):
-        MlflowClient(tracking_uri).delete_run(run.info.run_id)
+        client.delete_run(run.info.run_id)
 
 
 def test_a_half_finished_run_is_found_and_finished(unlogged: Trained, tracking_uri: str) -> None:
@@ -136,8 +141,6 @@ def test_a_half_finished_run_is_found_and_finished(unlogged: Trained, tracking_u
 
     training = unlogged.training
     client = MlflowClient(tracking_uri)
-    for run in runs_of(tracking_uri, "toy_logged"):
-        client.delete_run(run.info.run_id)
     experiment = client.get_experiment_by_name("toy_logged")
     half = client.create_run(
         experiment.experiment_id, tags={"ml_lifecycle.training_digest": training.digest}
@@ -147,6 +150,40 @@ def test_a_half_finished_run_is_found_and_finished(unlogged: Trained, tracking_u
     (run,) = runs_of(tracking_uri, "toy_logged")
     assert run.info.status == "FINISHED"
     assert run.data.params["max_iter"] == "8"
+
+
+def test_a_run_that_nobody_came_back_to_is_marked_killed_until_somebody_does(
+    unlogged: Trained, tracking_uri: str
+) -> None:
+    from mlflow import MlflowClient
+
+    def status() -> dict[str, str]:
+        runs = runs_of(tracking_uri, "toy_logged")
+        return {run.data.tags.get("ml_lifecycle.training_digest", "theirs"): run.info.status for run in runs}
+
+    client, training = MlflowClient(tracking_uri), unlogged.training
+    lost = replace(training, digest="0" * 64)
+    experiment = client.get_experiment_by_name("toy_logged").experiment_id
+    client.create_run(experiment, tags={"ml_lifecycle.training_digest": lost.digest})
+    client.create_run(experiment)  # somebody's own, which is none of ours
+    log_training(tracking_uri, unlogged.lake, training)
+    assert status() == {training.digest: "FINISHED", lost.digest: "KILLED", "theirs": "RUNNING"}
+    log_training(tracking_uri, unlogged.lake, lost)
+    assert status()[lost.digest] == "FINISHED"
+
+
+def test_of_two_runs_made_at_once_the_given_up_one_is_killed_and_deleted(
+    unlogged: Trained, tracking_uri: str
+) -> None:
+    from mlflow import MlflowClient
+
+    client, training = MlflowClient(tracking_uri), unlogged.training
+    experiment = client.get_experiment_by_name("toy_logged").experiment_id
+    tags = {"ml_lifecycle.training_digest": training.digest}
+    both = {client.create_run(experiment, tags=tags).info.run_id for _ in range(2)}
+    kept = log_training(tracking_uri, unlogged.lake, training).mlflow_run_id
+    (given_up,) = (client.get_run(run_id).info for run_id in both - {kept})
+    assert (given_up.status, given_up.lifecycle_stage) == ("KILLED", "deleted")
 
 
 def test_two_at_once_agree_on_one_run(unlogged: Trained, tracking_uri: str) -> None:

@@ -1,7 +1,8 @@
 """MLflow: one run a training, one registered version a model and its evaluation.
 
 Everything goes through a client with an explicit URI; nothing global is set. Runs and versions are found
-again by their tags, so a retry finishes what an earlier attempt began and never makes a second one.
+again by their tags, so a retry finishes what an earlier attempt began and never makes a second one. What
+nobody came back to finish is marked ``KILLED``.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ def log_training(
         for _ in range(_ATTEMPTS):
             run = _only_run(client, experiment, training)
             run_id: str = run.info.run_id
-            if run.info.status == "FINISHED" or _finish_run(client, run_id, training, files, tags):
+            if run.info.status == "FINISHED":
+                return run_id
+            _end_orphans(client, experiment, training)
+            if _finish_run(client, run_id, training, files, tags):
                 return run_id
     raise ServerUnavailableError(
         f"the MLflow runs of training {training.digest} are deleted while being logged"
@@ -148,8 +152,17 @@ def _only_run(client: Any, experiment: str, training: Training) -> Any:
     )
     for other in others:
         with _gone_already():
+            client.set_terminated(other.info.run_id, "KILLED")
             client.delete_run(other.info.run_id)
     return kept
+
+
+def _end_orphans(client: Any, experiment: str, training: Training) -> None:
+    """Mark the runs of other trainings that were left running; one being logged now still ends finished."""
+    query = f"attributes.status = 'RUNNING' and tags.`{TAG}.training_digest` != '{training.digest}'"
+    for orphan in client.search_runs([experiment], query):
+        with _gone_already():
+            client.set_terminated(orphan.info.run_id, "KILLED")
 
 
 @contextlib.contextmanager

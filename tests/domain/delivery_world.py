@@ -1,0 +1,115 @@
+"""One endpoint of a running server, and everything that leads to its releases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from delivery_kit import NOW, Candidate, approve, make_candidate, make_golden, make_model, make_spec
+
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.checks import Clock
+from ml_lifecycle.delivery.releases import Releases, published_heads
+from ml_lifecycle.delivery.route import current
+from ml_lifecycle.ledger.database import Database
+from ml_lifecycle.ledger.ledger import Ledger
+from ml_lifecycle.records import Evidence, Release
+from ml_lifecycle.serving.client import ModelClient
+from ml_lifecycle.stages.deploy import Target, deploy, rollback
+
+CLOCK = Clock(now=lambda: NOW)
+
+
+class World:
+    """The endpoint's database, which :meth:`begin` makes, and source lake lie in ``folder``, under its name.
+
+    :param lake: the lake that the server follows
+    :param slope: version n predicts ``(n + slope) * distance + hour``
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        endpoint: str,
+        client: ModelClient,
+        lake: Lake,
+        *,
+        environment: str = "production",
+        timeout: str = "10s",
+        slope: float = 0.0,
+    ) -> None:
+        self.endpoint = endpoint
+        self.database = Database(f"sqlite:///{folder}/{endpoint}.db")
+        self.source = Lake(str(folder / endpoint))
+        self.spec = make_spec(delivery={"endpoint": endpoint, "check_timeout": timeout})
+        self.target = Target(environment, lake, (client,))
+        self.releases = Releases(self.database)
+        self._slope = slope
+
+    def begin(self) -> World:
+        """Nothing was released yet."""
+        self.database.migrate()
+        return self
+
+    def slope(self, number: int) -> float:
+        return number + self._slope
+
+    def candidate(self, number: int, expected: float | None = None) -> Candidate:
+        """Version ``number``; its golden rows expect its own slope or, to fail, another."""
+        slope = self.slope(number)
+        golden = make_golden(slope if expected is None else expected)
+        return make_candidate(self.source, number, make_model(slope), golden)
+
+    def evidence(self, candidate: Candidate) -> Evidence:
+        """What speaks for the candidate, beside what is live now."""
+        return candidate.evidence(self.source, self.releases.champion(self.endpoint))
+
+    def approved(self, candidate: Candidate) -> Evidence:
+        evidence = self.evidence(candidate)
+        approve(self.database, evidence, self.releases.champion(self.endpoint))
+        return evidence
+
+    def deploy(self, candidate: Candidate, evidence: Evidence) -> Release:
+        return deploy(
+            self.spec,
+            self.target,
+            self.source,
+            self.database,
+            evidence,
+            candidate.version,
+            CLOCK,
+            requested_by="cem",
+        )
+
+    def release(self, number: int) -> Release:
+        candidate = self.candidate(number)
+        return self.deploy(candidate, self.approved(candidate))
+
+    def rollback(self, request: str) -> Release:
+        return rollback(
+            self.spec,
+            self.target,
+            self.database,
+            CLOCK,
+            request=request,
+            requested_by="ben",
+            reason="complaints",
+        )
+
+    def live(self) -> Release:
+        live = self.releases.live(self.target.environment, self.endpoint)
+        assert live is not None
+        return live
+
+    def served(self) -> tuple[str, int]:
+        """Version and route revision that the server answers with."""
+        parameters = self.target.clients[0].metadata(self.endpoint)["parameters"]
+        return parameters["version"], parameters["route_revision"]
+
+    def check_order(self) -> None:
+        """What holds after any history: one live release, the one published, and an unbroken ledger."""
+        live, route = self.live(), current(self.target.lake, self.endpoint)
+        assert route is not None
+        assert route == self.releases.route(live)
+        assert self.served() == (live.version, live.revision)
+        assert self.releases.under_way(self.target.environment, self.endpoint) is None
+        Ledger(self.database).verify(published_heads(self.target.lake, self.endpoint))
