@@ -284,9 +284,12 @@ class Stack:
             # A task whose process ends a little after its sockets is noticed at the next heartbeat only.
             "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
-            # Tasks of a scheduler or worker that died are taken up again within a minute, not five.
+            # Tasks of a scheduler that died are taken up again within a minute, not five.
             "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
-            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+            # Tasks wait two minutes or more for an API server that starts again; with Airflow's own fifteen
+            # seconds or so each attempt fails, and a run's retries are gone before it answers.
+            "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "30",
+            "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "10",
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.airflow_home / "logs"),
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
