@@ -1,5 +1,7 @@
-"""What takes seconds to make, one of each a session: the example's worlds, for tests that change nothing, and a
-process to fork from."""
+"""What takes seconds to make, one of each a session.
+
+The example's worlds, for tests that change nothing, and a process to fork from.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ import pytest
 from faults import FaultKit
 from flight_truth import Truth
 from flight_world import World, three_weeks, whole_year
-
 
 # What the stages import by and by; a fork that has it starts within hundredths of a second.
 _IMPORTED = (
@@ -31,6 +32,7 @@ _IMPORTED = (
     "ml_lifecycle.adapters.evidently",
     "ml_lifecycle.adapters.expectations",
     "ml_lifecycle.adapters.feast_online",
+    "ml_lifecycle.adapters.feast_written",
 )
 
 
