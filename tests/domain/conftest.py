@@ -32,6 +32,7 @@ _IMPORTED = (
     "ml_lifecycle.adapters.evidently",
     "ml_lifecycle.adapters.expectations",
     "ml_lifecycle.adapters.feast_online",
+    "ml_lifecycle.adapters.feast_written",
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,12 +25,13 @@ from ml_lifecycle.delivery.releases import PRODUCTION
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.intervals import claim_interval
 from ml_lifecycle.ledger.ledger import Ledger
-from ml_lifecycle.ledger.requests import RequestKey
+from ml_lifecycle.ledger.requests import RequestKey, decided_versions
 from ml_lifecycle.ledger.windows import record_window
 from ml_lifecycle.records import (
     Approval,
     Evaluation,
     Evidence,
+    Interval,
     ModelVersion,
     Record,
     Release,
@@ -106,9 +108,9 @@ def run_stage(root: Path, run: int, stage: str) -> dict[str, Any]:
 
 
 def _ingest(place: Place) -> Snapshot:
-    run_id, first = f"run_{place.run}", place.spec.training.data.start
+    run_id, own = f"run_{place.run}", Interval(START, place.as_of)
     interval = claim_interval(
-        place.database, "small__train", run_id, place.as_of, given=None, first_start=first
+        place.database, "small__train", run_id, own, whole=False, succeeded=lambda earlier: True
     )
     run = Run("small", run_id, place.as_of, interval, "carol")
     return ingest.ingest(place.spec, place.lake, run, contracts=place.folder.contracts)
@@ -164,6 +166,7 @@ def _register(place: Place) -> ModelVersion:
         place.record(Training, "train"),
         place.record(Evaluation, "evaluate"),
         champion.training.train_end if champion else None,
+        decided_versions(place.database, "small"),
     )
 
 
@@ -193,9 +196,7 @@ def _prepare(place: Place) -> Record:
 
 def _materialise(place: Place) -> Record:
     snapshot = place.record(Snapshot, "ingest")
-    return online_features.materialise(
-        place.folder, place.lake, snapshot, place.online_stores["production"], snapshot.run.interval
-    )
+    return online_features.materialise(place.folder, place.lake, snapshot, place.online_stores["production"])
 
 
 def _score(place: Place) -> Record:
@@ -212,11 +213,12 @@ def _score(place: Place) -> Record:
 
 def _monitor(place: Place) -> Record:
     snapshot = place.record(Snapshot, "ingest")
+    window = monitor.window_of(snapshot.run.interval, place.spec.monitoring.window)
     found = monitor.monitor(
         place.spec,
         place.lake,
         place.production,
-        snapshot.run,
+        replace(snapshot.run, interval=window),
         lambda digest: trained_as(digest, place.spec, place.lake, place.database, PRODUCTION),
         features.read_labels(place.folder, place.lake, snapshot),
         place.now,
@@ -279,6 +281,9 @@ def begin(root: Path) -> None:
 def go_live(root: Path) -> None:
     """The first run's version becomes champion and answers a day of traffic."""
     place = Place(root, 1)
+    online_features.prepare_online(
+        place.folder, place.lake, place.record(Evidence, "request"), place.online_stores["production"]
+    )
     server = Server(place.production)
     try:
         with server.client() as client:
