@@ -18,6 +18,7 @@ from sqlalchemy import func, inspect, make_url, select
 from sqlalchemy.exc import DBAPIError
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.audit import Verified, live_at, verify
 from ml_lifecycle.delivery.releases import Deployment, Releases
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.ledger.database import Database, DatabaseTooNewError
@@ -148,6 +149,15 @@ def test_an_old_ledger_is_whole(old: Database) -> None:
     assert (approval.version, approval.approved_by) == ("1", "ben")
 
 
+def test_an_old_ledger_says_what_was_live_and_the_tables_agree(old: Database) -> None:
+    ledger = Ledger(old)
+    assert verify(ledger, ()) == Verified(entries=23, heads=0, releases=5)
+    (live,) = live_at(ledger, "production", NOW)
+    assert (live.version, live.revision, live.restores, live.approved_by) == ("1", 5, 1, "ben")
+    assert live.snapshot_digest is not None
+    assert (live.train_end, live.code_digest) == (None, None), "evidence did not say so then"
+
+
 def test_old_releases_requests_intervals_and_windows_are_what_they_were(old: Database) -> None:
     releases = Releases(old)
     assert [
@@ -167,6 +177,7 @@ def test_old_releases_requests_intervals_and_windows_are_what_they_were(old: Dat
     assert asked.requested_by == "ben"
     (request,) = open_requests(old)
     assert (request.version, request.key.run_id, request.assigned) == ("5", "candidate__v5", ("ben", "cem"))
+    assert request.deadline is None
     kept = claim(old, "manual__2")
     assert kept == Interval(datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 3, 8, tzinfo=UTC))
     newest, older = newest_windows(old, ["delays"], 5)["delays"]

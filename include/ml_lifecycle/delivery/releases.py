@@ -128,8 +128,7 @@ class Releases:
         :raises LedgerError: one is not what its entry says, or only one of both is there. Retry: no.
         """
         query = select(ledger).where(ledger.c.kind == RELEASE).order_by(ledger.c.seq)
-        # As the only writer: no release may change between the two reads.
-        with self._database.write() as connection:
+        with self._database.read() as connection:
             rows = {_subject(row): row for row in map(_release, connection.execute(select(releases)))}
             entries = {entry.subject: entry for entry in connection.execute(query)}
         for subject, entry in entries.items():
