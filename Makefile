@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 KEEP ?= yes
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down status test test-full lint compose-env constraints clean
+.PHONY: help install demo up down status test test-full proof lint compose-env constraints clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,11 +39,14 @@ lint: install ## Ruff, mypy strict and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## Prove it: lint and every test but soaks and browser
-	$(BIN)/python -m pytest -m "not full"
+test: lint ## Prove it: lint and every quick test
+	$(BIN)/python -m pytest -m "not full and not proof"
 
-test-full: install ## Soaks and browser tests
+test-full: install ## The demo, browser and fuzz tests
 	$(BIN)/python -m pytest -m full
+
+proof: install ## The long proofs: kills everywhere, forgery, time, scheduling, soak (hours on two cores)
+	$(BIN)/python -m pytest -m proof
 
 compose-env: .env ## Make the secrets that docker-compose.yaml reads
 

@@ -235,7 +235,7 @@ def wait_for(holds: Callable[[], bool], attempt: Future[None]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.full
+@pytest.mark.proof
 def test_pods_behind_a_closed_port_are_said_to_be_away(
     world: World, pods: Pods, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

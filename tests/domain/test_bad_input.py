@@ -543,7 +543,7 @@ PODS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", [*PODS])
-@pytest.mark.full
+@pytest.mark.proof
 def test_a_pod_that_is_ended_may_be_tried_again(tmp_path: Path, cluster: Cluster, name: str) -> None:
     code, given, reason = PODS[name]
     lake = Lake(str(tmp_path / "lake"))

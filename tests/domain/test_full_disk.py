@@ -117,7 +117,7 @@ def refused(life: Life, stage: str) -> Exception | None:
     return None
 
 
-@pytest.mark.full
+@pytest.mark.proof
 def test_every_stage_survives_a_full_disk(life: Life) -> None:
     for stage in STAGES:
         before, tried = life.standing(), 0

@@ -125,8 +125,8 @@ def folder_with(path: Path, delay: str, holdout: str) -> ModelFolder:
     ("delay", "holdout"),
     [
         ("2h", "2d"),
-        pytest.param("0h", "1d", marks=pytest.mark.full),
-        pytest.param("30h", "3d", marks=pytest.mark.full),
+        pytest.param("0h", "1d", marks=pytest.mark.proof),
+        pytest.param("30h", "3d", marks=pytest.mark.proof),
     ],
 )
 def test_the_files_that_are_trained_on_and_judged_with_are_split_as_their_record_says(

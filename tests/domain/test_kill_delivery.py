@@ -270,7 +270,7 @@ def test_killed_somewhere_a_release_arrives_once(delivery: Delivery, name: str) 
         kill_and_run_again(delivery, name, death)
 
 
-@pytest.mark.full
+@pytest.mark.proof
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_anywhere_a_release_arrives_once(delivery: Delivery, name: str) -> None:
     played = delivery.undisturbed(name)
@@ -278,7 +278,7 @@ def test_killed_anywhere_a_release_arrives_once(delivery: Delivery, name: str) -
     assert visited == {f"{gap} {effect}" for gap, effect in enumerate([*played.effects, None])}
 
 
-@pytest.mark.full
+@pytest.mark.proof
 @pytest.mark.parametrize("seed", range(20))
 def test_killed_twice_a_release_arrives_once(delivery: Delivery, seed: int) -> None:
     chance = random.Random(seed)

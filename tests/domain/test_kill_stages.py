@@ -250,7 +250,7 @@ def test_killed_somewhere_it_ends_as_if_it_had_not_been(life: Life, task: Task) 
         kill_and_run_again(life, task, death)
 
 
-@pytest.mark.full
+@pytest.mark.proof
 @pytest.mark.parametrize("task", TASKS, ids=str)
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(life: Life, task: Task) -> None:
     played = life.played[task]
@@ -258,7 +258,7 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(life: Life, task: Task) -
     assert visited == {f"{gap} {effect}" for gap, effect in enumerate([*played.effects, None])}
 
 
-@pytest.mark.full
+@pytest.mark.proof
 @pytest.mark.parametrize("seed", range(20))
 def test_killed_twice_it_ends_as_if_it_had_not_been(life: Life, seed: int) -> None:
     chance = random.Random(seed)

@@ -64,8 +64,8 @@ def test_every_feature_of_a_thousand_flights_is_what_was_known(
     "as_of",
     [
         datetime(2013, 5, 29, 8, tzinfo=UTC),
-        pytest.param(datetime(2013, 11, 4, 8, tzinfo=UTC), marks=pytest.mark.full),
-        pytest.param(YEAR_ENDS, marks=pytest.mark.full),
+        pytest.param(datetime(2013, 11, 4, 8, tzinfo=UTC), marks=pytest.mark.proof),
+        pytest.param(YEAR_ENDS, marks=pytest.mark.proof),
     ],
 )
 def test_no_row_of_the_example_s_training_has_a_label_that_was_not_yet_known(
@@ -175,7 +175,7 @@ def test_altering_whatever_is_known_later_changes_nothing(weeks: World, tmp_path
     check_that_nothing_later_shows(weeks, moment, january(21), tmp_path)
 
 
-@pytest.mark.full
+@pytest.mark.proof
 @pytest.mark.parametrize("seed", range(8))
 def test_altering_whatever_is_known_later_changes_nothing_all_year(
     year: World, tmp_path: Path, seed: int

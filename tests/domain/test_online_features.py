@@ -204,7 +204,7 @@ def test_whatever_the_order_the_newest_stays(
     check_order(story, clean, tmp_path, order)
 
 
-@pytest.mark.full
+@pytest.mark.proof
 def test_whatever_the_order_the_newest_stays_in_fifty_orders(
     story: Story, clean: str, tmp_path: Path
 ) -> None:
@@ -325,14 +325,14 @@ def test_a_killed_writer_leaves_the_next_one_whole_and_readers_reading(
     check_kills(story, tmp_path, monkeypatch, every=7, steps=(1, 3))
 
 
-@pytest.mark.full
+@pytest.mark.proof
 def test_a_writer_killed_anywhere_leaves_the_next_one_whole(
     story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_kills(story, tmp_path, monkeypatch, every=1, steps=(1, 3))
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.full)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.proof)])
 def test_two_writers_at_once_leave_the_newest(story: Story, clean: str, tmp_path: Path, rounds: int) -> None:
     for number in range(rounds):
         url = f"sqlite:///{tmp_path}/{number}.db"

@@ -107,7 +107,7 @@ def joined_offline(world: World, as_of: datetime, rows: pl.DataFrame) -> pl.Data
 
 
 @pytest.mark.parametrize(
-    "moments", [SOME, pytest.param(MOMENTS, marks=pytest.mark.full)], ids=["some", "all"]
+    "moments", [SOME, pytest.param(MOMENTS, marks=pytest.mark.proof)], ids=["some", "all"]
 )
 def test_the_server_scores_what_training_and_batch_scoring_have_for_the_same_moment(
     year: World, truth: Truth, tmp_path: Path, moments: list[datetime]

@@ -35,6 +35,8 @@ from ml_lifecycle.serving.client import ModelClient
 from ml_lifecycle.stages.approve import evidence_digest
 from ml_lifecycle_airflow.stack.config import Stack
 
+pytestmark = pytest.mark.proof
+
 USERS = {"admin": "admin", "alice": "op", "bob": "op", "eve": "viewer"}
 """Of these ``admin`` and ``alice`` are the approvers; ``bob`` operates, ``eve`` looks."""
 TRAIN, PROMOTE, ROLLBACK = "small__train", "small__promote", "small__rollback"
@@ -255,7 +257,6 @@ def test_only_the_yes_of_one_who_was_asked_goes_live(world: World) -> None:
     assert f"version       {version}" not in world.command("live", "--at", earlier).stdout
 
 
-@pytest.mark.full
 def test_a_training_s_records_cannot_be_forged(world: World) -> None:
     """Another's name, better numbers, a version of one's own: between the tasks of a training."""
     before = world.live()
@@ -311,7 +312,6 @@ def test_a_training_s_records_cannot_be_forged(world: World) -> None:
     assert world.live() == before
 
 
-@pytest.mark.full
 def test_an_answer_after_the_deadline_is_none(world: World) -> None:
     run_id = world.start_training(world.bob, "brief__train")
     world.admin.wait("brief__train", run_id, print)
@@ -331,7 +331,6 @@ def test_an_answer_after_the_deadline_is_none(world: World) -> None:
     assert world.live("brief") is None
 
 
-@pytest.mark.full
 def test_an_approval_is_worth_nothing_once_the_world_has_changed(world: World) -> None:
     """Rolled back, it is withdrawn; compared with another champion, it does not count."""
     first, _ = world.champion()
@@ -364,7 +363,6 @@ def test_an_approval_is_worth_nothing_once_the_world_has_changed(world: World) -
     assert world.live() == live
 
 
-@pytest.mark.full
 def test_a_model_file_that_was_swapped_is_never_served(world: World) -> None:
     before = world.live()
     version, promotion = world.candidate(world.bob)
@@ -409,7 +407,6 @@ def refused(client: ModelClient) -> bool:
     return False
 
 
-@pytest.mark.full
 def test_a_rewritten_ledger_is_found_out_and_stops_production(world: World) -> None:
     world.champion()
     live = world.live()

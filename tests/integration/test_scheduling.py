@@ -38,6 +38,8 @@ from ml_lifecycle.ledger.ledger import DECISION, Ledger
 from ml_lifecycle.ledger.requests import open_requests
 from ml_lifecycle_airflow.stack import supervise
 
+pytestmark = pytest.mark.proof
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
@@ -111,7 +113,6 @@ def test_a_cause_is_one_retraining_and_one_release_whatever_dies(world: World) -
     world.check()
 
 
-@pytest.mark.full
 def test_ten_causes_at_once(world: World) -> None:
     before = set(world.admin.runs(PROMOTE))
     newest = retrain(world, windows=10, again=9)
@@ -132,7 +133,6 @@ def test_ten_causes_at_once(world: World) -> None:
     world.check()
 
 
-@pytest.mark.full
 def test_a_promotion_goes_on_whatever_dies(world: World) -> None:
     run_id, released = world.candidate("whatever-dies"), world.released()
     with answering(world.stack):
@@ -150,7 +150,6 @@ def test_a_promotion_goes_on_whatever_dies(world: World) -> None:
     world.check()
 
 
-@pytest.mark.full
 def test_a_failed_promotion_is_resumed_by_clearing_it(world: World) -> None:
     run_id, released = world.candidate("server-down"), world.released()
     supervisorctl(world.stack, "stop", "server-production")
@@ -165,7 +164,6 @@ def test_a_failed_promotion_is_resumed_by_clearing_it(world: World) -> None:
     world.check()
 
 
-@pytest.mark.full
 def test_a_failed_training_is_resumed_by_clearing_it(world: World) -> None:
     with world.training(TRAIN, "evicted") as started:
         for _ in range(2):
@@ -185,7 +183,6 @@ def test_a_failed_training_is_resumed_by_clearing_it(world: World) -> None:
     world.check()
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(("dag_id", "program"), [(TRAIN, "scheduler"), ("deferred", "triggerer")])
 def test_a_pod_outlives_the_worker_and_ends_with_its_task(world: World, dag_id: str, program: str) -> None:
     with world.training(dag_id, "outlives"):
@@ -208,7 +205,6 @@ def test_a_pod_outlives_the_worker_and_ends_with_its_task(world: World, dag_id: 
     assert world.ended(dag_id, "ended") == "failed"
 
 
-@pytest.mark.full
 def test_an_answer_that_comes_too_soon_is_asked_for_again_and_counts_once(world: World) -> None:
     confs = {
         f"soon-{number}": make_candidate(world.lake, world.database, f"soon_{number}") for number in range(6)
@@ -233,7 +229,6 @@ def test_an_answer_that_comes_too_soon_is_asked_for_again_and_counts_once(world:
         assert decisions.count(conf["evidence"]["digest"]) == 1
 
 
-@pytest.mark.full
 def test_pending_approvals_hold_no_slot(world: World) -> None:
     asked = 60  # fifteen times what runs at once
     for number in range(asked):

@@ -24,6 +24,8 @@ from ml_lifecycle.demo.airflow import DONE, AirflowUser
 from ml_lifecycle.records import Interval
 from ml_lifecycle_airflow.stack.config import Stack
 
+pytestmark = pytest.mark.proof
+
 NEW_YORK = ZoneInfo("America/New_York")
 SCHEDULE = {"monitor": "0 3 * * *", "timezone": NEW_YORK.key}
 
@@ -224,7 +226,7 @@ def test_a_time_that_has_not_come_fails_at_once_and_says_why(runs: Runs) -> None
 
 @pytest.mark.parametrize(
     ("from_day", "hours"),
-    [((2026, 3, 6), [24, 23, 24]), pytest.param((2025, 10, 31), [24, 25, 24], marks=pytest.mark.full)],
+    [((2026, 3, 6), [24, 23, 24]), ((2025, 10, 31), [24, 25, 24])],
     ids=["clocks go forward", "clocks go back"],
 )
 def test_a_backfill_backwards_over_a_change_of_clocks_has_each_moment_once(
@@ -278,7 +280,6 @@ def life(stack: Stack) -> Life:
     return Life(train, score, roles, scored)
 
 
-@pytest.mark.full
 def test_older_data_never_take_the_place_of_newer(life: Life) -> None:
     """Neither of a candidate that waits for its approval nor of a champion."""
     others = dict.fromkeys(("while_it_waits", "older_than_the_champion"), "record")
@@ -288,7 +289,6 @@ def test_older_data_never_take_the_place_of_newer(life: Life) -> None:
         assert states["request_promotion"] == "skipped"
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("version", ["2", "3"])
 def test_a_version_for_the_record_is_not_promoted_by_hand_either(life: Life, version: str) -> None:
     promote = Runs(life.train.user, "small__promote")
@@ -298,7 +298,6 @@ def test_a_version_for_the_record_is_not_promoted_by_hand_either(life: Life, ver
     assert f"version {version} of small is no candidate" in tail
 
 
-@pytest.mark.full
 def test_every_record_of_a_training_stands_for_the_same(stack: Stack, life: Life) -> None:
     from mlflow import MlflowClient
 
@@ -318,7 +317,6 @@ def test_every_record_of_a_training_stands_for_the_same(stack: Stack, life: Life
     assert tags.items() <= client.get_run(version["mlflow_run_id"]).data.tags.items()
 
 
-@pytest.mark.full
 def test_months_without_a_scheduler_are_made_up_for(stack: Stack, life: Life) -> None:
     """Rows of the time that no run came for are scored, and served from the online store."""
     lake, gap = Lake(str(stack.lake)), START + 10 * DAY

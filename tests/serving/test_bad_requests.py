@@ -276,7 +276,7 @@ def test_what_is_too_large_is_refused_by_its_length_and_by_its_bytes(server: Ser
         assert (answer.status_code, answer.json()["error"]) == (413, "the body has more than 8388608 bytes")
 
 
-@pytest.mark.full
+@pytest.mark.proof
 def test_large_requests_in_a_row_cost_no_more_than_a_few(
     publisher: Publisher, start: Callable[[Lake], Server]
 ) -> None:
@@ -371,7 +371,7 @@ def test_a_long_but_honest_head_and_a_large_body_after_it_are_taken(publisher: P
                 assert status_of(client) == 200
 
 
-@pytest.mark.full
+@pytest.mark.proof
 def test_the_limits_as_they_are_hold_a_flood_of_idle_clients(server: Server) -> None:
     """300 clients that never finish a head, 20 that never finish a body: none is waited for for ever."""
 
