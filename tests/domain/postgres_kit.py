@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import pwd
@@ -119,6 +120,7 @@ def running_postgres(binaries: Path) -> Iterator[PostgresServer]:
                 stderr=log,
                 user=user,
                 cwd=home,
+                preexec_fn=_end_with_parent,
             )
         try:
             server = PostgresServer(
@@ -130,6 +132,11 @@ def running_postgres(binaries: Path) -> Iterator[PostgresServer]:
             # At once, without writing down what is thrown away anyway; its children end with it.
             process.send_signal(signal.SIGQUIT)
             process.wait(30)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel stop this process when the tests are killed (prctl's PR_SET_PDEATHSIG is 1)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGQUIT)
 
 
 def _unprivileged_user() -> str | None:
