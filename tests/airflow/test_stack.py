@@ -167,9 +167,11 @@ def test_the_lifecycle_database_s_connection_leads_to_the_same_server(
     assert LifecycleDatabaseHook().get_connection("ml_lifecycle_database").password == "p@ss/w%"
 
 
-def test_a_database_s_password_is_in_no_command_and_in_no_file(on_postgres: Stack) -> None:
+def test_a_database_s_password_is_in_no_command_and_in_one_private_file(on_postgres: Stack) -> None:
     supervise.write_configuration(on_postgres)
-    files = [path.read_text() for path in on_postgres.root.rglob("*") if path.is_file()]
+    private = on_postgres.settings_file
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    files = [path.read_text() for path in on_postgres.root.rglob("*") if path.is_file() and path != private]
     commands = [" ".join(command) for command in supervise._programs(on_postgres).values()]
     shown = [*files, *commands, repr(on_postgres)]
     assert len(shown) > 10

@@ -24,7 +24,7 @@ from tests.domain.training_world import (
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.route import Variant
-from ml_lifecycle.errors import ConversionError, GateError
+from ml_lifecycle.errors import GateError, TrainingError
 from ml_lifecycle.evaluation.gates import measure_segments
 from ml_lifecycle.evaluation.parity import kind_of_rows
 from ml_lifecycle.metrics import Answers
@@ -191,10 +191,10 @@ def test_a_threshold_that_float32_misses_is_refused_and_said_so(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore:One or more samples have no neighbors")
-def test_a_file_that_fails_on_rows_of_the_holdout_is_refused(tmp_path: Path) -> None:
-    # Far from every training row the file looks a neighbour up that is not there.
+def test_an_estimator_without_an_answer_for_rows_of_the_holdout_is_refused(tmp_path: Path) -> None:
+    # Far from every training row there is no neighbour to ask.
     lonely = "encode('distance').set_params(text='drop'), RadiusNeighborsRegressor(0.5)"
-    with pytest.raises(ConversionError, match="the ONNX file loads, but cannot answer these rows"):
+    with pytest.raises(TrainingError, match=r"predict\(\) gives NaN or infinity for \d+ of 200 rows"):
         judge(trained_on(tmp_path, "regression", lonely))
 
 

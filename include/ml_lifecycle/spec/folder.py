@@ -133,7 +133,7 @@ def load_module(folder_path: str | os.PathLike[str], stem: str) -> ModuleType:
     file = folder / f"{stem}.py"
     if file.name not in files:
         raise SpecError(f"{file}: missing file")
-    identity = digest_of([str(folder), sha256(_pack(files))])[:16]
+    identity = sha256(os.fsencode(folder) + _pack(files))[:16]
     name = f"ml_lifecycle_folder_{folder.name}_{stem}_{identity}"
     if name in sys.modules:
         return sys.modules[name]
