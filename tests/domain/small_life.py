@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from delivery_kit import Server
+from delivery_kit import Server, confirm_staging
 from small_model import DAY, START, land, readings, write_model
 
 from ml_lifecycle.adapters import mlflow
@@ -281,9 +281,9 @@ def begin(root: Path) -> None:
 def go_live(root: Path) -> None:
     """The first run's version becomes champion and answers a day of traffic."""
     place = Place(root, 1)
-    online_features.prepare_online(
-        place.folder, place.lake, place.record(Evidence, "request"), place.online_stores["production"]
-    )
+    evidence = place.record(Evidence, "request")
+    online_features.prepare_online(place.folder, place.lake, evidence, place.online_stores["production"])
+    confirm_staging(place.database, evidence)
     server = Server(place.production)
     try:
         with server.client() as client:
@@ -292,7 +292,7 @@ def go_live(root: Path) -> None:
                 deploy.Target(PRODUCTION, place.production, (client,)),
                 place.lake,
                 place.database,
-                place.record(Evidence, "request"),
+                evidence,
                 place.record(ModelVersion, "register"),
                 Clock(now=lambda: place.now),
             )

@@ -21,7 +21,7 @@ from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.audit import Verified, live_at, verify
 from ml_lifecycle.delivery.releases import Deployment, Releases
 from ml_lifecycle.delivery.route import Variant
-from ml_lifecycle.ledger.database import Database, DatabaseTooNewError
+from ml_lifecycle.ledger.database import Database, DatabaseTooNewError, DatabaseUnavailableError
 from ml_lifecycle.ledger.intervals import claim_interval
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.requests import open_requests
@@ -117,7 +117,7 @@ def test_a_migration_that_fails_leaves_nothing(database_url: str) -> None:
     database = Database(database_url)
     with database.write() as connection:
         connection.exec_driver_sql("CREATE TABLE windows (taken INTEGER)")  # the last one that is made
-    with pytest.raises(DBAPIError, match="already exists"):
+    with pytest.raises((DBAPIError, DatabaseUnavailableError), match="already exists"):
         database.migrate()
     with database.read() as connection:
         assert inspect(connection).get_table_names() == ["windows"]
@@ -151,7 +151,7 @@ def test_an_old_ledger_is_whole(old: Database) -> None:
 
 def test_an_old_ledger_says_what_was_live_and_the_tables_agree(old: Database) -> None:
     ledger = Ledger(old)
-    assert verify(ledger, ()) == Verified(entries=23, heads=0, releases=5)
+    assert verify(ledger, ()) == Verified(entries=23, heads=0, releases=6)
     (live,) = live_at(ledger, "production", NOW)
     assert (live.version, live.revision, live.restores, live.approved_by) == ("1", 5, 1, "ben")
     assert live.snapshot_digest is not None
