@@ -179,7 +179,7 @@ def test_any_bytes_end_in_a_spec_or_in_problems(data: bytes) -> None:
 
 
 @settings(deadline=None, derandomize=True)
-@given(st.integers(0, 10**8), st.sampled_from("smhdw"))
+@given(st.integers(0, 2600), st.sampled_from("smhdw"))
 def test_a_duration_survives_being_written(number: int, unit: str) -> None:
     length = parse_duration(f"{number}{unit}")
     assert parse_duration(format_duration(length)) == length
