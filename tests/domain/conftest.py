@@ -5,10 +5,14 @@ The example's worlds, for tests that change nothing, and a process to fork from.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 from faults import FaultKit
 from flight_truth import Truth
 from flight_world import World, three_weeks, whole_year
+from localpods_kit import Cluster
 
 # What the stages import by and by; a fork that has it starts within hundredths of a second.
 _IMPORTED = (
@@ -54,3 +58,17 @@ def weeks(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="session")
 def faults() -> FaultKit:
     return FaultKit(_IMPORTED)
+
+
+@pytest.fixture
+def own_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    """Starts a localpods of the test's own with the given options."""
+    started: list[Cluster] = []
+
+    def start(*options: str) -> Cluster:
+        started.append(Cluster(tmp_path, *options))
+        return started[-1]
+
+    yield start
+    for cluster in started:
+        cluster.close()

@@ -8,8 +8,8 @@ from delivery_kit import NOW, Candidate, approve, make_candidate, make_golden, m
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.checks import Clock
-from ml_lifecycle.delivery.releases import Releases, published_heads
-from ml_lifecycle.delivery.route import current
+from ml_lifecycle.delivery.releases import Releases
+from ml_lifecycle.delivery.route import current, published_heads
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.records import Evidence, Release

@@ -19,10 +19,10 @@ from typing import Any
 import polars as pl
 import pytest
 from data_cases import contract, events, put, run, spec
+from localpods_kit import Cluster, manifest, terminated
 from small_disk import small_disk
 from small_model import DAY, HOUR, START, land, readings, write_model
 from standing import Standing
-from test_localpods_server import Cluster, manifest, terminated
 from test_pod import main_here
 from tests.domain.training_world import make_folder, make_rows, make_training_set, pod_environment, run_pod
 

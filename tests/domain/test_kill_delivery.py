@@ -19,8 +19,7 @@ from delivery_world import World
 from faults import AuditedTransport, Death, FaultKit, Outcome
 
 from ml_lifecycle.adapters.lake import Lake, sha256
-from ml_lifecycle.delivery.releases import published_heads
-from ml_lifecycle.delivery.route import current
+from ml_lifecycle.delivery.route import current, published_heads
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.serving.client import ModelClient
 

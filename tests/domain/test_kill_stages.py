@@ -25,7 +25,7 @@ from small_life import FIRST_RUN, STAGES, Place, begin, go_live, registry, run_s
 
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.adapters.tables import rows_digest
-from ml_lifecycle.delivery.releases import published_heads
+from ml_lifecycle.delivery.route import published_heads
 from ml_lifecycle.ledger.ledger import Ledger
 
 LAKES = ("lake", "production")

@@ -11,8 +11,9 @@ from typing import Any
 
 import psutil
 import pytest
+from localpods_kit import SLEEP, Cluster, manifest, terminated
 from small_disk import small_disk
-from test_localpods_server import SLEEP, Cluster, eventually, manifest, terminated
+from waiting import wait_until
 
 MIB = 1024 * 1024
 
@@ -274,7 +275,7 @@ def test_a_full_disk_admits_no_pod_and_ends_none(tmp_path: Path, own_cluster: Ca
         assert cluster.ended("after")["phase"] == "Succeeded"
         # What could not be written while the disk was full has been by now.
         records = tmp_path / "state" / "pods"
-        eventually(
+        wait_until(
             lambda: all(json.loads(file.read_text())["finished_at"] for file in records.glob("*/pod.json"))
         )
         cluster.close()
@@ -287,17 +288,3 @@ def test_a_container_that_prints_for_ever_fills_no_disk(cluster: Cluster) -> Non
     assert (cluster.folder / "state" / "pods" / uid / "log").stat().st_size < 66 * MIB
     assert cluster.log("noisy", tailLines=1).endswith("the log has 64 MiB: the rest is not kept\n")
     cluster.call("DELETE", "pods/noisy")
-
-
-@pytest.fixture
-def own_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
-    started: list[Cluster] = []
-
-    def start(*options: str) -> Cluster:
-        started.append(Cluster(tmp_path, *options))
-        return started[-1]
-
-    yield start
-    for cluster in started:
-        if cluster.process.poll() is None:
-            cluster.stop()

@@ -8,111 +8,16 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import psutil
 import pytest
-
-import ml_lifecycle
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(ml_lifecycle.__file__).parents[1])}
-SLEEP = "import time; time.sleep(60)"
-T = TypeVar("T")
-
-
-def eventually(read: Callable[[], T], seconds: float = 10) -> T:
-    """The first true value that ``read`` gives."""
-    deadline = time.monotonic() + seconds
-    while not (value := read()):
-        assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
-        time.sleep(0.02)
-    return value
-
-
-def manifest(name: str, code: str, **spec: Any) -> dict[str, Any]:
-    container = {"name": "base", "command": ["python", "-u", "-c", textwrap.dedent(code)]}
-    container |= spec.pop("container", {})
-    metadata = {"name": name, **spec.pop("metadata", {})}
-    return {"metadata": metadata, "spec": {"restartPolicy": "Never", "containers": [container], **spec}}
-
-
-class Cluster:
-    """A server and a client of its API."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.folder = folder
-        self.options = options
-        self.pids: set[int] = set()
-        self.start()
-
-    def start(self) -> None:
-        port_file = self.folder / "port"
-        port_file.unlink(missing_ok=True)
-        self.process = subprocess.Popen(self.command("--port-file", str(port_file)), env=ENVIRONMENT)
-        eventually(lambda: port_file.exists() or self.process.poll() is not None)
-        url = f"http://127.0.0.1:{port_file.read_text().strip()}"
-        token = (self.folder / "token").read_text().strip()
-        self.http = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=20
-        )
-
-    def command(self, *more: str) -> list[str]:
-        state, token = str(self.folder / "state"), str(self.folder / "token")
-        server = [sys.executable, "-m", "ml_lifecycle.localpods", "--state-dir", state, "--token-file", token]
-        return [*server, *self.options, *more]
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-        self.process.wait(15)
-        self.http.close()
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.stop(signal.SIGKILL)
-        subprocess.run(self.command("--sweep"), check=True, timeout=30, env=ENVIRONMENT)
-
-    def call(self, method: str, path: str, expect: int = 200, **kwargs: Any) -> Any:
-        answer = self.http.request(method, f"/api/v1/namespaces/default/{path}", **kwargs)
-        assert answer.status_code == expect, answer.text
-        return answer.json()
-
-    def create(self, name: str, code: str, **spec: Any) -> Any:
-        return self.call("POST", "pods", 201, json=manifest(name, code, **spec))
-
-    def pod(self, name: str) -> Any:
-        return self.call("GET", f"pods/{name}")
-
-    def log(self, name: str, **params: Any) -> str:
-        answer = self.http.get(f"/api/v1/namespaces/default/pods/{name}/log", params=params)
-        assert answer.status_code == 200, answer.text
-        return answer.text
-
-    def ended(self, name: str, seconds: float = 15) -> Any:
-        """The pod's status once it has ended."""
-
-        def status() -> Any:
-            status = self.pod(name)["status"]
-            return status if status["phase"] in ("Succeeded", "Failed") else None
-
-        return eventually(status, seconds)
-
-    def printed(self, name: str, pattern: str) -> list[str]:
-        """The groups of ``pattern`` once it is in the log."""
-        return list(eventually(lambda: re.search(pattern, self.log(name))).groups())
-
-
-def terminated(status: Any) -> tuple[int, str]:
-    state = status["containerStatuses"][0]["state"]["terminated"]
-    return state["exitCode"], state["reason"]
-
-
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+from localpods_kit import ENVIRONMENT, SLEEP, Cluster, alive, manifest, terminated
+from waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -125,19 +30,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster = Cluster(folder, "--secrets-dir", str(folder / "secrets"), "--gpus", "2")
     yield cluster
     cluster.close()
-
-
-@pytest.fixture
-def own_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
-    started: list[Cluster] = []
-
-    def start(*options: str) -> Cluster:
-        started.append(Cluster(tmp_path, *options))
-        return started[-1]
-
-    yield start
-    for cluster in started:
-        cluster.close()
 
 
 def test_every_call_needs_the_token(cluster: Cluster) -> None:
@@ -408,7 +300,7 @@ def test_pods_wait_for_room_and_start_in_order(own_cluster: Callable[..., Cluste
     assert waiting["conditions"][0]["message"] == "0/1 nodes are available: 1 Insufficient cpu."
     assert cluster.call("GET", "pods/second/log", 400)["reason"] == "BadRequest"
     cluster.call("DELETE", "pods/first", params={"gracePeriodSeconds": 0})
-    eventually(lambda: cluster.pod("second")["status"]["phase"] == "Running")
+    wait_until(lambda: cluster.pod("second")["status"]["phase"] == "Running")
     assert cluster.pod("third")["status"]["phase"] == "Pending"
     cluster.call("DELETE", "pods/third")
     assert cluster.pod("third")["status"]["phase"] == "Failed"
@@ -435,11 +327,11 @@ def test_pods_survive_the_server_and_the_next_one_accounts_for_them(
     Path(signals["meanwhile"]).touch()
     os.kill(int(shim), signal.SIGKILL)
     exits = list(cluster.folder.glob("state/pods/*/exit.json"))
-    eventually(lambda: list(cluster.folder.glob("state/pods/*/exit.json")) > exits)
+    wait_until(lambda: list(cluster.folder.glob("state/pods/*/exit.json")) > exits)
     cluster.start()
     assert terminated(cluster.ended("meanwhile")) == (0, "Completed")
     assert terminated(cluster.ended("lost")) == (137, "ContainerStatusUnknown")
-    eventually(lambda: not alive(int(container)))
+    wait_until(lambda: not alive(int(container)))
     assert cluster.pod("pending")["status"]["phase"] == "Pending"
     assert cluster.pod("adopted")["status"]["phase"] == "Running"
     Path(signals["adopted"]).touch()

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ml_lifecycle.adapters.lake import Lake, sha256
-from ml_lifecycle.delivery.releases import Deployment, Releases, published_heads
-from ml_lifecycle.delivery.route import Variant, current
+from ml_lifecycle.delivery.releases import Deployment, Releases
+from ml_lifecycle.delivery.route import Variant, current, published_heads
 from ml_lifecycle.errors import NothingToRollBackToError, ReleaseConflictError, ReleaseUnderWayError
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger

@@ -14,8 +14,8 @@ from flight_truth import FLOATS, Truth, as_served, single
 from flight_world import DAY, KEYS, STORY_STARTS, YEAR_ENDS, World, folder_with, january, short_holdout
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
-from tests.serving.conftest import wait_until
 from training_world import train_here
+from waiting import wait_until
 
 from ml_lifecycle.adapters.feast_repo import historical_features, open_store
 from ml_lifecycle.adapters.lake import Lake, sha256

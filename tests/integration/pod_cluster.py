@@ -11,27 +11,19 @@ import os
 import re
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from waiting import wait_until
+
 import ml_lifecycle
 from ml_lifecycle.localpods.connection import connection_json
 
 T = TypeVar("T")
-
-
-def eventually(read: Callable[[], T], seconds: float = 60) -> T:
-    """The first true value that ``read`` gives; the deadline is for what hangs, image pulls included."""
-    deadline = time.monotonic() + seconds
-    while not (value := read()):
-        assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
-        time.sleep(0.05)
-    return value
 
 
 @dataclass
@@ -96,7 +88,7 @@ class PodCluster:
 
     def printed(self, name: str, pattern: str) -> list[str]:
         """The groups of ``pattern``, once it is in the log."""
-        return list(eventually(lambda: re.search(pattern, self.log(name))).groups())
+        return list(wait_until(lambda: re.search(pattern, self.log(name))).groups())
 
     def ended(self, name: str) -> Any:
         """The pod, once it is Succeeded or Failed."""
@@ -106,7 +98,7 @@ class PodCluster:
             assert pod is not None, f"{name} is gone"
             return pod if pod.status.phase in ("Succeeded", "Failed") else None
 
-        return eventually(look)
+        return wait_until(look)
 
     def delete_all(self) -> None:
         """Delete every pod of this run."""
@@ -150,7 +142,7 @@ def _localpods(folder: Path) -> Iterator[Path]:
     source = str(Path(ml_lifecycle.__file__).parents[1])
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": source})
     try:
-        eventually(lambda: (folder / "port-file").exists() or process.poll() is not None)
+        wait_until(lambda: (folder / "port-file").exists() or process.poll() is not None)
         url = f"http://127.0.0.1:{(folder / 'port-file').read_text().strip()}"
         token = (folder / "token-file").read_text().strip()
         kubeconfig = folder / "kubeconfig"

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Any
 import httpx
 import psutil
 from small_model import DAY, START
-from stack_kit import wait_for_request, wait_until
+from stack_kit import wait_for_request
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.delivery.releases import Releases, published_heads
+from ml_lifecycle.delivery.releases import Releases
+from ml_lifecycle.delivery.route import published_heads
 from ml_lifecycle.demo.airflow import DONE, AirflowUser, DemoError
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.ledger.database import Database
@@ -193,7 +195,7 @@ class World:
         self.hold.touch()
         try:
             self.admin.trigger(dag_id, run_id, {"as_of": self.next_window().end.isoformat()})
-            eventually(started.exists, "the pod is at work")
+            wait_until(started.exists, "the pod is at work", PATIENCE)
             started.unlink()
             yield started
         finally:
@@ -209,7 +211,7 @@ class World:
 
     def ended(self, dag_id: str, run_id: str) -> str:
         """The run's state once it has ended."""
-        eventually(lambda: self.admin.has_ended(dag_id, run_id), f"{run_id} ends")
+        wait_until(lambda: self.admin.has_ended(dag_id, run_id), f"{run_id} ends", PATIENCE)
         return self.admin.runs(dag_id)[run_id]
 
 
@@ -229,10 +231,6 @@ def kill_with_tasks(stack: Stack, program: str) -> None:
     parent = psutil.Process(int(supervisorctl(stack, "pid", program)))
     for process in [parent, *parent.children(recursive=True)]:
         process.kill()
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    wait_until(holds, what, PATIENCE)
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sqlalchemy import URL
+from waiting import wait_until
 
 from ml_lifecycle.demo.airflow import AirflowUser, TaskState
 from ml_lifecycle_airflow.stack import supervise
@@ -50,14 +50,6 @@ def running_stack(
 def log_in(stack: Stack, name: str) -> AirflowUser:
     """One user's view of the REST API."""
     return AirflowUser(stack.airflow_url, name, stack.password(name))
-
-
-def wait_until(holds: Callable[[], bool], what: str, timeout: float = 120) -> None:
-    """Poll until the condition holds; the deadline is for a machine that hangs, not for one that is slow."""
-    deadline = time.monotonic() + timeout
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"
-        time.sleep(0.2)
 
 
 def wait_for_request(

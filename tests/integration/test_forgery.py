@@ -20,7 +20,8 @@ import pytest
 from delivery_kit import Server, make_model
 from small_model import START, land, write_model
 from sqlalchemy import delete, insert, select
-from stack_kit import running_stack, wait_for_request, wait_until
+from stack_kit import running_stack, wait_for_request
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.releases import Releases

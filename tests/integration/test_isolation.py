@@ -13,7 +13,8 @@ import polars as pl
 import psutil
 import pytest
 from small_model import DAY, HOUR, land, write_model
-from stack_kit import approve, log_in, running_stack, wait_until
+from stack_kit import approve, log_in, running_stack
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.demo.airflow import AirflowUser

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from pod_cluster import PodCluster, eventually, pod_cluster, terminated
+from pod_cluster import PodCluster, pod_cluster, terminated
+from waiting import wait_until
 
 GRACE = {"terminationGracePeriodSeconds": 5}
 # Says when it runs and when it is asked to end, and then ends by itself.
@@ -72,7 +73,7 @@ def test_failure(cluster: PodCluster, request: pytest.FixtureRequest, code: str,
 
 def test_logs(cluster: PodCluster) -> None:
     name = cluster.create("logs", "import time\nfor i in range(5): print('line', i); time.sleep(0.2)")
-    eventually(lambda: cluster.log(name))
+    wait_until(lambda: cluster.log(name))
     followed = cluster.log(name, follow=True)
     assert followed.splitlines() == [f"line {i}" for i in range(5)]
     # The state is terminated before a followed log ends, or whoever follows would ask for ever.
@@ -107,7 +108,7 @@ def test_eviction(cluster: PodCluster) -> None:
         pod = cluster.pod(name)
         return pod is None or pod.status.phase == "Failed"
 
-    eventually(ended)
+    wait_until(ended)
     pod = cluster.pod(name)
     # Asked for through the API the pod is deleted; by a node under pressure it stays, Failed.
     assert pod is None or pod.status.reason == "Evicted" or pod.metadata.deletion_timestamp
@@ -125,7 +126,7 @@ def test_deletion_from_outside(cluster: PodCluster) -> None:
         pod = cluster.pod(name)
         return pod is None or pod.status.phase in ("Failed", "Succeeded")
 
-    eventually(ended)
+    wait_until(ended)
     assert time.monotonic() - asked >= 1.5, "it had its grace period"
     pod = cluster.pod(name)
     assert pod is None or terminated(pod)[0] == 137
@@ -165,7 +166,7 @@ def test_pending(cluster: PodCluster, resource: str, amount: str) -> None:
             == ("PodScheduled", "False", "Unschedulable")
         ]
 
-    (message,) = eventually(refused)
+    (message,) = wait_until(refused)
     assert f"Insufficient {resource}" in message
     events = cluster.api.list_namespaced_event(
         cluster.namespace, field_selector=f"involvedObject.name={name}"

@@ -15,7 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
-from pod_cluster import PodCluster, eventually, pod_cluster
+from pod_cluster import PodCluster, pod_cluster
+from waiting import wait_until
 
 # Runs where Airflow is imported for the first time, with the environment that it needs: a process of its own.
 DRIVER = """
@@ -226,7 +227,7 @@ def _killed_once_it_says(driver: Driver, text: str, *arguments: str) -> None:
             driver.command(*arguments), env=driver.environment, stdout=output, stderr=output
         )
     try:
-        eventually(lambda: text in log.read_text() or process.poll() is not None)
+        wait_until(lambda: text in log.read_text() or process.poll() is not None)
     finally:
         process.kill()
         process.wait()

@@ -19,8 +19,8 @@ from sqlalchemy import URL, make_url, select
 from stack_kit import approve, log_in, running_stack
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.delivery.releases import Releases, published_heads
-from ml_lifecycle.delivery.route import current
+from ml_lifecycle.delivery.releases import Releases
+from ml_lifecycle.delivery.route import current, published_heads
 from ml_lifecycle.demo.airflow import AirflowUser
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger

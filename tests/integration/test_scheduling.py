@@ -23,13 +23,13 @@ from scheduling_kit import (
     Operator,
     World,
     answering,
-    eventually,
     kill,
     kill_with_tasks,
     supervisorctl,
 )
 from small_model import TRAINING, land, write_model
 from stack_kit import approve, log_in, running_stack, wait_for_request
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.demo.airflow import DONE
@@ -80,16 +80,22 @@ def retrain(world: World, windows: int, again: int) -> str:
 
     with answering(stack):
         first = retraining_run_id("small", causes[0])
-        eventually(lambda: admin.is_in(MONITOR, f"{name}-0", "monitor", "running", "success"), "it monitors")
+        wait_until(
+            lambda: admin.is_in(MONITOR, f"{name}-0", "monitor", "running", "success"),
+            "it monitors",
+            PATIENCE,
+        )
         kill(stack, "dag-processor", "triggerer", "api-server")
-        eventually(
-            lambda: admin.is_in(TRAIN, first, "wait_for_data", "running", "success"), "one cause was heard"
+        wait_until(
+            lambda: admin.is_in(TRAIN, first, "wait_for_data", "running", "success"),
+            "one cause was heard",
+            PATIENCE,
         )
         kill(stack, "scheduler")
-        eventually(lambda: admin.is_in(TRAIN, first, "train", "running", "success"), "it trains")
+        wait_until(lambda: admin.is_in(TRAIN, first, "train", "running", "success"), "it trains", PATIENCE)
         kill(stack, "api-server")
-        eventually(lambda: admin.has_ended(MONITOR), "every window is looked at")
-        eventually(lambda: admin.has_ended(TRAIN), "every cause is trained for")
+        wait_until(lambda: admin.has_ended(MONITOR), "every window is looked at", PATIENCE)
+        wait_until(lambda: admin.has_ended(TRAIN), "every cause is trained for", PATIENCE)
 
     assert set(admin.runs(TRAIN)) - before == expected
     assert {admin.runs(TRAIN)[run] for run in expected} == {"success"}
@@ -97,9 +103,10 @@ def retrain(world: World, windows: int, again: int) -> str:
     assert list(monitored.values()) == ["success"] * (windows + again)
     versions = sorted(int(world.version_of(run)) for run in expected)
     assert len(set(versions)) == windows
-    eventually(
+    wait_until(
         lambda: set(admin.runs(PROMOTE)) - promoted == {f"candidate__v{version}" for version in versions},
         "each candidate asks",
+        PATIENCE,
     )
     return str(versions[-1])
 
@@ -123,7 +130,7 @@ def test_ten_causes_at_once(world: World) -> None:
     for run_id in promotions:
         world.admin.clear(PROMOTE, run_id, "evidence")
     others = promotions - {promotion}
-    eventually(lambda: world.admin.has_ended(PROMOTE, *others), "the others end")
+    wait_until(lambda: world.admin.has_ended(PROMOTE, *others), "the others end", PATIENCE)
     wait_for_request(world.stack, world.admin, PROMOTE, promotion, attempt=2)
     world.alice.answer(PROMOTE, promotion, "approve", "Approve", "by a test")
     assert world.ended(PROMOTE, promotion) == "success"
@@ -140,9 +147,10 @@ def test_a_promotion_goes_on_whatever_dies(world: World) -> None:
         supervise.wait_healthy(world.stack, print, PATIENCE)
         assert world.admin.is_in(PROMOTE, run_id, "approve", "awaiting_input")
         world.alice.answer(PROMOTE, run_id, "approve", "Approve", "by a test")
-        eventually(
+        wait_until(
             lambda: world.admin.is_in(PROMOTE, run_id, "deploy_production", "running", "success"),
             "it deploys",
+            PATIENCE,
         )
         kill_with_tasks(world.stack, "scheduler")
         assert world.ended(PROMOTE, run_id) == "success"
@@ -168,7 +176,7 @@ def test_a_failed_training_is_resumed_by_clearing_it(world: World) -> None:
     with world.training(TRAIN, "evicted") as started:
         for _ in range(2):
             world.evict()
-            eventually(started.exists, "the next attempt's pod is at work")
+            wait_until(started.exists, "the next attempt's pod is at work", PATIENCE)
             started.unlink()
         world.evict()
         assert world.ended(TRAIN, "evicted") == "failed"
@@ -176,7 +184,9 @@ def test_a_failed_training_is_resumed_by_clearing_it(world: World) -> None:
     world.admin.clear(TRAIN, "evicted", "train")
     assert world.ended(TRAIN, "evicted") == "success"
     promotion = f"candidate__v{world.version_of('evicted')}"
-    eventually(lambda: set(world.admin.runs(PROMOTE)) - promoted == {promotion}, "its candidate asks")
+    wait_until(
+        lambda: set(world.admin.runs(PROMOTE)) - promoted == {promotion}, "its candidate asks", PATIENCE
+    )
     released = world.released()
     approve(world.stack, world.alice, PROMOTE, promotion)
     assert world.released() == [(promotion.removeprefix("candidate__v"), "confirmed"), *released]
@@ -197,11 +207,11 @@ def test_a_pod_outlives_the_worker_and_ends_with_its_task(world: World, dag_id: 
     with world.training(dag_id, "ended") as started:
         pods = world.running_pods()
         world.admin.clear(dag_id, "ended", "train")
-        eventually(started.exists, "a pod of the next attempt is at work")
-        eventually(lambda: len(world.running_pods()) == 1, "the first pod has ended")
+        wait_until(started.exists, "a pod of the next attempt is at work", PATIENCE)
+        wait_until(lambda: len(world.running_pods()) == 1, "the first pod has ended", PATIENCE)
         assert world.running_pods() != pods
         world.admin.mark_failed(dag_id, "ended", "train")
-        eventually(lambda: not world.running_pods(), "no pod is at work")
+        wait_until(lambda: not world.running_pods(), "no pod is at work", PATIENCE)
     assert world.ended(dag_id, "ended") == "failed"
 
 
@@ -222,7 +232,7 @@ def test_an_answer_that_comes_too_soon_is_asked_for_again_and_counts_once(world:
                 world.alice.answer("asks", run_id, "approve", "Approve", "at once")
             return world.admin.runs("asks")[run_id] in DONE
 
-        eventually(answer_or_end, "an answer counts")
+        wait_until(answer_or_end, "an answer counts", PATIENCE)
         assert world.admin.runs("asks")[run_id] == "success"
     decisions = [one.subject for one in Ledger(world.database).entries() if one.kind == DECISION]
     for conf in confs.values():
@@ -234,7 +244,7 @@ def test_pending_approvals_hold_no_slot(world: World) -> None:
     for number in range(asked):
         conf = make_candidate(world.lake, world.database, f"pending_{number:03d}")
         world.admin.trigger("asks", f"pending-{number:03d}", conf)
-    eventually(lambda: world.admin.waiting("asks") == asked, "all are asked")
+    wait_until(lambda: world.admin.waiting("asks") == asked, "all are asked", PATIENCE)
     slots = world.admin.pool("default_pool")
     assert slots == dict.fromkeys(slots, 0)
     world.monitor(world.next_window(), "meanwhile")
@@ -243,4 +253,4 @@ def test_pending_approvals_hold_no_slot(world: World) -> None:
     assert sum(one.model.startswith("pending_") for one in open_requests(world.database)) == asked
     for number in range(3):
         world.alice.answer("asks", f"pending-{number:03d}", "approve", "Approve", "by a test")
-    eventually(lambda: world.admin.waiting("asks") == asked - 3, "the others go on waiting")
+    wait_until(lambda: world.admin.waiting("asks") == asked - 3, "the others go on waiting", PATIENCE)

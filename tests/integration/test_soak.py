@@ -20,7 +20,8 @@ from small_model import DAY, HOUR, land, write_model
 from stack_kit import approve, log_in, running_stack
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.delivery.releases import Releases, published_heads
+from ml_lifecycle.delivery.releases import Releases
+from ml_lifecycle.delivery.route import published_heads
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger

@@ -16,8 +16,8 @@ import pytest
 from stack_kit import free_ports, running_stack
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.delivery.releases import Releases, published_heads
-from ml_lifecycle.delivery.route import current
+from ml_lifecycle.delivery.releases import Releases
+from ml_lifecycle.delivery.route import current, published_heads
 from ml_lifecycle.demo.airflow import AirflowUser, DemoError
 from ml_lifecycle.demo.play import FIRST_TRAINING, MODEL, play
 from ml_lifecycle.ledger.database import Database

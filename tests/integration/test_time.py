@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo
 import polars as pl
 import pytest
 from small_model import DAY, HOUR, MACHINES, START, land, readings, write_model
-from stack_kit import approve, log_in, running_stack, wait_for_request, wait_until
+from stack_kit import approve, log_in, running_stack, wait_for_request
+from waiting import wait_until
 
 from ml_lifecycle.adapters.feast_online import OnlineReader
 from ml_lifecycle.adapters.lake import Lake

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -142,15 +141,6 @@ class Publisher:
 @pytest.fixture
 def publisher(tmp_path: Path, built: dict[str, Built]) -> Publisher:
     return Publisher(Lake(str(tmp_path / "lake")), built)
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
-    """The condition's first true value; fails the test at the deadline."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"still false after {seconds} s"
-        time.sleep(0.02)
-    return value
 
 
 class Server:

@@ -21,12 +21,13 @@ import httpx
 import psutil
 import pytest
 import uvicorn
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.serving.protocol import BoundedHttp
 from ml_lifecycle.serving.rest import Limits
 from ml_lifecycle.serving.server import create_app, listen
-from tests.serving.conftest import TOKEN, Built, Publisher, Server, row, wait_until
+from tests.serving.conftest import TOKEN, Built, Publisher, Server, row
 
 INFER = b"/v2/models/late/infer"
 GOOD = json.dumps(row()).encode()

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
+from waiting import wait_until
 
 from ml_lifecycle.errors import ServerUnavailableError
 from ml_lifecycle.serving.client import ModelClient, RequestRefusedError
-from tests.serving.conftest import COLUMNS, NUMERIC, Publisher, Server, logged, wait_until
+from tests.serving.conftest import COLUMNS, NUMERIC, Publisher, Server, logged
 
 
 def test_columns_in_outputs_out(publisher: Publisher, start: Callable[..., Server]) -> None:

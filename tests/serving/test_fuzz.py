@@ -19,11 +19,12 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 from starlette.testclient import TestClient
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.serving.openapi import document
 from ml_lifecycle.serving.server import create_app
-from tests.serving.conftest import TOKEN, Built, Publisher, row, wait_until
+from tests.serving.conftest import TOKEN, Built, Publisher, row
 
 MODELS = ("late", "line", "sizes")
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from waiting import wait_until
 
 from ml_lifecycle.serving.__main__ import EXIT_PORT, EXIT_USAGE, TOKEN_VARIABLE
-from tests.serving.conftest import Publisher, Server, logged, row, wait_until
+from tests.serving.conftest import Publisher, Server, logged, row
 
 
 def run(*arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import polars as pl
 import pytest
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.predictions import SCHEMA
@@ -23,7 +24,7 @@ from ml_lifecycle.serving.codecs import decode_query, encode_prediction
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.prediction_log import LogEntry, PredictionLog
 from ml_lifecycle.serving.routes import RouteLoader
-from tests.serving.conftest import Publisher, Server, logged, row, wait_until
+from tests.serving.conftest import Publisher, Server, logged, row
 
 Start = Callable[..., Server]
 RECEIVED = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)

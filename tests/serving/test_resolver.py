@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import sha256
 from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.serving.server import create_app
-from tests.serving.conftest import TOKEN, Publisher, logged, wait_until
+from tests.serving.conftest import TOKEN, Publisher, logged
 
 REGISTRY = b"a registry"
 ROWS: dict[tuple[object, ...], dict[str, object]] = {

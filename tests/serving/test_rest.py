@@ -8,9 +8,10 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
-from tests.serving.conftest import TOKEN, Built, Publisher, Server, row, wait_until
+from tests.serving.conftest import TOKEN, Built, Publisher, Server, row
 
 
 @pytest.fixture(scope="module")

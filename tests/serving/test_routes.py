@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.route import Pointer, publish
@@ -15,7 +16,7 @@ from ml_lifecycle.serving.client import ModelClient
 from ml_lifecycle.serving.dataplane import DataPlane
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.routes import RouteFollower, RouteLoader
-from tests.serving.conftest import Publisher, Server, row, wait_until
+from tests.serving.conftest import Publisher, Server, row
 
 Start = Callable[..., Server]
 

@@ -7,12 +7,12 @@ import itertools
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from waiting import wait_until
 from websockets.sync.client import ClientConnection, connect
 
 FLAGS = [
@@ -55,7 +55,7 @@ class Page:
 
     def wait(self, script: str, seconds: float = 30) -> None:
         """Until an expression is truthy."""
-        wait_for(lambda: self._holds(script), script, seconds)
+        wait_until(lambda: self._holds(script), script, seconds)
 
     def _holds(self, script: str) -> bool:
         try:
@@ -124,7 +124,7 @@ class Browser:
         """The tab that an action opens."""
         before = set(self.pages())
         action()
-        new = wait_for(lambda: sorted(set(self.pages()) - before), "a new tab")
+        new = wait_until(lambda: sorted(set(self.pages()) - before), "a new tab")
         return Page(self, new[0])
 
     def complaints(self, session: str) -> list[str]:
@@ -139,18 +139,6 @@ class Browser:
         return found
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-    """The first truthy value of ``condition``.
-
-    :raises AssertionError: there was none in time.
-    """
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not seen in {seconds} s: {what}"
-        time.sleep(0.1)
-    return value
-
-
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
     """Start Chromium, and end it with everything it started."""
@@ -158,7 +146,7 @@ def browser(profile: Path) -> Iterator[Browser]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         told = profile / "DevToolsActivePort"
-        port, path = wait_for(lambda: told.exists() and told.read_text().split(), "Chromium's port", 60)
+        port, path = wait_until(lambda: told.exists() and told.read_text().split(), "Chromium's port", 60)
         with connect(f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None) as connection:
             made = Browser(connection)
             yield made

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from airflow_server import PASSWORD, AirflowServer
-from chromium import Browser, Page, browser, executable, wait_for
+from chromium import Browser, Page, browser, executable
 from lifecycle_world import World
+from waiting import wait_until
 
 pytestmark = [
     pytest.mark.full,
@@ -105,7 +106,7 @@ def test_a_dag_is_followed_out_of_the_frame(page: Page, airflow: AirflowServer) 
 def test_mlflow_opens_in_a_tab_of_its_own(page: Page, chromium: Browser) -> None:
     tab = chromium.opened(lambda: click(page, "#flights nav a[target=_blank]"))
     wanted = "http://mlflow.example:5000/#/models/flights"
-    wait_for(lambda: chromium.pages()[tab.target] in (wanted, "chrome-error://chromewebdata/"), wanted)
+    wait_until(lambda: chromium.pages()[tab.target] in (wanted, "chrome-error://chromewebdata/"), wanted)
     assert page.run("location.pathname").startswith("/plugin/ml-lifecycle")
 
 

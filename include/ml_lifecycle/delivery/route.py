@@ -122,3 +122,9 @@ def read_revision(lake: Lake, path: str, digest: str) -> Route:
     if f"{route.revision:08d}.json" != path.rsplit("/", 1)[-1]:
         raise IntegrityError(f"{lake.uri(path)} holds revision {route.revision}")
     return route
+
+
+def published_heads(lake: Lake, endpoint: str) -> list[str]:
+    """The ledger heads that the routes in an environment's lake recorded, oldest first."""
+    paths = [path for path in lake.list(f"routes/{endpoint}") if not path.endswith("/current.json")]
+    return [from_json(Route, lake.read_json(path)).ledger_head for path in paths]

@@ -23,8 +23,8 @@ from ml_lifecycle.delivery.checks import (
     wait_for_withdrawal,
 )
 from ml_lifecycle.delivery.lineage import RegistryFile, read_evaluation, read_training
-from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases, published_heads
-from ml_lifecycle.delivery.route import Variant
+from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases
+from ml_lifecycle.delivery.route import Variant, published_heads
 from ml_lifecycle.errors import (
     IntegrityError,
     NotApprovedError,
