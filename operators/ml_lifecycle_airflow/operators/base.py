@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ml_lifecycle.adapters.lake import Lake
     from ml_lifecycle.delivery.checks import Clock
     from ml_lifecycle.ledger.database import Database
-    from ml_lifecycle.records import Record
+    from ml_lifecycle.records import Record, Run
     from ml_lifecycle.spec.folder import ModelFolder
     from ml_lifecycle.stages.deploy import Target
 
@@ -49,6 +49,7 @@ class Resources:
 
         self.model: ModelFolder = load_folder(folder)
         self.spec = self.model.spec
+        self._run: Run | None = None
 
     def lake(self) -> Lake:
         """The lake all stages share."""
@@ -74,6 +75,15 @@ class Resources:
 
         return MlflowHook(self.spec.connections.mlflow).page()
 
+    def run(self, context: Context) -> Run:
+        """Which run the task is part of and the time it stands for; resolved once a task.
+
+        :raises RunConfError: the run's conf cannot be read, or it stands for the future. Retry: no.
+        """
+        if self._run is None:
+            self._run = resolve_run(context, self.spec, self.database())
+        return self._run
+
     def received(self, cls: type[R], data: RecordArg, context: Context | None = None) -> R:
         """The record that another task handed over, as its manifest in the lake says it.
 
@@ -83,8 +93,7 @@ class Resources:
         """
         from ml_lifecycle.received import reread
 
-        run = None if context is None else resolve_run(context, self.spec, self.database())
-        return reread(self.lake(), cls, data, self.spec.name, run)
+        return reread(self.lake(), cls, data, self.spec.name, None if context is None else self.run(context))
 
     def environment_lake(self, environment: str) -> Lake:
         """The lake of a serving environment."""

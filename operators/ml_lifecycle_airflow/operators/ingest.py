@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ml_lifecycle_airflow.operators.base import Resources, StageOperator
-from ml_lifecycle_airflow.run_time import resolve_run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -22,7 +21,7 @@ class IngestOperator(StageOperator):
         from ml_lifecycle_airflow.hooks.lake import source_options
 
         spec = resources.spec
-        run = resolve_run(context, spec, resources.database())
+        run = resources.run(context)
         snapshot = ingest(
             spec,
             resources.lake(),

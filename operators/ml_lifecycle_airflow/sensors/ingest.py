@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout
 
 from ml_lifecycle_airflow.links import ModelPageLink
 from ml_lifecycle_airflow.operators.base import Resources, final_errors_fail_at_once, required_folder
-from ml_lifecycle_airflow.run_time import awaited, resolve_run
+from ml_lifecycle_airflow.run_time import awaited
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -48,7 +48,7 @@ class DataArrivalSensor(BaseSensorOperator):
         resources = Resources(self.folder)
         with final_errors_fail_at_once():
             spec = resources.spec
-            run = awaited(context, resolve_run(context, spec, resources.database()))
+            run = awaited(context, resources.run(context))
             missing = not_arrived(spec, resources.lake(), run, storage_options=source_options(spec))
         if missing:
             start = run.interval.start.isoformat()
