@@ -157,6 +157,19 @@ def _ledger_verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _migrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--database", metavar="URL", help="default: $ML_LIFECYCLE_DATABASE")
+
+
+def _ledger_migrate(arguments: argparse.Namespace) -> int:
+    from ml_lifecycle.delivery.audit import migrate_ledger
+    from ml_lifecycle.settings import Settings
+
+    settings = Settings.read(os.environ, database=arguments.database)
+    print(f"the lifecycle database is at revision {migrate_ledger(settings.database)}")
+    return 0
+
+
 def _live_arguments(parser: argparse.ArgumentParser) -> None:
     _state_arguments(parser)
     parser.add_argument("--at", type=_moment, metavar="TIME", help="e.g. 2013-06-30T12:00:00Z; default: now")
@@ -192,6 +205,12 @@ COMMANDS = (
     Command("schema", "print the JSON Schema of a spec file, for editors", _schema_arguments, _schema),
     Command("new", "write a working model folder to start from", _new_arguments, _new),
     Command("live", "show what was live at a time, and who let it", _live_arguments, _live),
+    Command(
+        "ledger migrate",
+        "make the lifecycle database, or bring it to this version",
+        _migrate_arguments,
+        _ledger_migrate,
+    ),
     Command(
         "ledger verify",
         "recompute the ledger's chain and compare it with the published routes",

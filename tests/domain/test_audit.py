@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -321,6 +322,24 @@ class TestCommands:
         monkeypatch.setenv("ML_LIFECYCLE_DATABASE", world.url)
         assert main(["ledger", "verify"]) == 0
         assert "name their lakes" in capsys.readouterr().out
+
+    def test_migrate_makes_a_database_and_leaves_one_of_this_version_alone(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        where = ["--database", f"sqlite:///{tmp_path}/new.db"]
+        for _ in range(2):
+            assert main(["ledger", "migrate", *where]) == 0
+            assert re.fullmatch(r"the lifecycle database is at revision \d{4}\n", capsys.readouterr().out)
+        assert main(["ledger", "verify", *where]) == 0
+        assert "0 entries" in capsys.readouterr().out
+
+    def test_migrate_says_at_once_what_it_cannot_open(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["ledger", "migrate", "--database", f"sqlite:///{tmp_path}/none/new.db"]) == 1
+        assert "unable to open database file" in capsys.readouterr().err
+        assert main(["ledger", "migrate", "--database", "mysql://root@host/name"]) == 1
+        assert "cannot be on mysql: use sqlite:" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("words", "message"),

@@ -7,7 +7,8 @@ needed no approval, is read from the lake and held against that digest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -217,23 +218,43 @@ def open_ledger(url: str) -> Ledger:
         server that does not answer, yes.
     """
     from sqlalchemy import inspect, make_url
-    from sqlalchemy.exc import SQLAlchemyError
 
-    shown = url
-    try:
+    with _readable(url) as shown:
         parsed = make_url(url)
-        shown = parsed.render_as_string(hide_password=True)
         database = Database(url)
         if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
             raise DatabaseUnreadableError(f"{shown}: no such file")
         with database.read() as connection:
             found = inspect(connection).has_table("ledger")
-    except (SQLAlchemyError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise DatabaseUnreadableError(f"{shown}: {reason}") from error
     if not found:
         raise DatabaseUnreadableError(f"{shown} is no lifecycle database: it has no ledger")
     return Ledger(database)
+
+
+def migrate_ledger(url: str) -> str:
+    """Make a lifecycle database, or bring it to this version; returns the revision it is at now.
+
+    :raises DatabaseUnreadableError: the URL names no database. Retry: no.
+    :raises DatabaseTooNewError: a newer version of this package has been here. Retry: no.
+    :raises DatabaseUnavailableError: it does not answer, or has no room. Retry: yes.
+    """
+    with _readable(url):
+        return Database(url).migrate()
+
+
+@contextmanager
+def _readable(url: str) -> Iterator[str]:
+    """Say in one sentence, and without its password, that a URL leads to no database."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    shown = url
+    try:
+        shown = make_url(url).render_as_string(hide_password=True)
+        yield shown
+    except (SQLAlchemyError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise DatabaseUnreadableError(f"{shown}: {reason}") from error
 
 
 def as_table(environment: str, moment: datetime, found: Sequence[Live]) -> str:

@@ -122,13 +122,16 @@ class Database:
                 f"the lifecycle database {self._url!r} cannot be used now: {str(error.orig).strip()}{hint}"
             ) from error
 
-    def migrate(self) -> None:
+    def migrate(self) -> str:
         """Bring the tables to this version, all or nothing. Safe when several processes start at once.
 
+        :returns: the revision they are at now
         :raises DatabaseTooNewError: a newer version of this package has been here. Retry: no.
+        :raises DatabaseUnavailableError: it does not answer, or has no room. Retry: yes.
         """
         if self._sqlite:
-            self._use_wal()
+            with self._available():
+                self._use_wal()
         config = Config()
         config.set_main_option("script_location", "ml_lifecycle.ledger:migrations")
         config.set_main_option("path_separator", "os")
@@ -136,6 +139,7 @@ class Database:
             self._refuse_newer(connection, ScriptDirectory.from_config(config))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            return str(MigrationContext.configure(connection).get_current_revision())
 
     def _connect(self, options: dict[str, Any]) -> Connection:
         return self._engine.connect().execution_options(**options)
@@ -165,8 +169,8 @@ class Database:
                     driver: Any = connection.connection.driver_connection
                     driver.execute("PRAGMA journal_mode=WAL").fetchone()
                 return
-            except (sqlite3.OperationalError, OperationalError):
-                if time.monotonic() > deadline:
+            except (sqlite3.OperationalError, OperationalError) as error:
+                if "lock" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
 
