@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import onnx
 import polars as pl
 import pytest
 from tests.domain.training_world import (
@@ -22,9 +23,9 @@ from tests.domain.training_world import (
     train_here,
 )
 
-from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.delivery.route import Variant
-from ml_lifecycle.errors import GateError, TrainingError
+from ml_lifecycle.errors import ConversionError, GateError, TrainingError
 from ml_lifecycle.evaluation.gates import measure_segments
 from ml_lifecycle.evaluation.parity import kind_of_rows
 from ml_lifecycle.metrics import Answers
@@ -196,6 +197,25 @@ def test_an_estimator_without_an_answer_for_rows_of_the_holdout_is_refused(tmp_p
     lonely = "encode('distance').set_params(text='drop'), RadiusNeighborsRegressor(0.5)"
     with pytest.raises(TrainingError, match=r"predict\(\) gives NaN or infinity for \d+ of 200 rows"):
         judge(trained_on(tmp_path, "regression", lonely))
+
+
+def test_a_file_that_loads_but_cannot_answer_is_refused(world: dict[str, Trained]) -> None:
+    trained = world["regression"]
+    lake, path = trained.lake, "trainings/mute/model.onnx"
+    lake.write_bytes(path, answers_one_row_only(lake.read_bytes(trained.training.model_path)))
+    mute = replace(trained.training, model_path=path, model_digest=sha256(lake.read_bytes(path)))
+    before = sorted(lake.list("evaluations"))
+    with pytest.raises(ConversionError, match=r"loads, but cannot answer these rows: .*Reshape"):
+        judge(replace(trained, training=mute))
+    assert sorted(lake.list("evaluations")) == before
+
+
+def answers_one_row_only(model: bytes) -> bytes:
+    """The file with a shape in it that fits one row only."""
+    loaded = onnx.load_from_string(model)
+    (shape,) = (constant for constant in loaded.graph.initializer if constant.name == "prediction_shape")
+    shape.CopyFrom(onnx.helper.make_tensor("prediction_shape", onnx.TensorProto.INT64, [1], [1]))
+    return bytes(loaded.SerializeToString())
 
 
 def test_the_kind_of_rows_that_differ() -> None:
