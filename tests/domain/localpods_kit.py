@@ -86,7 +86,7 @@ class Cluster:
             status = self.pod(name)["status"]
             return status if status["phase"] in ("Succeeded", "Failed") else None
 
-        return wait_until(status, seconds)
+        return wait_until(status, f"{name} has ended", seconds)
 
     def printed(self, name: str, pattern: str) -> list[str]:
         """The groups of ``pattern`` once it is in the log."""

@@ -87,7 +87,7 @@ class Runs:
         wait_until(
             lambda: all(self.user.run_state(self.dag_id, run_id) in DONE for run_id in run_ids),
             f"{self.dag_id} ends {run_ids}",
-            timeout=300,
+            seconds=300,
         )
 
     def record(self, run_id: str, task_id: str = "ingest") -> dict[str, Any]:
@@ -139,7 +139,7 @@ def backfill(stack: Stack, runs: Runs, start: datetime, end: datetime) -> None:
         assert done.returncode == 0 or "database is locked" in done.stderr, done.stderr
         return done.returncode == 0
 
-    wait_until(created, "the backfill is created", timeout=300)
+    wait_until(created, "the backfill is created", seconds=300)
 
 
 @pytest.fixture(scope="module")

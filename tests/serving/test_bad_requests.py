@@ -295,7 +295,7 @@ def test_large_requests_in_a_row_cost_no_more_than_a_few(
         for _ in range(5):
             assert set(pool.map(ask, range(40))) == {200}
             assert memory(server) < MEMORY
-        wait_until(lambda: metric(http, "pending") == 0, 60)
+        wait_until(lambda: metric(http, "pending") == 0, seconds=60)
         assert metric(http, "written_total") + metric(http, "lost_total") == 200
 
 
