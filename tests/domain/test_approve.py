@@ -145,6 +145,13 @@ class TestDecision:
         assert entry.payload["assigned"] == ["ben", "cem"]
         assert open_requests(ledger.database) == []
 
+    def test_whatever_is_written_as_its_reason_is_kept_legibly(
+        self, ledger: Ledger, evidence: Evidence
+    ) -> None:
+        approval = decide(ledger, evidence, "approve", "ben", reason="better\x00\ud800")
+        assert approval.reason == "better\ufffd\ufffd"
+        ledger.verify()
+
     def test_answering_again_changes_nothing(self, ledger: Ledger, evidence: Evidence) -> None:
         approval = decide(ledger, evidence, "approve", "ben")
         assert decide(ledger, evidence, "approve", "ben") == approval

@@ -192,6 +192,19 @@ def test_what_was_rolled_back_is_never_gone_back_to(world: World) -> None:
     assert world.restore(world.live(), "b").version == "1"
 
 
+def test_whatever_people_write_as_their_reason_is_kept_legibly(world: World) -> None:
+    world.deploy("1")
+    second = world.deploy("2")
+    words = "it\x00 was\ud800 worse\n" + "!" * 3000
+    restore = world.releases.begin_restore(second, NOW, reason=words, request="by hand")
+    assert restore.reason.startswith("it\ufffd was\ufffd worse\n!!!")
+    assert len(restore.reason) == 2000
+    world.releases.confirmed(world.releases.apply(restore, world.lake, NOW), NOW)
+    assert world.live().reason == restore.reason
+    assert Ledger(world.database).entries()[-1].payload["reason"] == restore.reason
+    Ledger(world.database).verify()
+
+
 def test_a_request_is_found_again(world: World) -> None:
     world.deploy("1")
     world.deploy("2")

@@ -41,7 +41,7 @@ from ml_lifecycle.errors import (
     ReleaseUnderWayError,
 )
 from ml_lifecycle.ledger.database import Database
-from ml_lifecycle.ledger.ledger import RELEASE, withdraw_approval
+from ml_lifecycle.ledger.ledger import RELEASE, legible, withdraw_approval
 from ml_lifecycle.ledger.tables import ledger, releases
 from ml_lifecycle.records import Release, from_json
 
@@ -246,7 +246,7 @@ class Releases:
         :raises ReleaseConflictError: ``replaced`` is neither under way nor live any more. Retry: no.
         :raises NothingToRollBackToError: no earlier confirmed release exists. Retry: no.
         """
-        where = replaced.environment, replaced.endpoint
+        where, reason = (replaced.environment, replaced.endpoint), legible(reason)
         with self._database.write() as connection:
             busy, live = release_under_way(connection, *where), live_release(connection, *where)
             if busy is not None and busy.revision == replaced.revision:

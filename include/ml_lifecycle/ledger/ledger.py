@@ -26,9 +26,10 @@ GENESIS = "0" * 64
 DECISION = "decision"
 """Kind of the entries that say yes or no to evidence; their subject is the evidence digest."""
 
-
 RELEASE = "release"
 """Kind of the entries that say what became of a release; their subject is environment/endpoint/revision."""
+
+_LONGEST_REASON = 2000
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,15 @@ class Entry:
     payload: dict[str, Any]
     previous: str
     digest: str
+
+
+def legible(words: str) -> str:
+    """What somebody wrote, as every database and page can keep it: 2,000 characters, none of them hidden.
+
+    PostgreSQL takes no NUL, UTF-8 no half of a surrogate pair; both come through JSON.
+    """
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in words)
+    return shown if len(shown) <= _LONGEST_REASON else f"{shown[: _LONGEST_REASON - 1]}…"
 
 
 def append_entry(

@@ -24,7 +24,7 @@ from ml_lifecycle.errors import (
     NotConfirmedError,
     UnsafeNameError,
 )
-from ml_lifecycle.ledger.ledger import DECISION, Entry, Ledger, append_entry, as_approval
+from ml_lifecycle.ledger.ledger import DECISION, Entry, Ledger, append_entry, as_approval, legible
 from ml_lifecycle.ledger.requests import (
     ApprovalRequest,
     RequestKey,
@@ -282,7 +282,7 @@ def _write_decision(
             "decision": decision,
             "user": user,
             "assigned": list(asked.assigned),
-            "reason": reason,
+            "reason": legible(reason),
         }
         close_request(connection, request, decision, now)
         return append_entry(
