@@ -21,14 +21,14 @@ import psutil
 from common import REPOSITORY, table
 from idle_memory import members, pss, role
 
-sys.path.insert(0, str(REPOSITORY / "tests" / "integration"))
-from pending_kit import make_candidate, write_asking_dag
+sys.path[:0] = [str(REPOSITORY / "tests" / kits) for kits in ("integration", "domain")]
+from pending_kit import Candidates
 from small_model import DAY, START, land, write_model
-from stack_kit import log_in, running_stack, wait_until
+from stack_kit import log_in, running_stack
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.demo.airflow import AirflowUser
-from ml_lifecycle.ledger.database import Database
 from ml_lifecycle_airflow.stack.config import Stack
 
 LIMIT_CPU, LIMIT_MIB = 6.0, 256.0
@@ -82,10 +82,12 @@ def main() -> int:
     approvals = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 60
     with tempfile.TemporaryDirectory(prefix="pending-") as temporary:
-        dags = Path(temporary, "dags")
-        write_asking_dag(dags, write_model(dags))
-        with running_stack(Path(temporary, "stack"), dags) as stack:
-            lake, user = Lake(str(stack.lake)), log_in(stack, "admin")
+        dags, root = Path(temporary, "dags"), Path(temporary, "stack")
+        lake = Lake(str(root / "lake"))
+        candidates = Candidates(lake, write_model(dags), Path(temporary, "copies"))
+        candidates.write_dag(dags)
+        with running_stack(root, dags) as stack:
+            user = log_in(stack, "admin")
             land(lake, days=11)
             user.wait_for_dags({"small__train", "small__monitor", "asks"}, PATIENCE)
             user.trigger("small__train", "first", {"as_of": END.isoformat()})
@@ -94,8 +96,7 @@ def main() -> int:
             alone, none = monitored(user, "alone"), measure(stack, seconds)
             began = time.monotonic()
             for number in range(approvals):
-                conf = make_candidate(lake, Database(stack.database_url), f"pending_{number:04d}")
-                user.trigger("asks", f"{number:04d}", conf)
+                user.trigger("asks", f"{number:04d}", candidates.make(f"pending_{number:04d}"))
             wait_until(lambda: waiting(user) == approvals, "all are asked", PATIENCE)
             asking = time.monotonic() - began
             many, beside = measure(stack, seconds), monitored(user, "beside")

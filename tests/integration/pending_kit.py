@@ -1,18 +1,20 @@
-"""Many people asked at once: a DAG that does nothing but ask, and evidence for as many candidates as wanted.
+"""Many people asked at once: a DAG that does nothing but ask, and as many candidates as wanted.
 
-A newer candidate supersedes the open request of its model, so each is another model's: a copy of version 1.
+A newer candidate supersedes the open request of its model, so each is of a model of its own: a copy of the
+small one's folder under another name, and of its version 1.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.lineage import read_evaluation, read_training, read_version
-from ml_lifecycle.delivery.releases import Releases
-from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.records import to_json
 from ml_lifecycle.stages.approve import make_evidence
 
@@ -23,11 +25,16 @@ from airflow.sdk import DAG
 
 from ml_lifecycle_airflow import ApprovalSensor
 
+
+class AskAbout(ApprovalSensor):
+    template_fields = (*ApprovalSensor.template_fields, "folder")
+
+
 with DAG("asks", schedule=None, max_active_runs=1000, render_template_as_native_obj=True):
-    ApprovalSensor(
+    AskAbout(
         task_id="approve",
-        folder={folder!r},
-        evidence="{{{{ dag_run.conf['evidence'] }}}}",
+        folder="{{ dag_run.conf['folder'] }}",
+        evidence="{{ dag_run.conf['evidence'] }}",
         deadline=timedelta(days=1),
         retries=2,
         retry_delay=timedelta(seconds=1),
@@ -35,21 +42,32 @@ with DAG("asks", schedule=None, max_active_runs=1000, render_template_as_native_
 """
 
 
-def write_asking_dag(dags: Path, folder: Path) -> None:
-    """Write the DAG ``asks``, whose runs take ``{"evidence": …}`` as their conf."""
-    (dags / "asks.py").write_text(ASKS.format(folder=str(folder)))
+@dataclass(frozen=True)
+class Candidates:
+    """Makes what the DAG ``asks`` is asked with.
 
+    :param lake: where version 1 of the small model is
+    :param small: its folder
+    :param copies: where the other models' folders are written, outside of the DAGs
+    """
 
-def make_candidate(lake: Lake, database: Database, name: str) -> dict[str, Any]:
-    """A conf for ``asks``: version 1 of ``small`` under another name, compared with what is live."""
-    champion = Releases(database).champion("small")
-    version = replace(read_version(lake, "small", "1"), name=name)
-    lake.write_json(f"versions/{name}/1/manifest.json", to_json(version))
-    live = (
-        {}
-        if champion is None
-        else {"champion_version": champion.version, "champion_digest": champion.model_digest}
-    )
-    evaluation = replace(read_evaluation(lake, version.evaluation_path), **live)
-    training = read_training(lake, version.training_path)
-    return {"evidence": to_json(make_evidence(lake, version, evaluation, training, champion))}
+    lake: Lake
+    small: Path
+    copies: Path
+
+    def write_dag(self, dags: Path) -> None:
+        """Write the DAG ``asks``."""
+        (dags / "asks.py").write_text(ASKS)
+
+    def make(self, name: str) -> dict[str, Any]:
+        """The conf of a run of ``asks``: may version 1 of ``name`` go to production?"""
+        folder = Path(shutil.copytree(self.small, self.copies / name))
+        spec = yaml.safe_load((folder / "model.yaml").read_text())
+        del spec["environments"]["staging"]  # nothing has to be confirmed first: the asking is all there is
+        (folder / "model.yaml").write_text(yaml.safe_dump(spec | {"name": name}, sort_keys=False))
+        version = replace(read_version(self.lake, "small", "1"), name=name)
+        self.lake.write_json(f"versions/{name}/1/manifest.json", to_json(version))
+        evaluation = read_evaluation(self.lake, version.evaluation_path)
+        training = read_training(self.lake, version.training_path)
+        evidence = make_evidence(self.lake, version, evaluation, training, None)
+        return {"folder": str(folder), "evidence": to_json(evidence)}

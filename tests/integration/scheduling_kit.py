@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import psutil
+from pending_kit import Candidates
 from small_model import DAY, START
 from stack_kit import wait_for_request
 from waiting import wait_until
@@ -138,6 +139,7 @@ class World:
     admin: Operator
     alice: AirflowUser
     hold: Path
+    candidates: Candidates
     windows: Iterator[int] = field(default_factory=lambda: iter(range(100)))
 
     @property

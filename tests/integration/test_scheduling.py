@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from pending_kit import make_candidate, write_asking_dag
+from pending_kit import Candidates
 from scheduling_kit import (
     AIRFLOW,
     DEFERRED,
@@ -51,7 +51,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     training = TRAINING.replace("def train(", "def fit(")
     (folder / "training.py").write_text(HELD.format(hold=str(hold), training=training))
     (dags / "deferred.py").write_text(DEFERRED.format(folder=str(folder)))
-    write_asking_dag(dags, folder)
+    candidates = Candidates(Lake(str(root / "stack" / "lake")), folder, root / "copies")
+    candidates.write_dag(dags)
     with running_stack(root / "stack", dags) as stack:
         land(Lake(str(stack.lake)), days=40)
         admin = Operator(stack.airflow_url, "admin", stack.password("admin"))
@@ -60,7 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         admin.wait(TRAIN, "first", print, timeout=PATIENCE)
         alice = log_in(stack, "alice")
         approve(stack, alice, PROMOTE, "candidate__v1")
-        yield World(stack, admin, alice, hold)
+        yield World(stack, admin, alice, hold, candidates)
 
 
 def retrain(world: World, windows: int, again: int) -> str:
@@ -216,9 +217,7 @@ def test_a_pod_outlives_the_worker_and_ends_with_its_task(world: World, dag_id: 
 
 
 def test_an_answer_that_comes_too_soon_is_asked_for_again_and_counts_once(world: World) -> None:
-    confs = {
-        f"soon-{number}": make_candidate(world.lake, world.database, f"soon_{number}") for number in range(6)
-    }
+    confs = {f"soon-{number}": world.candidates.make(f"soon_{number}") for number in range(6)}
     for run_id, conf in confs.items():
         world.admin.trigger("asks", run_id, conf)
         answered: set[int] = set()
@@ -242,8 +241,7 @@ def test_an_answer_that_comes_too_soon_is_asked_for_again_and_counts_once(world:
 def test_pending_approvals_hold_no_slot(world: World) -> None:
     asked = 60  # fifteen times what runs at once
     for number in range(asked):
-        conf = make_candidate(world.lake, world.database, f"pending_{number:03d}")
-        world.admin.trigger("asks", f"pending-{number:03d}", conf)
+        world.admin.trigger("asks", f"pending-{number:03d}", world.candidates.make(f"pending_{number:03d}"))
     wait_until(lambda: world.admin.waiting("asks") == asked, "all are asked", PATIENCE)
     slots = world.admin.pool("default_pool")
     assert slots == dict.fromkeys(slots, 0)
