@@ -21,7 +21,8 @@ import psutil
 from common import REPOSITORY, table
 from idle_memory import members, pss, role
 
-sys.path[:0] = [str(REPOSITORY / "tests" / kits) for kits in ("integration", "domain")]
+sys.path.insert(0, str(REPOSITORY / "tests" / "domain"))
+sys.path.insert(0, str(REPOSITORY / "tests" / "integration"))
 from pending_kit import Candidates
 from small_model import DAY, START, land, write_model
 from stack_kit import log_in, running_stack
