@@ -79,7 +79,7 @@ def running_stack(root: Path) -> Iterator[tuple[Stack, Access]]:
             production_online_store=stack.online_store("production"),
         )
         kinds = ("train", "promote", "monitor", "score", "rollback")
-        access.user(USERS[0]).wait_for_dags({f"flight_delay__{kind}" for kind in kinds})
+        access.user(next(iter(USERS))).wait_for_dags({f"flight_delay__{kind}" for kind in kinds})
         yield stack, access
     finally:
         supervise.stop(stack, say)

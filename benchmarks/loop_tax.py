@@ -144,7 +144,7 @@ def plain(root: Path, servers: dict[str, str]) -> int:
 
     began = float(os.environ["BEGAN"])
     seconds = {}
-    arguments = {"servers": servers, "token": TOKEN}
+    arguments: Any = {"servers": servers, "token": TOKEN}
     first = until(root, AS_OF, **arguments)
     window = until(root, AS_OF + WINDOW, WINDOW, **arguments)
     lives = {"train": first, "promote": first, "monitor": window, "score": until(root, AS_OF + WINDOW, DAY)}

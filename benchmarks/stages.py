@@ -284,7 +284,7 @@ class Plain:
             latency_ms=pl.lit(3.0),
             status=pl.lit(200, pl.Int64),
         )
-        log = log.cast(dict(SCHEMA))
+        log = log.cast(pl.Schema(SCHEMA))
         folder = self.root / "production" / "lake" / "predictions" / spec.endpoint
         for (day,), part in log.group_by(pl.col("event_time").dt.date()):
             path = folder / str(day) / "part.parquet"

@@ -240,11 +240,11 @@ def readings(start: datetime, end: datetime, seed: int = 7) -> pl.DataFrame:
     n = hours * MACHINES
     rng = np.random.default_rng([seed, int(start.timestamp())])
     load = rng.random(n)
-    mode = rng.choice(["idle", "normal", "turbo", None], n, p=[0.3, 0.4, 0.25, 0.05])
+    mode = rng.choice(np.array(["idle", "normal", "turbo", None]), n, p=[0.3, 0.4, 0.25, 0.05])
     risk = 0.05 + 0.7 * load * (mode == "turbo") + 0.2 * load
     failed = rng.random(n) < risk
     temperature = np.where(rng.random(n) < 0.1, np.nan, rng.normal(60, 10, n))
-    serviced = rng.choice([True, False, None], n, p=[0.5, 0.3, 0.2])
+    serviced = rng.choice(np.array([True, False, None]), n, p=[0.5, 0.3, 0.2])
     neglected = np.array([one is not True for one in serviced])
     wear = 40 * load + 30 * (mode == "turbo") + 10 * neglected + rng.normal(0, 5, n)
     state = np.digitize(wear, [25, 50])
