@@ -64,6 +64,14 @@ def test_the_registry_knows_the_champion(stack: Stack) -> None:
     assert alias.json()["model_version"]["version"] == "1"
 
 
+def test_the_registry_s_server_is_one_process(stack: Stack) -> None:
+    """The one that MLflow would start it from, and keep waiting, is spared."""
+    supervisor = psutil.Process(int((stack.root / "supervisord.pid").read_text()))
+    lines = [" ".join(process.cmdline()) for process in supervisor.children(recursive=True)]
+    (server,) = [line for line in lines if "mlflow" in line]
+    assert "mlflow.server.fastapi_app:app" in server
+
+
 def test_the_window_was_measured_once(stack: Stack, admin: AirflowUser) -> None:
     found = admin.result(f"{MODEL}__monitor", "window__2013-06-12", "monitor")
     assert found["predictions"] > 10_000

@@ -43,8 +43,8 @@ def _programs(stack: Stack) -> dict[str, list[str]]:
     secret_files = stack.root / "tokens"
     programs = {
         "mlflow": [
-            *(python, "-m", "mlflow", "server", "--host", loopback, "--port", str(stack.ports.mlflow)),
-            *("--workers", "1", "--serve-artifacts"),
+            *(python, "-m", "ml_lifecycle_airflow.stack.mlflow_server", "--host", loopback),
+            *("--port", str(stack.ports.mlflow), "--workers", "1", "--serve-artifacts"),
             *("--artifacts-destination", str(stack.root / "mlflow-artifacts")),
         ],
         "localpods": [
