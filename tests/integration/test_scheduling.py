@@ -27,7 +27,7 @@ from scheduling_kit import (
     kill_with_tasks,
     supervisorctl,
 )
-from small_model import TRAINING, land, write_model
+from small_model import land, write_model
 from stack_kit import approve, log_in, running_stack, wait_for_request
 from waiting import wait_until
 
@@ -48,8 +48,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     dags, hold = root / "dags", root / "hold"
     alert = {"metric": "volume", "below": 1e9, "action": "retrain"}
     folder = write_model(dags, monitoring={"window": "1d", "alerts": [alert]})
-    training = TRAINING.replace("def train(", "def fit(")
-    (folder / "training.py").write_text(HELD.format(hold=str(hold), training=training))
+    code = folder / "training.py"
+    training = code.read_text().replace("def train(", "def fit(")
+    code.write_text(HELD.format(hold=str(hold), training=training))
     (dags / "deferred.py").write_text(DEFERRED.format(folder=str(folder)))
     candidates = Candidates(Lake(str(root / "stack" / "lake")), folder, root / "copies")
     candidates.write_dag(dags)
