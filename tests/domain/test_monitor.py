@@ -257,6 +257,17 @@ def test_labels_that_turned_against_the_model_retrain(world):
     assert [(alert.metric, alert.action) for alert in monitoring.alerts] == [("skill", "retrain")]
 
 
+def test_labels_of_other_moments_than_were_asked_about_are_said_to_be(world):
+    rows = traffic(200, seed=4)
+    world.log(log_rows(rows))
+    elsewhere = known_labels(rows).with_columns(pl.col("event_timestamp") + pl.duration(seconds=1))
+    found = world.findings(world.monitor(elsewhere))
+    assert found["skill", None]["error"] == (
+        "200 labels of this window are known, but none has the flight and event_time of a prediction: "
+        "ask with the event_timestamp of the label"
+    )
+
+
 def test_only_labels_known_by_then_are_used_and_the_last_of_them(world):
     rows = traffic(1000, seed=5)
     world.log(log_rows(rows))

@@ -256,7 +256,9 @@ def _quality(
 ) -> tuple[pl.DataFrame | None, list[Finding]]:
     try:
         answers = monitor_quality.join_labels(spec.labels, served, truth)
-        findings = list(monitor_quality.findings(spec, training.classes, answers, served.height))
+        findings = list(
+            monitor_quality.findings(spec, training.classes, answers, served.height, truth.height)
+        )
     except Exception as error:  # noqa: BLE001 - a label that fits no class or key must not hide the drift
         text = f"{type(error).__name__}: {error}"
         return None, [Finding(metric, None, None, served.height, error=text) for metric in METRICS[spec.task]]

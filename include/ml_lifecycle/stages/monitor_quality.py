@@ -66,17 +66,24 @@ def join_labels(labels: Labels, served: pl.DataFrame, truth: pl.DataFrame) -> pl
 
 
 def findings(
-    spec: ModelSpec, classes: Sequence[str], answers: pl.DataFrame, served: int
+    spec: ModelSpec, classes: Sequence[str], answers: pl.DataFrame, served: int, known: int
 ) -> Iterator[Finding]:
     """Label coverage, and every metric of the task on the labelled rows.
 
     :param served: how many predictions there were
+    :param known: how many labels were
     """
     n = answers.height
     yield Finding("label_coverage", None, n / served, served)
     if not n:
+        error = "no label of this window is known yet"
+        if known:
+            error = (
+                f"{known} labels of this window are known, but none has the {', '.join(spec.labels.keys)} "
+                f"and event_time of a prediction: ask with the {spec.labels.event_time} of the label"
+            )
         for metric in METRICS[spec.task]:
-            yield Finding(metric, None, None, 0, error="no label of this window is known yet")
+            yield Finding(metric, None, None, 0, error=error)
         return
     judged = as_answers(spec.task, classes, answers, spec.evaluation.threshold)
     for metric in METRICS[spec.task]:
