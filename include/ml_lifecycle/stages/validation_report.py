@@ -58,7 +58,8 @@ def write_quarantine(
     manifest = {
         "schema": "quarantine/1",
         "snapshot": validation.snapshot_path,
-        "validation": validation.path,
+        # Not its path: the validation's own manifest is written after this one.
+        "validation_digest": validation.digest,
         "files": paths,
         "rules": [asdict(result) for result in validation.failed if result.halts],
     }
