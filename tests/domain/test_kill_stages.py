@@ -211,7 +211,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _steady(record: dict[str, Any] | None) -> dict[str, Any]:
-    """Without how long a training took, MLflow's random id, and what a materialisation found left to write."""
+    """Without how long a training took, MLflow's random id, and how much a materialisation had left to do."""
     unsteady = {"resources", "mlflow_run_id"}
     if record is not None and record["schema"] == Materialisation.schema:
         unsteady |= {"rows", "since"}
