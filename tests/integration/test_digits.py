@@ -41,7 +41,8 @@ def test_digits_are_read_as_well_as_the_monitor_says(tmp_path: Path) -> None:
         finish(admin, "score", "next-day", until, TRAINED_AT)
         day = digits.scans().filter(pl.col("scanned_at").is_between(TRAINED_AT, until, closed="left"))
         images = day["image_id"].to_list()
-        with ModelClient(stack.server_url("production"), stack.secrets["production"]) as client:
+        server = stack.server_url("production"), stack.secrets["production"]
+        with ModelClient(*server, timeout=120) as client:  # the first to ask by keys waits for imports
             asked_at = [moment + timedelta(minutes=1) for moment in day["scanned_at"]]
             answers: list[Any] = client.infer_entities(
                 "digits", {"image_id": images}, event_time=asked_at
