@@ -23,7 +23,7 @@ from idle_memory import members, pss, role
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "domain"))
 sys.path.insert(0, str(REPOSITORY / "tests" / "integration"))
-from pending_kit import Candidates
+from pending_kit import Candidates, write_asking_dag
 from small_model import DAY, START, land, write_model
 from stack_kit import log_in, running_stack
 from waiting import wait_until
@@ -83,12 +83,12 @@ def main() -> int:
     approvals = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 60
     with tempfile.TemporaryDirectory(prefix="pending-") as temporary:
-        dags, root = Path(temporary, "dags"), Path(temporary, "stack")
-        lake = Lake(str(root / "lake"))
-        candidates = Candidates(lake, write_model(dags), Path(temporary, "copies"))
-        candidates.write_dag(dags)
-        with running_stack(root, dags) as stack:
-            user = log_in(stack, "admin")
+        dags = Path(temporary, "dags")
+        small = write_model(dags)
+        write_asking_dag(dags)
+        with running_stack(Path(temporary, "stack"), dags) as stack:
+            lake, user = Lake(str(stack.lake)), log_in(stack, "admin")
+            candidates = Candidates(stack, small, Path(temporary, "copies"))
             land(lake, days=11)
             user.wait_for_dags({"small__train", "small__monitor", "asks"}, PATIENCE)
             user.trigger("small__train", "first", {"as_of": END.isoformat()})

@@ -89,7 +89,7 @@ STAGES: dict[str, Callable[[Life], Any]] = {
         Ledger(life.database), life.records["request"], KEY, "approve", "alice", NOW, champion=None
     ),
     "materialise": lambda life: materialise(
-        life.folder, life.lake, life.records["ingest"], life.online_store, RUN.interval
+        life.folder, life.lake, life.records["ingest"], life.online_store
     ),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import yaml
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.lineage import read_evaluation, read_training, read_version
-from ml_lifecycle.records import to_json
+from ml_lifecycle.delivery.releases import Deployment, Releases
+from ml_lifecycle.ledger.database import Database
+from ml_lifecycle.records import Evidence, to_json
 from ml_lifecycle.stages.approve import make_evidence
+from ml_lifecycle_airflow.stack.config import Stack
 
 ASKS = """
 from datetime import timedelta
@@ -42,32 +46,51 @@ with DAG("asks", schedule=None, max_active_runs=1000, render_template_as_native_
 """
 
 
+def write_asking_dag(dags: Path) -> None:
+    """Write the DAG ``asks``."""
+    (dags / "asks.py").write_text(ASKS)
+
+
 @dataclass(frozen=True)
 class Candidates:
     """Makes what the DAG ``asks`` is asked with.
 
-    :param lake: where version 1 of the small model is
+    :param stack: where version 1 of the small model is
     :param small: its folder
     :param copies: where the other models' folders are written, outside of the DAGs
     """
 
-    lake: Lake
+    stack: Stack
     small: Path
     copies: Path
-
-    def write_dag(self, dags: Path) -> None:
-        """Write the DAG ``asks``."""
-        (dags / "asks.py").write_text(ASKS)
 
     def make(self, name: str) -> dict[str, Any]:
         """The conf of a run of ``asks``: may version 1 of ``name`` go to production?"""
         folder = Path(shutil.copytree(self.small, self.copies / name))
         spec = yaml.safe_load((folder / "model.yaml").read_text())
-        del spec["environments"]["staging"]  # nothing has to be confirmed first: the asking is all there is
         (folder / "model.yaml").write_text(yaml.safe_dump(spec | {"name": name}, sort_keys=False))
-        version = replace(read_version(self.lake, "small", "1"), name=name)
-        self.lake.write_json(f"versions/{name}/1/manifest.json", to_json(version))
-        evaluation = read_evaluation(self.lake, version.evaluation_path)
-        training = read_training(self.lake, version.training_path)
-        evidence = make_evidence(self.lake, version, evaluation, training, None)
+        lake = Lake(str(self.stack.lake))
+        version = replace(read_version(lake, "small", "1"), name=name)
+        lake.write_json(f"versions/{name}/1/manifest.json", to_json(version))
+        evaluation = read_evaluation(lake, version.evaluation_path)
+        training = read_training(lake, version.training_path)
+        evidence = make_evidence(lake, version, evaluation, training, None)
+        self._confirm_staging(evidence)
         return {"folder": str(folder), "evidence": to_json(evidence)}
+
+    def _confirm_staging(self, evidence: Evidence) -> None:
+        """What has to be there before anybody is asked; no server sees it."""
+        now, releases = datetime.now(UTC), Releases(Database(self.stack.database_url))
+        deployment = Deployment(
+            model=evidence.model,
+            environment="staging",
+            endpoint=evidence.model,
+            version=evidence.version,
+            model_digest=evidence.model_digest,
+            evidence_digest=evidence.digest,
+            strategy="blue_green",
+            variants=(),
+            expected=None,
+        )
+        begun = releases.begin(deployment, now)
+        releases.confirmed(releases.apply(begun, Lake(str(self.copies)), now), now)

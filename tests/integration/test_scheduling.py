@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from pending_kit import Candidates
+from pending_kit import Candidates, write_asking_dag
 from scheduling_kit import (
     AIRFLOW,
     DEFERRED,
@@ -52,8 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     training = code.read_text().replace("def train(", "def fit(")
     code.write_text(HELD.format(hold=str(hold), training=training))
     (dags / "deferred.py").write_text(DEFERRED.format(folder=str(folder)))
-    candidates = Candidates(Lake(str(root / "stack" / "lake")), folder, root / "copies")
-    candidates.write_dag(dags)
+    write_asking_dag(dags)
     with running_stack(root / "stack", dags) as stack:
         land(Lake(str(stack.lake)), days=40)
         admin = Operator(stack.airflow_url, "admin", stack.password("admin"))
@@ -62,7 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         admin.wait(TRAIN, "first", print, timeout=PATIENCE)
         alice = log_in(stack, "alice")
         approve(stack, alice, PROMOTE, "candidate__v1")
-        yield World(stack, admin, alice, hold, candidates)
+        yield World(stack, admin, alice, hold, Candidates(stack, folder, root / "copies"))
 
 
 def retrain(world: World, windows: int, again: int) -> str:

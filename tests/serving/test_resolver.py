@@ -114,9 +114,15 @@ def test_entity_keys_give_what_the_vector_gives(publisher: Publisher, client: Te
         ]
     }
     expected = client.post("/v2/models/late/infer", json=vector).json()
-    assert not MemoryReader.made, "the reader is made when entity keys are first asked for"
     found = client.post("/v2/models/late/infer", json=by_keys(["JFK", "EWR"], [2, 1])).json()
     assert found["outputs"] == expected["outputs"]
+    assert MemoryReader.made == [(REGISTRY, "late_features", "memory://")]
+
+
+def test_the_store_is_opened_before_anybody_asks_by_keys(publisher: Publisher, client: TestClient) -> None:
+    with_registry(publisher)
+    wait_until(lambda: MemoryReader.made)
+    assert client.post("/v2/models/late/infer", json=by_keys(["JFK"], [2])).status_code == 200
     assert MemoryReader.made == [(REGISTRY, "late_features", "memory://")]
 
 

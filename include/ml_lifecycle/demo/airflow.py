@@ -47,9 +47,14 @@ class AirflowUser:
         self._client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
-        answer = self._client.request(method, f"/api/v2{path}", **arguments)
+        return self._checked(self._client.request(method, f"/api/v2{path}", **arguments))
+
+    def _checked(self, answer: httpx.Response) -> Any:
         if answer.is_error:
-            raise DemoError(f"{method} {path} as {self.name}: HTTP {answer.status_code}: {answer.text[:400]}")
+            asked = (
+                f"{answer.request.method} {answer.request.url.path.removeprefix('/api/v2')} as {self.name}"
+            )
+            raise DemoError(f"{asked}: HTTP {answer.status_code}: {answer.text[:400]}")
         return answer.json()
 
     def wait_for_dags(self, dag_ids: set[str], timeout: float = 90) -> None:
@@ -68,10 +73,20 @@ class AirflowUser:
                 raise DemoError(f"DAGs {sorted(dag_ids - known)} did not appear in {timeout:.0f} s\n{why}")
             time.sleep(0.5)
 
-    def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> None:
-        """Start a run; its id is the idempotency key."""
+    def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any], tries: int = 5) -> None:
+        """Start a run; its id is the idempotency key.
+
+        :param tries: on SQLite, Airflow answers 500 or 503 while another of its processes writes for long
+        """
         body = {"logical_date": None, "dag_run_id": run_id, "conf": dict(conf)}
-        self._call("POST", f"/dags/{dag_id}/dagRuns", json=body)
+        for number in range(1, tries + 1):
+            answer = self._client.post(f"/api/v2/dags/{dag_id}/dagRuns", json=body)
+            if answer.status_code == 409 and number > 1:
+                return  # the try before had started it after all
+            if answer.status_code < 500 or number == tries:
+                break
+            time.sleep(1)
+        self._checked(answer)
 
     def run_state(self, dag_id: str, run_id: str) -> str | None:
         """The run's state; None while there is no such run."""

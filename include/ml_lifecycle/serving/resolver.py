@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -12,6 +13,8 @@ from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.serving.columns import Features, make_features
 from ml_lifecycle.serving.errors import BadRequestError, FeaturesUnavailableError, ServingError
+
+log = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
@@ -38,7 +41,8 @@ def feast_reader(registry: bytes, service: str, online_store: str) -> Reader:
 class Resolver:
     """Resolves the features of one variant.
 
-    The registry is read and checked at once; the reader is made when entity keys are first asked for.
+    The registry is read and checked at once; the reader is made by :meth:`warm`, at the latest when entity
+    keys are first asked for.
 
     :param online_store: URL of the online store; None for a server that takes vectors only
     :raises IntegrityError: the registry's bytes have another digest. Retry: no.
@@ -61,6 +65,19 @@ class Resolver:
         """Make the reader now if ``previous`` was asked for entity keys: the next request will be too."""
         if previous._reader is not None and self._registry is not None:
             self.open()
+
+    def warm(self) -> None:
+        """Make the reader beside what goes on, so that who asks first by entity keys waits for no imports."""
+        takes_keys = self._registry is not None and self._variant.feature_service is not None
+        if takes_keys and self._online_store is not None and self._reader is None:
+            threading.Thread(target=self._warm, name="features", daemon=True).start()
+
+    def _warm(self) -> None:
+        try:
+            with self._lock:
+                self.open()
+        except Exception:  # whatever it is, the next request by entity keys meets it too and answers with it
+            log.exception("the online store cannot be read yet")
 
     def open(self) -> Reader:
         """The reader, made at the first call.

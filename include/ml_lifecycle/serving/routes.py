@@ -138,6 +138,8 @@ class RouteFollower:
             return
         self._failed.pop(name, None)
         self._plane[name] = Endpoint(served)
+        for variant in served.variants:
+            variant.resolver.warm()
         self._metrics.route_followed(name, served.route.revision)
         if before.served is not served:
             log.info(
