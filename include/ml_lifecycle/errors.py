@@ -105,6 +105,12 @@ class ServerUnavailableError(LifecycleError):
     retryable = True
 
 
+class OnlineStoreUnavailableError(LifecycleError):
+    """An online store cannot be used now: locked, or without room. Retry: yes, what is missing is written."""
+
+    retryable = True
+
+
 class IntegrityError(LifecycleError):
     """Bytes in the lake do not have the digest that names them. Retry: no, they were altered or torn."""
 

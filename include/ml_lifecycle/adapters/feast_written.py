@@ -8,7 +8,9 @@ leaves the former one, and the next one writes again whatever that one had begun
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueTyp
 from feast.types import String
 
 from ml_lifecycle.adapters.feast_repo import Features, materialise, open_store, repo_config
+from ml_lifecycle.errors import OnlineStoreUnavailableError
 
 _TIMESTAMP = pl.Datetime("us", "UTC")
 _EVENT, _KNOWN_BY = "event_timestamp", "__known_by"
@@ -38,6 +41,7 @@ class OnlineWriter:
 
     :param folder: an empty folder, for the repositories
     :param online_store: URL, ``sqlite:////absolute/path.db``
+    :raises OnlineStoreUnavailableError: it cannot be opened, read or written now. Retry: yes.
     """
 
     def __init__(self, features: Features, folder: Path, online_store: str) -> None:
@@ -48,14 +52,16 @@ class OnlineWriter:
         self._memory.mkdir()
         config = repo_config(f"{features.project}__state", self._memory, online_store)
         self._store = FeatureStore(config=config)
-        self._store.apply([_WHICH, _WRITTEN])
+        with self._available():
+            self._store.apply([_WHICH, _WRITTEN])
 
     def last(self) -> Written | None:
         """The newest materialisation that was finished; None if there is none."""
         names = ("snapshot_path", "code_digest", "as_of")
-        found = self._store.get_online_features(
-            features=[f"{_VIEW}:{name}" for name in names], entity_rows=[_ROW]
-        ).to_dict()
+        with self._available():
+            found = self._store.get_online_features(
+                features=[f"{_VIEW}:{name}" for name in names], entity_rows=[_ROW]
+            ).to_dict()
         snapshot_path, code_digest, as_of = (found[name][0] for name in names)
         return as_of and Written(snapshot_path, code_digest, datetime.fromisoformat(as_of))
 
@@ -68,12 +74,24 @@ class OnlineWriter:
         for table, frame in frames.items():
             _stamped(frame, written.as_of).write_parquet(self._folder / f"{table}.parquet")
         before = written.as_of - timedelta.resolution
-        store = open_store(_with_known_by(self._features), self._folder, self._online_store)
-        materialise(store, _BEGINNING, before)
+        with self._available():
+            store = open_store(_with_known_by(self._features), self._folder, self._online_store)
+            materialise(store, _BEGINNING, before)
         row = {**_ROW, "snapshot_path": written.snapshot_path, "code_digest": written.code_digest}
         frame = pl.DataFrame({**row, "as_of": written.as_of.isoformat(), _EVENT: before})
         frame.with_columns(pl.col(_EVENT).cast(_TIMESTAMP)).write_parquet(self._memory / f"{_VIEW}.parquet")
-        materialise(self._store, _BEGINNING, before)
+        with self._available():
+            materialise(self._store, _BEGINNING, before)
+
+    @contextmanager
+    def _available(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            hint = "; is there room on its disk?" if "disk" in str(error) else ""
+            raise OnlineStoreUnavailableError(
+                f"the online store {self._online_store} cannot be used now: {error}{hint}"
+            ) from error
 
 
 _BEGINNING = datetime.fromisoformat("1970-01-01T00:00:00Z")

@@ -72,6 +72,7 @@ def materialise(folder: ModelFolder, lake: Lake, snapshot: Snapshot, online_stor
 
     :param online_store: URL, ``sqlite:////absolute/path.db``
     :raises FeatureError: a table or column is missing. Retry: no.
+    :raises OnlineStoreUnavailableError: the store cannot be used now. Retry: yes.
     """
     from ml_lifecycle.adapters.feast_written import OnlineWriter, Written
 
