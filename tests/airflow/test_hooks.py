@@ -92,6 +92,20 @@ def test_mlflow_is_an_url_or_host_and_port(connect: Connect) -> None:
     assert MlflowHook("m").get_conn() == "sqlite:////tmp/mlflow.db"
 
 
+def test_browsers_may_find_mlflow_elsewhere_than_tasks(connect: Connect) -> None:
+    connect("m", conn_type="ml_lifecycle_mlflow", host="http://mlflow", port=5000)
+    assert MlflowHook("m").page() == "http://mlflow:5000"
+    connect(
+        "m",
+        conn_type="ml_lifecycle_mlflow",
+        host="http://mlflow",
+        port=5000,
+        extra={"page": "https://me:secret@ml.example/mlflow/"},
+    )
+    assert MlflowHook("m").page() == "https://ml.example/mlflow"
+    assert MlflowHook("m").get_conn() == "http://mlflow:5000"
+
+
 def test_a_model_server_needs_its_token(connect: Connect) -> None:
     connect("s", conn_type="ml_lifecycle_server", host="http://127.0.0.1", port=8093)
     with pytest.raises(ConnectionIncompleteError, match="'s' needs the token as its password"):

@@ -8,7 +8,10 @@ from airflow.sdk import BaseHook
 
 
 class MlflowHook(BaseHook):
-    """Connection type ``ml_lifecycle_mlflow``: host with scheme, port; or extra ``url``."""
+    """Connection type ``ml_lifecycle_mlflow``: host with scheme, port; or extra ``url``.
+
+    Extra ``page`` says where browsers find it, if that is another address than the tasks'.
+    """
 
     conn_name_attr = "mlflow_conn_id"
     default_conn_name = "ml_lifecycle_mlflow"
@@ -29,7 +32,8 @@ class MlflowHook(BaseHook):
 
     def page(self) -> str | None:
         """Where a browser finds it, credentials left out; None if it has no web page."""
-        address = urlsplit(self.get_conn())
+        page = self.get_connection(self.mlflow_conn_id).extra_dejson.get("page")
+        address = urlsplit(str(page or self.get_conn()))
         if address.scheme not in ("http", "https"):
             return None
         return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}".rstrip("/")

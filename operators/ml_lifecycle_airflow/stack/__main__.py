@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ml_lifecycle.errors import LifecycleError
@@ -40,6 +39,8 @@ def _print_access(stack: Stack) -> None:
 
 def up() -> int:
     """Start the stack on ``.run`` and print where it is."""
+    from ml_lifecycle.demo.landing import land_examples
+
     stack = _stack(".run")
     if supervise.processes(stack):
         _say("it is already running")
@@ -47,7 +48,7 @@ def up() -> int:
         return 0
     with _stopped_on_failure(stack):
         supervise.start(stack, _say)
-        _land_examples(stack)
+        land_examples(stack.lake / "landing", _say)
     _print_access(stack)
     return 0
 
@@ -60,19 +61,6 @@ def _stopped_on_failure(stack: Stack) -> Iterator[None]:
     except BaseException:
         supervise.stop(stack, _say)
         raise
-
-
-def _land_examples(stack: Stack) -> None:
-    from ml_lifecycle.demo import digits, flights
-
-    landing = stack.lake / "landing"
-    if not (landing / "flights").exists():
-        _say("landing the examples' raw files: every flight out of New York in 2013")
-        year = datetime(2012, 12, 31, tzinfo=UTC), datetime(2014, 1, 1, tzinfo=UTC)
-        flights.land(landing, *year, every=timedelta(days=30))
-    if not (landing / "digits").exists():
-        _say("landing the examples' raw files: 1,797 handwritten digits")
-        digits.land(landing / "digits", digits.FIRST_SCAN, digits.FIRST_SCAN + timedelta(days=13))
 
 
 def down() -> int:
