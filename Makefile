@@ -42,10 +42,10 @@ lint: install ## Ruff, mypy strict and the import contracts
 test: lint ## Prove it: lint and every quick test
 	$(BIN)/python -m pytest -m "not full and not proof"
 
-test-full: install ## The demo, browser and fuzz tests
+test-full: install ## The demo, whole lives on a running stack, browser and fuzz tests (half an hour)
 	$(BIN)/python -m pytest -m full
 
-proof: install ## The long proofs: kills everywhere, forgery, time, scheduling, soak (hours on two cores)
+proof: install ## The long proofs: kills everywhere, scheduling, PostgreSQL, soak (hours on two cores)
 	$(BIN)/python -m pytest -m proof
 
 compose-env: .env ## Make the secrets that docker-compose.yaml reads

@@ -103,7 +103,7 @@ def _task(user: AirflowUser, task_id: str) -> str:
     return states[task_id]
 
 
-@pytest.mark.proof
+@pytest.mark.full
 def test_a_pod_finishes_with_the_code_it_was_launched_with(stack: Stack) -> None:
     training = log_in(stack, "admin").result("small__train", "first", "train")
     code = Lake(str(stack.lake)).read_bytes(f"code/{training['code_digest']}.zip", training["code_digest"])
@@ -112,7 +112,7 @@ def test_a_pod_finishes_with_the_code_it_was_launched_with(stack: Stack) -> None
     assert "HERE.touch()" not in (stack.dags / "models" / "small" / "training.py").read_text()
 
 
-@pytest.mark.proof
+@pytest.mark.full
 def test_a_credential_of_staging_fails_against_production(stack: Stack) -> None:
     for environment, other in (("production", "staging"), ("staging", "production")):
         with ModelClient(stack.server_url(environment), stack.secrets[other]) as client:
@@ -122,7 +122,7 @@ def test_a_credential_of_staging_fails_against_production(stack: Stack) -> None:
                 client.infer_entities("small", {"machine_id": ["m01"]})
 
 
-@pytest.mark.proof
+@pytest.mark.full
 def test_no_secret_is_written_anywhere_but_where_secrets_live(stack: Stack) -> None:
     private = {stack.root / "secrets.json", stack.root / "passwords.json"}
     private_folders = (stack.root / "tokens", stack.root / "pod-secrets")
@@ -149,7 +149,7 @@ def _readable(path: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.proof
+@pytest.mark.full
 def test_no_secret_is_on_a_command_line(stack: Stack) -> None:
     lines = [" ".join(psutil.Process(pid).cmdline()) for pid in supervise.processes(stack)]
     assert len(lines) >= 8

@@ -28,7 +28,7 @@ from ml_lifecycle.serving.client import Answer, ModelClient
 from ml_lifecycle.spec.metrics import TASK_METRICS
 from ml_lifecycle_airflow.stack.config import REPOSITORY, Stack
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.full
 
 MODELS: Mapping[str, tuple[TaskType, Mapping[str, Any]]] = {
     "states": ("multiclass", {}),

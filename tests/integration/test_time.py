@@ -25,7 +25,7 @@ from ml_lifecycle.demo.airflow import DONE, AirflowUser
 from ml_lifecycle.records import Interval
 from ml_lifecycle_airflow.stack.config import Stack
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.full
 
 NEW_YORK = ZoneInfo("America/New_York")
 SCHEDULE = {"monitor": "0 3 * * *", "timezone": NEW_YORK.key}
