@@ -241,7 +241,8 @@ def answering(stack: Stack) -> Iterator[None]:
     stop, failures, answers = threading.Event(), [], [0]
 
     def ask() -> None:
-        with ModelClient(stack.server_url("production"), stack.secrets["production"]) as client:
+        server = stack.server_url("production"), stack.secrets["production"]
+        with ModelClient(*server, timeout=120) as client:  # for what hangs, not for a machine that is slow
             while not stop.wait(0.1):
                 try:
                     client.infer_entities("small", {"machine_id": ["m01"]}, event_time=[FIRST_END])

@@ -61,7 +61,8 @@ class Traffic:
 
     def _ask(self) -> None:
         newest = 0
-        with ModelClient(self.stack.server_url("production"), self.stack.secrets["production"]) as client:
+        server = self.stack.server_url("production"), self.stack.secrets["production"]
+        with ModelClient(*server, timeout=120) as client:  # for what hangs, not for a machine that is slow
             number = 0
             while not self._stop.is_set():
                 number += 1
