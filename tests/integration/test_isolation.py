@@ -87,7 +87,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         (root / "elsewhere").rename(dags)
         admin.wait("small__train", "first", print)
         approve(stack, alice, "small__promote", "candidate__v1")
-        with ModelClient(stack.server_url("production"), stack.secrets["production"]) as client:
+        with ModelClient(stack.server_url("production"), stack.secrets["production"], timeout=120) as client:
             client.infer_entities("small", {"machine_id": ["m01"]}, event_time=[end])
         times = {"as_of": (end + HOUR).isoformat()}
         window = {"start": (end + HOUR - DAY).isoformat(), "end": (end + HOUR).isoformat()}

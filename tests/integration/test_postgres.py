@@ -82,7 +82,7 @@ def run(user: AirflowUser, kind: str, run_id: str, conf: Mapping[str, Any]) -> N
 
 
 def ask(stack: Stack, at: datetime) -> Any:
-    with ModelClient(stack.server_url("production"), stack.secrets["production"]) as client:
+    with ModelClient(stack.server_url("production"), stack.secrets["production"], timeout=120) as client:
         answer = client.infer_entities("small", {"machine_id": ["m01", "m02"]}, event_time=[at, at])
     return answer.model_version, answer.outputs
 
