@@ -52,10 +52,8 @@ def log_in(stack: Stack, name: str) -> AirflowUser:
     return AirflowUser(stack.airflow_url, name, stack.password(name))
 
 
-def wait_for_request(
-    stack: Stack, user: AirflowUser, dag_id: str, run_id: str, attempt: int = 1, timeout: float = 300
-) -> None:
-    """Return once the run's approval, asked for the ``attempt``-th time, waits for its answer.
+def wait_for_request(stack: Stack, user: AirflowUser, dag_id: str, run_id: str, timeout: float = 300) -> None:
+    """Return once the run's approval waits for its answer.
 
     An answer that comes before the scheduler has put the asking attempt away is lost by Airflow, which then
     asks anew after the retry delay; the scheduler's log says when it has.
@@ -63,6 +61,7 @@ def wait_for_request(
 
     def put_away() -> bool:
         log = (stack.logs / "scheduler.log").read_text(errors="replace")
+        attempt = user.attempt(dag_id, run_id, "approve")
         key = f"dag_id='{dag_id}', task_id='approve', run_id='{run_id}', try_number={attempt},"
         task = f"TaskInstanceKey({key}"
         return f"executor event with state success for task instance {task}" in log

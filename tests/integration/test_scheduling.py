@@ -132,7 +132,7 @@ def test_ten_causes_at_once(world: World) -> None:
         world.admin.clear(PROMOTE, run_id, "evidence")
     others = promotions - {promotion}
     wait_until(lambda: world.admin.has_ended(PROMOTE, *others), "the others end", PATIENCE)
-    wait_for_request(world.stack, world.admin, PROMOTE, promotion, attempt=2)
+    wait_for_request(world.stack, world.admin, PROMOTE, promotion)
     world.alice.answer(PROMOTE, promotion, "approve", "Approve", "by a test")
     assert world.ended(PROMOTE, promotion) == "success"
     states = world.admin.runs(PROMOTE)
@@ -226,7 +226,7 @@ def test_an_answer_that_comes_too_soon_is_asked_for_again_and_counts_once(world:
             task = world.admin.task("asks", run_id, "approve")
             if task["state"] == "awaiting_input" and task["try_number"] not in answered:
                 if task["try_number"] > 1:
-                    wait_for_request(world.stack, world.admin, "asks", run_id, task["try_number"])
+                    wait_for_request(world.stack, world.admin, "asks", run_id)
                 answered.add(task["try_number"])
                 world.alice.answer("asks", run_id, "approve", "Approve", "at once")
             return world.admin.runs("asks")[run_id] in DONE

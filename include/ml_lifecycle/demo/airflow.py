@@ -105,6 +105,12 @@ class AirflowUser:
             for task in found
         ]
 
+    def attempt(self, dag_id: str, run_id: str, task_id: str) -> int:
+        """How often the task was begun."""
+        return int(
+            self._call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}")["try_number"]
+        )
+
     def result(self, dag_id: str, run_id: str, task_id: str) -> Any:
         """What a task returned."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
