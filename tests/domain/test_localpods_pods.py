@@ -20,13 +20,17 @@ MACHINE = {CPU: 4000, MEMORY: 8 * GiB, GPU: 2}
 
 
 def manifest(name: str = "train", requests: dict[str, Any] | None = None, **container: Any) -> dict[str, Any]:
+    requests = requests or {}
+    # As in Kubernetes, what comes whole is requested by its limit.
+    resources = {
+        "requests": requests,
+        "limits": {key: value for key, value in requests.items() if "/" in key},
+    }
     return {
         "metadata": {"name": name, "labels": {"task": "train"}},
         "spec": {
             "restartPolicy": "Never",
-            "containers": [
-                {"name": "base", "command": ["true"], "resources": {"requests": requests or {}}, **container}
-            ],
+            "containers": [{"name": "base", "command": ["true"], "resources": resources, **container}],
         },
     }
 
@@ -132,11 +136,18 @@ def _broken(path: str, value: Any) -> dict[str, Any]:
         ("spec.activeDeadlineSeconds", 0, "spec.activeDeadlineSeconds"),
         ("spec.terminationGracePeriodSeconds", "5", "spec.terminationGracePeriodSeconds"),
         ("spec.containers.0.name", None, "spec.containers[0].name"),
+        ("spec.containers.0.name", "a.b", "spec.containers[0].name"),
         ("spec.containers.0.command", [], "spec.containers[0].command"),
         ("spec.containers.0.command", "true", "spec.containers[0].command"),
         ("spec.containers.0.args", ["-n", 3], "spec.containers[0].args[1]"),
         ("spec.containers.0.workingDir", "/x", "spec.containers[0].workingDir"),
         ("spec.containers.0.resources", {"limits": {"cpu": "x"}}, "spec.containers[0].resources.limits.cpu"),
+        ("spec.containers.0.resources", {"limits": {"gpu": 1}}, "spec.containers[0].resources.limits.gpu"),
+        (
+            "spec.containers.0.resources",
+            {"requests": {"nvidia.com/gpu": 1}},
+            "spec.containers[0].resources.limits.nvidia.com/gpu",
+        ),
         ("spec.containers.0.env", [{"name": "A", "value": 1}], "spec.containers[0].env[0].value"),
         ("spec.containers.0.env", ["A"], "spec.containers[0].env[0]"),
         ("spec.containers.0.env", [{"value": "1"}], "spec.containers[0].env[0].name"),

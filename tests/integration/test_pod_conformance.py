@@ -58,7 +58,8 @@ def test_success(cluster: PodCluster) -> None:
 
 @pytest.mark.parametrize(
     ("code", "exit_code"),
-    [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137), ("1 / 0", 1)],
+    # A signal of the kernel's own: one that a container's first process sends itself has no effect there.
+    [("raise SystemExit(3)", 3), ("import ctypes; ctypes.string_at(0)", 139), ("1 / 0", 1)],
     ids=["exit", "signal", "exception"],
 )
 def test_failure(cluster: PodCluster, request: pytest.FixtureRequest, code: str, exit_code: int) -> None:
@@ -132,12 +133,47 @@ def test_deletion_from_outside(cluster: PodCluster) -> None:
     assert pod is None or terminated(pod)[0] == 137
 
 
+def test_a_second_deletion_leaves_the_grace_period_unless_it_says_another(cluster: PodCluster) -> None:
+    name = cluster.create("again", STUBBORN, **GRACE)
+    cluster.printed(name, "running")
+    for asked, left in ((60, 60), (None, 60), (1, 1)):
+        grace = {} if asked is None else {"grace_period_seconds": asked}
+        answer = cluster.api.delete_namespaced_pod(name, cluster.namespace, **grace)
+        assert answer.metadata.deletion_grace_period_seconds == left
+
+
+def test_names_and_resources_that_are_none(cluster: PodCluster) -> None:
+    from kubernetes.client import ApiException
+
+    for container in (
+        {"name": "a.b"},
+        {"resources": {"limits": {"gpu": "1"}}},
+        {"resources": {"requests": {"nvidia.com/gpu": "1"}}},
+    ):
+        with pytest.raises(ApiException) as raised:
+            cluster.create("wrong", "pass", container=container)
+        assert (raised.value.status, '"Invalid"' in raised.value.body) == (422, True)
+
+
 def test_deleting_what_is_not_there(cluster: PodCluster) -> None:
     from kubernetes.client import ApiException
 
     with pytest.raises(ApiException) as raised:
         cluster.api.delete_namespaced_pod("no-such-pod", cluster.namespace)
     assert (raised.value.status, '"NotFound"' in raised.value.body) == (404, True)
+
+
+def test_a_pod_of_another_uid_is_not_deleted(cluster: PodCluster) -> None:
+    from kubernetes.client import ApiException, V1DeleteOptions, V1Preconditions
+
+    name = cluster.create("another", POLITE, **GRACE)
+    other = V1DeleteOptions(preconditions=V1Preconditions(uid="00000000-0000-0000-0000-000000000000"))
+    with pytest.raises(ApiException) as raised:
+        cluster.api.delete_namespaced_pod(name, cluster.namespace, body=other)
+    assert (raised.value.status, '"Conflict"' in raised.value.body) == (409, True)
+    assert cluster.pod(name).metadata.deletion_timestamp is None
+    own = V1DeleteOptions(preconditions=V1Preconditions(uid=cluster.pod(name).metadata.uid))
+    cluster.api.delete_namespaced_pod(name, cluster.namespace, body=own)
 
 
 def test_a_name_is_taken_once(cluster: PodCluster) -> None:

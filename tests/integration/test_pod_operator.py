@@ -139,7 +139,7 @@ class Driver:
     def run(self, *arguments: str) -> str:
         """Run it to its end; returns what it printed."""
         done = subprocess.run(
-            self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=300
+            self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr

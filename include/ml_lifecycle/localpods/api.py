@@ -28,7 +28,7 @@ from ml_lifecycle.localpods.node import Node
 from ml_lifecycle.localpods.pods import Event, Pod
 from ml_lifecycle.localpods.quantity import MAX_SECONDS
 from ml_lifecycle.localpods.selectors import Matcher, event_selector, label_selector
-from ml_lifecycle.localpods.status import ApiError, bad_request
+from ml_lifecycle.localpods.status import ApiError, bad_request, conflict
 
 BODY_BYTES = 3 * 2**20  # as in Kubernetes
 BODY_SECONDS = 30.0
@@ -112,6 +112,8 @@ async def list_pods(request: Request) -> Response:
     """Pods by ``labelSelector``."""
     if _flag(request, "watch"):
         raise bad_request("watching pods is not supported; list them, or watch events")
+    if request.query_params.get("fieldSelector"):
+        raise bad_request("pods cannot be selected by fields; use labelSelector, or read one by its name")
     matches = label_selector(request.query_params.get("labelSelector", ""))
     node = _node(request)
     pods = [pod for pod in node.pods(request.path_params.get("namespace")) if matches(pod.labels)]
@@ -144,7 +146,9 @@ async def patch_pod(request: Request) -> Response:
 
 async def delete_pod(request: Request) -> Response:
     """Stop a pod: SIGTERM, and SIGKILL after ``gracePeriodSeconds`` (body or query; else the pod's own)."""
-    grace = _grace(await _body(request), request.query_params)
+    options = await _body(request)
+    grace = _grace(options, request.query_params)
+    _check_delete_options(_pod(request), options)
     return JSONResponse(_node(request).delete(**request.path_params, grace_seconds=grace).to_json())
 
 
@@ -153,7 +157,9 @@ async def evict_pod(request: Request) -> Response:
     options = (await _body(request)).get("deleteOptions") or {}
     if not isinstance(options, dict):
         raise bad_request("deleteOptions must be a JSON object")
-    _node(request).evict(**request.path_params, grace_seconds=_grace(options, {}))
+    grace = _grace(options, {})
+    _check_delete_options(_pod(request), options)
+    _node(request).evict(**request.path_params, grace_seconds=grace)
     return JSONResponse({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}, 201)
 
 
@@ -239,6 +245,9 @@ def _pod(request: Request) -> Pod:
 
 
 async def _body(request: Request) -> dict[str, Any]:
+    """What a call that changes something says."""
+    if request.query_params.get("dryRun"):
+        raise _no_dry_run()
     raw = await read_body(request, BODY_BYTES, BODY_SECONDS)
     try:
         body = json.loads(raw) if raw else {}
@@ -290,6 +299,26 @@ def _number(given: Mapping[str, Any], name: str, most: int = MAX_SECONDS) -> int
 def _grace(body: Mapping[str, Any], query: Mapping[str, str]) -> int | None:
     in_query = _number(query, "gracePeriodSeconds")
     return _number(body, "gracePeriodSeconds") if in_query is None else in_query
+
+
+def _check_delete_options(pod: Pod, options: Mapping[str, Any]) -> None:
+    """Hold whoever deletes to the pod that they mean: a younger one may have its name.
+
+    :raises ApiError: 400, they are malformed or ask for a dry run; 409, it is another pod. Retry: no.
+    """
+    if options.get("dryRun"):
+        raise _no_dry_run()
+    wanted = options.get("preconditions") or {}
+    if not isinstance(wanted, dict):
+        raise bad_request("preconditions must be a JSON object")
+    given = {"uid": pod.uid, "resourceVersion": str(pod.version)}
+    for key, value in given.items():
+        if wanted.get(key) not in (None, value):
+            raise conflict(pod.name, f"Precondition failed: {key} is {value}, and not {shown(wanted[key])}")
+
+
+def _no_dry_run() -> ApiError:
+    return bad_request("dry runs are not supported: localpods would do it")
 
 
 def _list(kind: str, node: Node, items: list[dict[str, Any]]) -> Response:

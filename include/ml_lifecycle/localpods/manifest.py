@@ -17,16 +17,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from ml_lifecycle.http_input import shown
-from ml_lifecycle.localpods.quantity import MAX_SECONDS, Amounts, parse_amount
+from ml_lifecycle.localpods.quantity import CPU, GPU, MAX_SECONDS, MEMORY, Amounts, parse_amount
 from ml_lifecycle.localpods.status import Cause, bad_request, invalid
 
 DEFAULT_GRACE_SECONDS = 30
 MAX_ANNOTATIONS = 256 * 1024  # as in Kubernetes
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_CONTAINER_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _ENV_NAME = re.compile(r"[^=\0]+")
+
+_RESOURCES = (CPU, "ephemeral-storage", MEMORY)
 
 _UNSUPPORTED = {
     "initContainers": "localpods runs one container; do its work at the start of that one",
@@ -143,14 +146,19 @@ def _container(
     checker.unsupported(container, at)
     resources = checker.mapping(container, "resources", at)
     limits = checker.amounts(resources, "limits", f"{at}.resources")
+    given = checker.amounts(resources, "requests", f"{at}.resources")
+    for resource in sorted(given.keys() - limits.keys() - {CPU, MEMORY}):
+        checker.require(
+            f"{at}.resources.limits.{resource}", "what comes whole must be limited, not only requested"
+        )
     # Kubernetes' own default: what is limited and not requested is requested up to its limit.
-    requests = {**limits, **checker.amounts(resources, "requests", f"{at}.resources")}
+    requests = {**limits, **given}
     for resource in sorted(limits):
         if requests[resource] > limits[resource]:
             checker.refuse(f"{at}.resources.requests.{resource}", f"must not exceed the {resource} limit")
     return PodSpec(
         name=pod_name,
-        container=checker.name(container, at),
+        container=_container_name(checker, container, at),
         image=str(container.get("image") or ""),
         command=command,
         env=_env(checker, container, f"{at}.env"),
@@ -162,6 +170,13 @@ def _container(
         ),
         deadline_seconds=checker.integer(spec, "activeDeadlineSeconds", "spec", 1, None),
     )
+
+
+def _container_name(checker: _Checker, container: Mapping[str, Any], at: str) -> str:
+    name = checker.name(container, at)
+    if _NAME.fullmatch(name) and not _CONTAINER_NAME.fullmatch(name):
+        checker.refuse(f"{at}.name", f"{shown(name)} must have no '.' and at most 63 characters")
+    return name
 
 
 def _env(checker: _Checker, container: Mapping[str, Any], at: str) -> tuple[Mapping[str, Any], ...]:
@@ -266,6 +281,10 @@ class _Checker:
     def amounts(self, parent: Mapping[str, Any], key: str, at: str) -> dict[str, int]:
         amounts = {}
         for resource, value in self.mapping(parent, key, at).items():
+            if resource not in _RESOURCES and "/" not in resource:
+                self.refuse(
+                    f"{at}.{key}.{resource}", f"must be one of {_RESOURCES} or have a domain, as {GPU} has"
+                )
             try:
                 amounts[resource] = parse_amount(resource, value)
             except ValueError as error:

@@ -155,11 +155,14 @@ class Node:
     def delete(self, namespace: str, name: str, grace_seconds: int | None) -> Pod:
         """Stop a pod, then forget it after a while.
 
+        :param grace_seconds: None is the pod's own; where it is being deleted already, what was said then
         :raises ApiError: 404. Retry: no.
         """
         pod = self.get(namespace, name)
         if pod.gone:
             raise not_found(name)
+        if pod.deleted_at is not None and grace_seconds is None:
+            return pod
         pod.delete(self._clock(), pod.spec.grace_seconds if grace_seconds is None else grace_seconds)
         if pod.running:
             self._event(pod, "Killing", f"Stopping container {pod.spec.container}")

@@ -66,6 +66,11 @@ def already_exists(name: str) -> ApiError:
     return ApiError(409, "AlreadyExists", f'pods "{name}" already exists', name=name)
 
 
+def conflict(name: str, message: str) -> ApiError:
+    """409: it is not the pod that the caller means."""
+    return ApiError(409, "Conflict", f'Operation cannot be fulfilled on pods "{name}": {message}', name=name)
+
+
 def invalid(name: str, causes: Sequence[Cause]) -> ApiError:
     """422: the manifest is malformed; its faults are named at once, the first twenty of them in full."""
     named = [
