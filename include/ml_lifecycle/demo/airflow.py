@@ -12,6 +12,7 @@ import httpx
 from ml_lifecycle.errors import LifecycleError
 
 DONE = frozenset({"success", "failed"})
+_TRIES = 5
 
 
 class DemoError(LifecycleError):
@@ -47,7 +48,20 @@ class AirflowUser:
         self._client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
-        return self._checked(self._client.request(method, f"/api/v2{path}", **arguments))
+        answer, _ = self._send(method, path, **arguments)
+        return self._checked(answer)
+
+    def _send(self, method: str, path: str, **arguments: Any) -> tuple[httpx.Response, int]:
+        """The answer, and which try it answers.
+
+        On SQLite, Airflow answers 500 or 503 while another of its processes writes for long, and does nothing.
+        """
+        url, number = f"/api/v2{path}", 1
+        answer = self._client.request(method, url, **arguments)
+        while answer.status_code >= 500 and number < _TRIES:
+            time.sleep(1)
+            answer, number = self._client.request(method, url, **arguments), number + 1
+        return answer, number
 
     def _checked(self, answer: httpx.Response) -> Any:
         if answer.is_error:
@@ -73,20 +87,12 @@ class AirflowUser:
                 raise DemoError(f"DAGs {sorted(dag_ids - known)} did not appear in {timeout:.0f} s\n{why}")
             time.sleep(0.5)
 
-    def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any], tries: int = 5) -> None:
-        """Start a run; its id is the idempotency key.
-
-        :param tries: on SQLite, Airflow answers 500 or 503 while another of its processes writes for long
-        """
+    def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> None:
+        """Start a run; its id is the idempotency key."""
         body = {"logical_date": None, "dag_run_id": run_id, "conf": dict(conf)}
-        for number in range(1, tries + 1):
-            answer = self._client.post(f"/api/v2/dags/{dag_id}/dagRuns", json=body)
-            if answer.status_code == 409 and number > 1:
-                return  # the try before had started it after all
-            if answer.status_code < 500 or number == tries:
-                break
-            time.sleep(1)
-        self._checked(answer)
+        answer, number = self._send("POST", f"/dags/{dag_id}/dagRuns", json=body)
+        if answer.status_code != 409 or number == 1:  # else the try before has started it after all
+            self._checked(answer)
 
     def run_state(self, dag_id: str, run_id: str) -> str | None:
         """The run's state; None while there is no such run."""
