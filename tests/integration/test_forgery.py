@@ -46,16 +46,6 @@ TRAIN, PROMOTE, ROLLBACK = "small__train", "small__promote", "small__rollback"
 class Forger(AirflowUser):
     """A user who tries what Airflow lets him."""
 
-    def _call(self, method: str, path: str, **arguments: Any) -> Any:
-        """Once more where SQLite's writers kept each other out, as they do on a busy machine."""
-        for _ in range(5):
-            try:
-                return super()._call(method, path, **arguments)
-            except DemoError as error:
-                if "Database error" not in str(error):
-                    raise
-        return super()._call(method, path, **arguments)
-
     def mark(self, run_id: str, *task_ids: str, dag_id: str = PROMOTE) -> None:
         """Mark tasks as success by hand, whether they ran or not."""
         for task_id in task_ids:

@@ -54,7 +54,7 @@ class AirflowUser:
     def _send(self, method: str, path: str, **arguments: Any) -> tuple[httpx.Response, int]:
         """The answer, and which try it answers.
 
-        On SQLite, Airflow answers 500 or 503 while another of its processes writes for long, and does nothing.
+        On SQLite, Airflow does nothing and answers 500 or 503 while another process of its writes for long.
         """
         url, number = f"/api/v2{path}", 1
         answer = self._client.request(method, url, **arguments)
