@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException, TaskAwaitingInput
 from airflow.sdk.execution_time.comms import CreateHITLDetailPayload
 from delivery_kit import confirm_staging, make_candidate
 
-from ml_lifecycle.ledger.ledger import DECISION, Ledger
+from ml_lifecycle.ledger.ledger import DECISION, Ledger, withdraw_approval
 from ml_lifecycle.ledger.requests import open_requests
 from ml_lifecycle.records import Approval, Evidence, from_json, to_json
 from ml_lifecycle_airflow.sensors.approve import ApprovalSensor
@@ -220,6 +220,32 @@ def test_resuming_twice_writes_once(
     )
     assert first == second
     assert len(decisions(world)) == 1
+
+
+def test_a_yes_that_airflow_lost_after_it_was_written_is_not_asked_for_again(
+    world: World, evidence: Evidence, context: Context, supervisor: Any
+) -> None:
+    """Airflow's scheduler gives up an attempt whose answer came before it had put the attempt away."""
+    first, second = context("approve", **PROMOTE), context("approve", **PROMOTE)
+    second["ti"].try_number = 2
+    written = asked(world, evidence, first).execute_complete(first, answer("Approve", "cem"))
+    assert sensor(world, evidence).execute(second) == written
+    assert (len(shown(supervisor)), len(decisions(world))) == (1, 1)
+
+
+@pytest.mark.parametrize("by", ["another run", "a rollback"])
+def test_a_yes_that_is_another_s_or_was_taken_back_is_asked_for_again(
+    world: World, evidence: Evidence, context: Context, supervisor: Any, by: str
+) -> None:
+    first = context("approve", **PROMOTE)
+    asked(world, evidence, first).execute_complete(first, answer("Approve", "cem"))
+    again = context("approve", **(PROMOTE | {"run_id": "by hand"} if by == "another run" else PROMOTE))
+    again["ti"].try_number = 2
+    if by == "a rollback":
+        with world.database.write() as connection:
+            withdraw_approval(connection, "delays", evidence.digest, "ben", "bad", NOW)
+    asked(world, evidence, again)
+    assert len(shown(supervisor)) == 2
 
 
 def test_an_empty_reason_and_none_are_both_no_reason(

@@ -226,6 +226,25 @@ def record_decision(
     return approval
 
 
+def standing_approval(
+    ledger: Ledger, evidence: Evidence, request: RequestKey, champion: Release | None
+) -> Approval | None:
+    """The yes to an earlier attempt of the same task, if it still stands: nobody answers twice.
+
+    Airflow gives up an attempt that is answered before its scheduler has put it away, after its answer is
+    written, and begins the next one.
+
+    :raises ChampionChangedError: the champion is another than the evidence's. Retry: no.
+    """
+    approval = ledger.approval_for(evidence.digest)
+    earlier = (replace(request, attempt=attempt) for attempt in range(1, request.attempt))
+    entries = (ledger.find(DECISION, evidence.digest, str(key)) for key in earlier)
+    if approval is None or approval.ledger_seq not in {entry.seq for entry in entries if entry is not None}:
+        return None
+    check_champion(evidence, champion)
+    return approval
+
+
 def approval_page(
     evidence: Evidence, evaluation: Evaluation, training: Training, links: Mapping[str, str]
 ) -> str:

@@ -60,9 +60,10 @@ class ApprovalSensor(HITLOperator):
         self.evidence = evidence
         self.deadline = deadline
 
-    def execute(self, context: Context) -> None:
+    def execute(self, context: Context) -> dict[str, Any] | None:
         """Show the evidence to those who may decide, and wait.
 
+        :returns: the approval that an earlier attempt was given, if it still stands
         :raises AirflowFailException: nobody is left who may approve, or an environment before production has
             not confirmed this evidence. Retry: no.
         """
@@ -71,12 +72,13 @@ class ApprovalSensor(HITLOperator):
         from ml_lifecycle.delivery.lineage import read_evaluation, read_training, read_version
         from ml_lifecycle.delivery.releases import Releases
         from ml_lifecycle.ledger.ledger import Ledger
-        from ml_lifecycle.records import Evidence
+        from ml_lifecycle.records import Evidence, to_json
         from ml_lifecycle.stages.approve import (
             approval_page,
             assigned_approvers,
             check_environments,
             request_approval,
+            standing_approval,
         )
 
         with final_errors_fail_at_once():
@@ -85,6 +87,13 @@ class ApprovalSensor(HITLOperator):
             evidence = resources.received(Evidence, self.evidence)
             self.report_path = evidence.report_path
             check_environments(spec, Releases(database), evidence)
+            champion = Releases(database).champion(spec.endpoint)
+            standing = standing_approval(Ledger(database), evidence, _request(context), champion)
+            if standing is not None:
+                self.log.info(
+                    "%s has approved already, ledger row %d", standing.approved_by, standing.ledger_seq
+                )
+                return to_json(standing)
             version = read_version(lake, evidence.model, evidence.version)
             assigned = assigned_approvers(spec, version, context["dag_run"].triggering_user_name)
             now = resources.clock().now()
@@ -98,6 +107,7 @@ class ApprovalSensor(HITLOperator):
         training = read_training(lake, evidence.training_path)
         self.body = approval_page(evidence, evaluation, training, self._links(evidence, evaluation))
         super().execute(context)
+        return None
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Write the decision to the ledger.
