@@ -18,7 +18,7 @@ from waiting import wait_until
 import ml_lifecycle
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(ml_lifecycle.__file__).parents[1])}
-SLEEP = "import time; time.sleep(60)"
+SLEEP = "import time; time.sleep(600)"
 
 
 def manifest(name: str, code: str, **spec: Any) -> dict[str, Any]:
