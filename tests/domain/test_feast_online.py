@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ from itertools import permutations
 from pathlib import Path
 
 import polars as pl
+import psutil
 import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.types import Bool, Float32, Int64, String
@@ -187,6 +189,21 @@ def test_the_time_zone_of_the_process_does_not_matter(place: Place, monkeypatch:
 def test_reading_before_anything_was_materialised_finds_nothing(place: Place) -> None:
     registry = registry_bytes(open_store(objects(), place.folder))
     assert place.spent(registry, "a") == [None]
+
+
+def test_a_closed_reader_holds_no_file(place: Place) -> None:
+    def held() -> int:
+        paths = [file.path for file in psutil.Process().open_files()]
+        return sum(path.startswith(str(place.database)) for path in paths)
+
+    registry = place.write(user_rows(("a", hours(1), 1.5)))
+    gc.collect()  # the writer: SQLite keeps a closed file for as long as the process has it open elsewhere
+    assert held() == 0
+    reader = OnlineReader(registry, "service", place.url)
+    reader.read({"user_id": ["a"], "shop_id": [1]})
+    assert held() > 0
+    reader.close()
+    assert held() == 0
 
 
 def test_more_keys_than_sqlite_takes_variables(place: Place) -> None:

@@ -30,8 +30,10 @@ class MemoryReader:
 
     made: list[tuple[bytes, str, str]] = []
     asked: list[list[datetime]] = []
+    closed: list[bytes] = []
 
     def __init__(self, registry: bytes, service: str, online_store: str) -> None:
+        self.registry = registry
         self.made.append((registry, service, online_store))
 
     def read(
@@ -47,6 +49,9 @@ class MemoryReader:
             raise TypeError("flight must be an integer")
         found = [ROWS.get(key, {}) for key in zip(origins, flights, strict=True)]
         return {name: [row.get(name) for row in found] for name in ("carrier", "wind", "hour")}
+
+    def close(self) -> None:
+        self.closed.append(self.registry)
 
 
 def by_keys(origins: list[Any], flights: list[Any], **rest: Any) -> dict[str, Any]:
@@ -79,6 +84,7 @@ def with_registry(publisher: Publisher, revision: int = 1, registry: bytes = REG
 def client(publisher: Publisher) -> Iterator[TestClient]:
     MemoryReader.made.clear()
     MemoryReader.asked.clear()
+    MemoryReader.closed.clear()
     app = create_app(
         publisher.lake,
         "test",
@@ -124,6 +130,18 @@ def test_the_store_is_opened_before_anybody_asks_by_keys(publisher: Publisher, c
     wait_until(lambda: MemoryReader.made)
     assert client.post("/v2/models/late/infer", json=by_keys(["JFK"], [2])).status_code == 200
     assert MemoryReader.made == [(REGISTRY, "late_features", "memory://")]
+
+
+def test_the_store_of_a_route_that_is_no_longer_live_is_closed(
+    publisher: Publisher, client: TestClient
+) -> None:
+    for revision in (1, 2, 3):
+        with_registry(publisher, revision, b"registry %d" % revision)
+        wait_for(client, revision)
+        assert client.post("/v2/models/late/infer", json=by_keys(["JFK"], [2])).status_code == 200
+    wait_until(lambda: len(MemoryReader.closed) == 2)
+    assert MemoryReader.closed == [b"registry 1", b"registry 2"]
+    assert client.post("/v2/models/late/infer", json=by_keys(["JFK"], [2])).status_code == 200
 
 
 def test_features_are_read_as_of_each_rows_moment(publisher: Publisher, client: TestClient) -> None:

@@ -8,6 +8,7 @@ zone of the process.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sqlite3
 import tempfile
@@ -56,6 +57,12 @@ class NewestWinsSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # F
             self._conn.execute("PRAGMA journal_mode = WAL")
             self._conn.execute("PRAGMA synchronous = NORMAL")
         return self._conn
+
+    async def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
 
     def online_write_batch(
         self,
@@ -163,6 +170,11 @@ class OnlineReader:
             moments = [as_of] * rows if isinstance(as_of, datetime) else list(as_of)
             self._expire(values, response.proto, moments)
         return {name: values[name] for name in self._lifetimes}
+
+    def close(self) -> None:
+        """Let go of the store and of the files that were made; nothing can be read any more."""
+        asyncio.run(self._store.close())
+        self._folder.cleanup()
 
     def _layout(self) -> tuple[set[str], dict[str, timedelta | None]]:
         """The join keys that are needed, and by feature, in the service's order, the time to live."""

@@ -26,6 +26,10 @@ class Reader(Protocol):
         """Features of the rows ``entities`` name, without those too old at each row's ``as_of``."""
         ...
 
+    def close(self) -> None:
+        """Let go of connections and files."""
+        ...
+
 
 ReaderFactory = Callable[[bytes, str, str], Reader]
 
@@ -58,6 +62,7 @@ class Resolver:
             lake.read_bytes(variant.registry_path, variant.registry_digest) if variant.registry_path else None
         )
         self._reader: Reader | None = None
+        self._closed = False
         # Online store clients make no promise about threads.
         self._lock = threading.Lock()
 
@@ -75,9 +80,17 @@ class Resolver:
     def _warm(self) -> None:
         try:
             with self._lock:
-                self.open()
+                if not self._closed:
+                    self.open()
         except Exception:  # whatever it is, the next request by entity keys meets it too and answers with it
             log.exception("the online store cannot be read yet")
+
+    def close(self) -> None:
+        """Close the reader; who asks after all, by a route that was live a moment ago, makes another."""
+        with self._lock:
+            reader, self._reader, self._closed = self._reader, None, True
+        if reader is not None:
+            reader.close()
 
     def open(self) -> Reader:
         """The reader, made at the first call.

@@ -140,6 +140,9 @@ class RouteFollower:
         self._plane[name] = Endpoint(served)
         for variant in served.variants:
             variant.resolver.warm()
+        if before.served is not None and before.served is not served:
+            for variant in before.served.variants:
+                variant.resolver.close()
         self._metrics.route_followed(name, served.route.revision)
         if before.served is not served:
             log.info(
