@@ -36,7 +36,7 @@ from ml_lifecycle.serving.client import ModelClient
 from ml_lifecycle.stages.approve import evidence_digest
 from ml_lifecycle_airflow.stack.config import Stack
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.full
 
 USERS = {"admin": "admin", "alice": "op", "bob": "op", "eve": "viewer"}
 """Of these ``admin`` and ``alice`` are the approvers; ``bob`` operates, ``eve`` looks."""
