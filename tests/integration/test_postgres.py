@@ -54,6 +54,11 @@ class Life:
     registry: Mapping[str, str]
 
 
+def _digest(record: Mapping[str, Any]) -> str:
+    """A record's own digest; a registered version has its model's."""
+    return str(record["digest"] if "digest" in record else record["model_digest"])
+
+
 def live(stack: Stack) -> Life:
     """Train, promote, serve, score and monitor; then train and promote again, and roll back."""
     admin, alice = log_in(stack, "admin"), log_in(stack, "alice")
@@ -103,7 +108,7 @@ def told(stack: Stack, admin: AirflowUser, answers: list[Any]) -> Life:
     scored = admin.result("small__score", "one", "score")
     return Life(
         digests={
-            f"{run_id} {task}": admin.result("small__train", run_id, task).get("digest")
+            f"{run_id} {task}": _digest(admin.result("small__train", run_id, task))
             for run_id in ("first", "second")
             for task in TRAINING_TASKS
         },
