@@ -18,6 +18,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 from airflow.sdk.execution_time.comms import TaskStatesResult
 from training_world import make_training_set, tracking_database
+from waiting import wait_until
 
 import ml_lifecycle
 from ml_lifecycle.errors import ServerUnavailableError
@@ -228,11 +229,11 @@ def waiting_for(go: Path, world: World) -> World:
 
 
 def wait_for(holds: Callable[[], bool], attempt: Future[None]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
+    def holds_while_it_goes_on() -> bool:
         assert not attempt.done(), attempt.exception()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return holds()
+
+    wait_until(holds_while_it_goes_on, seconds=300)
 
 
 @pytest.mark.proof
