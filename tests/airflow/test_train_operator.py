@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,11 +60,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
         command += [f"--{option}", str(folder / name)]
     source = str(Path(ml_lifecycle.__file__).parents[1])
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": source})
-    deadline = time.monotonic() + 30
-    while not (folder / "port").exists():
-        assert process.poll() is None, "the Pods API did not start"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: (folder / "port").exists() or process.poll() is not None, "the Pods API starts")
+    assert process.poll() is None, "the Pods API did not start"
     yield Pods(f"http://127.0.0.1:{(folder / 'port').read_text().strip()}", folder)
     process.terminate()
     process.wait(15)
