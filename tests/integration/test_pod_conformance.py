@@ -203,6 +203,7 @@ def test_pending(cluster: PodCluster, resource: str, amount: str) -> None:
         ]
 
     (message,) = wait_until(refused)
+    assert cluster.api.read_namespaced_pod_log(name, cluster.namespace) is None
     assert f"Insufficient {resource}" in message
     events = cluster.api.list_namespaced_event(
         cluster.namespace, field_selector=f"involvedObject.name={name}"

@@ -66,11 +66,11 @@ DRIVER = """
         results = []
         thread = threading.Thread(target=lambda: results.append(outcome(lambda: task.execute(context(task)))))
         thread.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (task.pod and "pid" in log_of(task)) and time.monotonic() < deadline:
             time.sleep(0.05)
         interrupt(task)
-        thread.join(60)
+        thread.join(300)
         return results
 
 
@@ -78,9 +78,10 @@ DRIVER = """
         from kubernetes.client import ApiException
 
         try:
-            return task.client.read_namespaced_pod_log(task.pod.metadata.name, task.pod.metadata.namespace)
+            log = task.client.read_namespaced_pod_log(task.pod.metadata.name, task.pod.metadata.namespace)
         except ApiException:
             return ""
+        return log or ""  # None until it has a node
 
 
     def evict(task):
@@ -91,7 +92,7 @@ DRIVER = """
         task.client.create_namespaced_pod_eviction(name, namespace, eviction)
 
 
-    sleep = "import os, time; print('pid', os.getpid()); time.sleep(60)"
+    sleep = "import os, time; print('pid', os.getpid()); time.sleep(600)"
     if sys.argv[1:]:
         name, attempt = sys.argv[1], int(sys.argv[2])
         code = {"reattached": sleep, "repeated": "raise SystemExit(3)"}[name]
@@ -227,7 +228,7 @@ def _killed_once_it_says(driver: Driver, text: str, *arguments: str) -> None:
             driver.command(*arguments), env=driver.environment, stdout=output, stderr=output
         )
     try:
-        wait_until(lambda: text in log.read_text() or process.poll() is not None)
+        wait_until(lambda: text in log.read_text() or process.poll() is not None, text, seconds=600)
     finally:
         process.kill()
         process.wait()

@@ -170,9 +170,7 @@ async def read_pod_log(request: Request) -> Response:
     if container != pod.spec.container:
         raise bad_request(f"container {container} is not valid for pod {pod.name}")
     if pod.pending:
-        raise bad_request(
-            f'container "{container}" in pod "{pod.name}" is waiting to start: {pod.unschedulable}'
-        )
+        return Response(status_code=204)  # as Kubernetes says of a pod that has no node yet
     if _flag(request, "previous"):
         raise bad_request(f'previous terminated container "{container}" in pod "{pod.name}" not found')
     since_seconds = _number(request.query_params, "sinceSeconds")
