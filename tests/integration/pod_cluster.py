@@ -83,7 +83,8 @@ class PodCluster:
                 ).data.decode()
             )
         except ApiException as error:
-            if error.status != 400:
+            # 404: its node has not heard of it yet
+            if error.status not in (400, 404):
                 raise
             return ""
 

@@ -237,6 +237,7 @@ def test_events_are_watched_for_as_long_as_asked(cluster: PodCluster) -> None:
     from kubernetes import watch
 
     name = cluster.create("events", "print('short')")
+    cluster.ended(name)
     began = time.monotonic()
     seen = {
         event["object"].reason
