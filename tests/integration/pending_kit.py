@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from delivery_kit import confirm_staging
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.lineage import read_evaluation, read_training, read_version
-from ml_lifecycle.delivery.releases import Deployment, Releases
 from ml_lifecycle.ledger.database import Database
-from ml_lifecycle.records import Evidence, to_json
+from ml_lifecycle.records import to_json
 from ml_lifecycle.stages.approve import make_evidence
 from ml_lifecycle_airflow.stack.config import Stack
 
@@ -75,22 +74,5 @@ class Candidates:
         evaluation = read_evaluation(lake, version.evaluation_path)
         training = read_training(lake, version.training_path)
         evidence = make_evidence(lake, version, evaluation, training, None)
-        self._confirm_staging(evidence)
+        confirm_staging(Database(self.stack.database_url), evidence)  # or nobody may be asked
         return {"folder": str(folder), "evidence": to_json(evidence)}
-
-    def _confirm_staging(self, evidence: Evidence) -> None:
-        """What has to be there before anybody is asked; no server sees it."""
-        now, releases = datetime.now(UTC), Releases(Database(self.stack.database_url))
-        deployment = Deployment(
-            model=evidence.model,
-            environment="staging",
-            endpoint=evidence.model,
-            version=evidence.version,
-            model_digest=evidence.model_digest,
-            evidence_digest=evidence.digest,
-            strategy="blue_green",
-            variants=(),
-            expected=None,
-        )
-        begun = releases.begin(deployment, now)
-        releases.confirmed(releases.apply(begun, Lake(str(self.copies)), now), now)
