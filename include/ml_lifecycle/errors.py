@@ -49,6 +49,25 @@ class PodFailedError(LifecycleError):
     retryable = True
 
 
+class PodSetupError(LifecycleError):
+    """A pod can never start as it is asked for: no such image, command or secret. Retry: no."""
+
+
+class UnschedulableError(LifecycleError):
+    """No node has room for a pod. Retry: yes if one had it empty (``now``), no if none ever could.
+
+    :param now: whether it is for now only
+    """
+
+    def __init__(self, message: str, *, now: bool) -> None:
+        super().__init__(message)
+        self.retryable = now
+
+
+class SupersededError(LifecycleError):
+    """A newer attempt at the same training has begun; this one publishes nothing. Retry: no."""
+
+
 class ConversionError(LifecycleError):
     """An estimator does not convert to ONNX, or answers differently once converted. Retry: no."""
 

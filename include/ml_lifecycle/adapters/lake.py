@@ -54,6 +54,11 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def json_bytes(value: Any) -> bytes:
+    """``value`` as readable JSON with sorted keys."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
+
+
 class Lake:
     """Files under one fsspec URL.
 
@@ -151,8 +156,7 @@ class Lake:
 
     def write_json(self, path: str, value: Any) -> str:
         """Write ``value`` as readable JSON with sorted keys; returns ``path``."""
-        text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-        return self.write_bytes(path, text.encode())
+        return self.write_bytes(path, json_bytes(value))
 
     def put_file(self, path: str, local: str | os.PathLike[str]) -> str:
         """Copy a local file in atomically; returns ``path``. Errors as in :meth:`write_bytes`."""
