@@ -50,6 +50,11 @@ class TrainingJob(Record):
         return f"{self.path}/failure.json"
 
     @property
+    def checkpoints_path(self) -> str:
+        """The folder that checkpoints lie in until there is a result."""
+        return f"{self.path}/checkpoints"
+
+    @property
     def command(self) -> tuple[str, ...]:
         """The container's command."""
         return ("python", "-m", "ml_lifecycle.training.pod")

@@ -9,10 +9,8 @@ import logging
 import os
 import platform
 import resource
-import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import zipfile
@@ -24,11 +22,20 @@ import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.adapters.onnx import as_served, convert
-from ml_lifecycle.errors import ConversionError, FeatureError, IntegrityError, LifecycleError, TrainingError
+from ml_lifecycle.errors import (
+    ConversionError,
+    FeatureError,
+    IntegrityError,
+    LifecycleError,
+    StaleAttemptError,
+    TrainingError,
+)
 from ml_lifecycle.metrics import Answers, class_indices, measure_all
 from ml_lifecycle.profiles.profile import SCORE_COLUMN, Profile, make_profile
 from ml_lifecycle.records import ColumnSpec, Training, TrainingSet, from_json, to_json
+from ml_lifecycle.training.checkpoints import Checkpoints
 from ml_lifecycle.training.fit import classes_of, fit, labels_of, load_train, user_frames
+from ml_lifecycle.training.interruption import GRACE_SECONDS, GRACE_VARIABLE, end_when_told
 from ml_lifecycle.training.job import (
     JOB_VARIABLE,
     LAKE_OPTIONS_VARIABLE,
@@ -41,7 +48,6 @@ from ml_lifecycle.training.reference import Reference, make_reference, write_ref
 
 log = logging.getLogger("ml_lifecycle.training")
 
-_INTERRUPTED = 128 + signal.SIGTERM
 _KINDS: dict[type[BaseException], str] = {
     TrainingError: "user_error",
     MemoryError: "memory",
@@ -63,11 +69,15 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
         log.info("training %s is done already", job.digest)
         return 0
     lake.delete(job.failure_path)
-    _end_on_sigterm(lake, job)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model").resolve()
+        checkpoints = make_checkpoints(lake, job, Path(scratch, "checkpoints"))
+        _end_on_sigterm(lake, job, checkpoints, float(environment.get(GRACE_VARIABLE) or GRACE_SECONDS))
         try:
-            run_job(lake, job, folder)
+            run_job(lake, job, folder, checkpoints)
+        except StaleAttemptError as error:
+            log.error("%s", error)  # what lies in the lake is the newer attempt's
+            return 1
         except Exception as error:  # noqa: BLE001 - whatever it is, the operator reads of it in failure.json
             failure = _failure(error, folder)
             lake.write_json(job.failure_path, to_json(failure))
@@ -76,12 +86,22 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     return 0
 
 
-def run_job(lake: Lake, job: TrainingJob, folder: Path) -> Training:
+def make_checkpoints(lake: Lake, job: TrainingJob, scratch: Path) -> Checkpoints:
+    """The job's checkpoints, for this attempt at it.
+
+    :param scratch: a local folder with room for one
+    """
+    return Checkpoints(lake, job.checkpoints_path, attempt=1, seed=job.seed, scratch=scratch)
+
+
+def run_job(lake: Lake, job: TrainingJob, folder: Path, checkpoints: Checkpoints | None = None) -> Training:
     """Train, and write the result with its manifest last.
 
     :param folder: where to unpack the model folder
+    :param checkpoints: :func:`make_checkpoints`'s, with scratch beside the folder, if not given
     """
     started = time.monotonic()
+    checkpoints = checkpoints or make_checkpoints(lake, job, folder.with_name(f"{folder.name}-checkpoints"))
     training_set = from_json(TrainingSet, lake.read_json(job.training_set_path))
     if training_set.digest != job.training_set_digest:
         raise IntegrityError(
@@ -93,7 +113,7 @@ def run_job(lake: Lake, job: TrainingJob, folder: Path) -> Training:
         raise FeatureError(f"there are {rows.height} training rows and {holdout.height} holdout rows")
     served = as_served(rows, training_set.columns)
     labels = labels_of(rows, training_set.label_column, job.task)
-    estimator, model = _fit_and_convert(job, folder, training_set.columns, served, labels)
+    estimator, model = _fit_and_convert(job, folder, training_set.columns, served, labels, checkpoints)
     reference = make_reference(
         estimator, as_served(holdout, training_set.columns), training_set.columns, job.task
     )
@@ -120,12 +140,15 @@ def run_job(lake: Lake, job: TrainingJob, folder: Path) -> Training:
         metrics=metrics,
         packages=_packages(),
         resources=_resources(started),
+        reproducible=not checkpoints.reasons,
+        not_reproducible_because=checkpoints.reasons,
     )
     lake.write_bytes(training.model_path, model)
     write_reference(lake, training.reference_path, reference)
     lake.write_json(training.profile_path, to_json(_profile(served, training_set.columns, reference)))
     lake.write_json(f"{job.path}/metrics.json", {"metrics": metrics, "not_computed": reasons})
     lake.write_json(job.manifest_path, to_json(training))
+    checkpoints.discard()
     log.info("done in %.1f s: %s", training.resources["wall_seconds"], metrics)
     return training
 
@@ -136,11 +159,12 @@ def _fit_and_convert(
     columns: tuple[ColumnSpec, ...],
     served: pl.DataFrame,
     labels: pl.Series,
+    checkpoints: Checkpoints,
 ) -> tuple[Any, bytes]:
     """The fitted estimator and its ONNX file; a failure also names columns without any value."""
     log.info("fitting on %d rows of %d columns", served.height, served.width)
     try:
-        estimator = fit(load_train(folder), served, labels, job.parameters, job.seed, job.task)
+        estimator = fit(load_train(folder), served, labels, job.parameters, job.seed, job.task, checkpoints)
         log.info("fitted; converting to ONNX")
         return estimator, convert(estimator, columns, job.task)
     except (TrainingError, ConversionError) as error:
@@ -162,27 +186,14 @@ def _is_done(lake: Lake, job: TrainingJob) -> bool:
     return True
 
 
-def _end_on_sigterm(lake: Lake, job: TrainingJob) -> None:
-    """On SIGTERM say so in the lake and exit at once, even in the middle of a long call into C.
+def _end_on_sigterm(lake: Lake, job: TrainingJob, checkpoints: Checkpoints, grace: float) -> None:
+    """Told to end, go on to the next checkpoint if there is time for it, say in the lake why, and exit."""
 
-    A Python signal handler would wait for that call to return; the wake-up byte is written by C code, and
-    a thread can act on it.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.set_wakeup_fd(writer)
+    def say(signal_name: str) -> None:
+        message = f"the pod was asked to end ({signal_name}) before the model was trained"
+        lake.write_json(job.failure_path, to_json(Failure("interrupted", message)))
 
-    def wait() -> None:
-        while os.read(reader, 1)[0] != signal.SIGTERM:
-            continue
-        failure = Failure("interrupted", "the pod was asked to end (SIGTERM) before the model was trained")
-        try:
-            lake.write_json(job.failure_path, to_json(failure))
-        finally:
-            os._exit(_INTERRUPTED)
-
-    threading.Thread(target=wait, daemon=True, name="sigterm").start()
+    end_when_told(checkpoints, grace, say)
 
 
 def _failure(error: Exception, folder: Path) -> Failure:
