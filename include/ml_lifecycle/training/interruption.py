@@ -48,6 +48,7 @@ def end_when_told(checkpoints: Checkpoints, grace: float, say: Callable[[str], N
     def saved() -> None:
         if woken.is_set():
             os.write(writer, bytes([_SAVED]))
+            threading.Event().wait()  # for the end: nothing more shall be begun
 
     def wait() -> None:
         while (number := os.read(reader, 1)[0]) not in _SIGNALS:

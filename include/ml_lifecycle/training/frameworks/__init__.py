@@ -1,7 +1,8 @@
 """The frameworks' own ways to train in segments, for ``train(…, checkpoints)``.
 
 :func:`fit_in_segments` fits an estimator of scikit-learn, XGBoost or LightGBM; :class:`TorchState` is what a
-loop over a PyTorch module hands to :meth:`~ml_lifecycle.training.checkpoints.Checkpoints.segments`.
+loop over a PyTorch module hands to :meth:`~ml_lifecycle.training.checkpoints.Checkpoints.segments`, and
+:class:`PickledState` what one over any other object does.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import Any
 from ml_lifecycle.training.checkpoints import Checkpoints
 from ml_lifecycle.training.frameworks import lightgbm_trees, warm_start, xgboost_trees
 from ml_lifecycle.training.frameworks.torch_state import TorchState
+from ml_lifecycle.training.frameworks.warm_start import PickledState
 
-__all__ = ["TorchState", "fit_in_segments"]
+__all__ = ["PickledState", "TorchState", "fit_in_segments"]
 
 
 def fit_in_segments(

@@ -16,7 +16,7 @@ _FOLDER_MODULE = re.compile(r"(ml_lifecycle_folder_.+_)[0-9a-f]{16}")
 
 
 class PickledState:
-    """One object, as a pickle.
+    """One object, as a pickle: also for loops of your own, around ``partial_fit`` say.
 
     Loading a pickle runs what it says. It is found by its digest in the job's folder in the lake: one trusts
     whoever can write there, and they could replace the job and its code as well.
@@ -58,20 +58,18 @@ def fit(
     about all rows again, and histogram-based boosting sorts the rows into bins again: with those, many
     checkpoints are dear. Forests pay for writing them only.
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
     before = estimator.get_params(deep=False)
-    size = next((name for name in ("n_estimators", "max_iter") if name in before), "")
-    refuse(estimator, {"no warm_start": "warm_start" not in before, "no n_estimators or max_iter": not size})
+    histograms = isinstance(estimator, (HistGradientBoostingClassifier, HistGradientBoostingRegressor))
+    size = "max_iter" if histograms else "n_estimators"  # of other estimators max_iter is no total
+    refuse(estimator, {"no warm_start": "warm_start" not in before, f"no {size}": size not in before})
     weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
     state = PickledState(estimator.set_params(warm_start=True))
     for segment in checkpoints.segments(state, steps=before[size], every=every):
         state.value.set_params(**{size: segment.stop, **_seeded(before, segment.seed)})
         state.value.fit(rows, labels, **weighted)
-        if (grown := _grown(state.value)) > segment.stop:
-            raise ValueError(
-                f"{type(estimator).__name__} cannot be fitted in segments: its {size} is no total, "
-                f"{segment.stop} made it {grown}"
-            )
-        if grown < segment.stop:
+        if (state.value.n_iter_ if histograms else len(state.value.estimators_)) < segment.stop:
             break  # it has stopped early
     return state.value.set_params(
         **{name: before[name] for name in ("warm_start", size, *_seeded(before, 0))}
@@ -80,9 +78,3 @@ def fit(
 
 def _seeded(parameters: dict[str, Any], seed: int) -> dict[str, Any]:
     return {"random_state": seed} if "random_state" in parameters else {}
-
-
-def _grown(estimator: Any) -> int:
-    """How many trees or rounds it has."""
-    found = getattr(estimator, "estimators_", None)
-    return int(estimator.n_iter_ if found is None else len(found))

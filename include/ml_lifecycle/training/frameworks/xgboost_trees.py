@@ -29,7 +29,10 @@ def fit(
         # The scores are at hand: the booster has just grown on them.
         grown.add(bytes(booster.save_raw("json")), booster.predict(data, output_margin=True))
         del booster
+    asked = estimator.get_params(deep=False)
     estimator.load_model(bytearray(_joined(grown.models)))
+    for name in asked.keys() - {"objective"}:  # of what loading overwrites, fit() sets the objective only
+        setattr(estimator, name, asked[name])
     return estimator
 
 
