@@ -18,7 +18,7 @@ from ml_lifecycle.errors import (
     LifecycleError,
     PodFailedError,
     SpecError,
-    SupersededError,
+    StaleAttemptError,
 )
 from ml_lifecycle.records import Training, TrainingSet, digest_of, from_json, to_json
 from ml_lifecycle.spec.folder import ModelFolder, pack_folder
@@ -106,7 +106,7 @@ def collect_training(lake: Lake, attempt: Attempt) -> Training:
     :raises ConversionError: the estimator does not convert to ONNX. Retry: no.
     :raises IntegrityError: a file does not have the digest that the pod gave it, or the result is of another
         job or attempt. Retry: no.
-    :raises SupersededError: a newer attempt has begun. Retry: no.
+    :raises StaleAttemptError: a newer attempt has begun. Retry: no.
     :raises PodFailedError: the pod was interrupted or killed, or met an unknown error. Retry: yes.
     """
     job = attempt.job
@@ -114,7 +114,7 @@ def collect_training(lake: Lake, attempt: Attempt) -> Training:
         return finished
     result = _result_of(lake, attempt)
     if attempt.is_superseded(lake):
-        raise SupersededError(f"attempt {attempt.number} has ended, but a newer one has begun")
+        raise StaleAttemptError(f"attempt {attempt.number} has ended, but a newer one has begun")
     training = _training(lake, attempt, result)
     lake.write_json(job.manifest_path, to_json(training))
     return training
@@ -179,6 +179,8 @@ def _training(lake: Lake, attempt: Attempt, result: PodResult) -> Training:
         metrics=result.metrics,
         packages=result.packages,
         resources=result.usage,
+        reproducible=not result.not_reproducible_because,
+        not_reproducible_because=result.not_reproducible_because,
     )
 
 

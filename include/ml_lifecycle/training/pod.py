@@ -8,10 +8,8 @@ import json
 import logging
 import os
 import platform
-import signal
 import sys
 import tempfile
-import threading
 import traceback
 import zipfile
 from collections.abc import Mapping
@@ -26,13 +24,15 @@ from ml_lifecycle.errors import (
     ConversionError,
     FeatureError,
     IntegrityError,
-    SupersededError,
+    StaleAttemptError,
     TrainingError,
 )
 from ml_lifecycle.metrics import Answers, class_indices, measure_all
 from ml_lifecycle.profiles.profile import SCORE_COLUMN, Profile, make_profile
 from ml_lifecycle.records import ColumnSpec, TrainingSet, from_json, to_json
+from ml_lifecycle.training.checkpoints import Checkpoints
 from ml_lifecycle.training.fit import classes_of, fit, labels_of, load_train, user_frames
+from ml_lifecycle.training.interruption import end_when_told
 from ml_lifecycle.training.job import (
     LAKE_OPTIONS_VARIABLE,
     LAKE_VARIABLE,
@@ -46,14 +46,13 @@ from ml_lifecycle.training.usage import Usage, reported
 
 log = logging.getLogger("ml_lifecycle.training")
 
-_INTERRUPTED = 128 + signal.SIGTERM
 _KINDS: dict[type[BaseException], str] = {
     TrainingError: "user_error",
     MemoryError: "memory",
     FeatureError: "data",
     ConversionError: "conversion",
     IntegrityError: "integrity",
-    SupersededError: "superseded",
+    StaleAttemptError: "superseded",
 }
 
 
@@ -69,11 +68,12 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
         log.info("attempt %d of training %s is done already", attempt.number, attempt.job.digest)
         return 0
     lake.delete(attempt.failure_path)
-    _end_on_sigterm(lake, attempt)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model").resolve()
+        checkpoints = make_checkpoints(lake, attempt, Path(scratch, "checkpoints"))
+        _end_on_sigterm(lake, attempt, checkpoints)
         try:
-            run_attempt(lake, attempt, folder)
+            run_attempt(lake, attempt, folder, checkpoints)
         except Exception as error:  # noqa: BLE001 - whatever it is, the operator reads of it in failure.json
             failure = _failure(error, folder)
             lake.write_json(attempt.failure_path, to_json(failure))
@@ -82,17 +82,37 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     return 0
 
 
-def run_attempt(lake: Lake, attempt: Attempt, folder: Path) -> PodResult:
+def make_checkpoints(lake: Lake, attempt: Attempt, scratch: Path) -> Checkpoints:
+    """The job's checkpoints, for this attempt at it.
+
+    :param scratch: a local folder with room for one
+    """
+    return Checkpoints(
+        lake,
+        attempt.job.checkpoints_path,
+        attempt.number,
+        attempt.job.seed,
+        scratch=scratch,
+        stale=lambda: attempt.is_superseded(lake),
+    )
+
+
+def run_attempt(
+    lake: Lake, attempt: Attempt, folder: Path, checkpoints: Checkpoints | None = None
+) -> PodResult:
     """Train, and write the result with its manifest last.
 
     :param folder: where to unpack the model folder
-    :raises SupersededError: a newer attempt has begun meanwhile. Retry: no.
+    :param checkpoints: :func:`make_checkpoints`'s, with scratch beside the folder, if not given
+    :raises StaleAttemptError: a newer attempt has begun meanwhile. Retry: no.
     """
+    scratch = folder.with_name(f"{folder.name}-checkpoints")
+    checkpoints = checkpoints or make_checkpoints(lake, attempt, scratch)
     with reported(lake, attempt.usage_path) as usage:
-        return _run(lake, attempt, folder, usage)
+        return _run(lake, attempt, folder, usage, checkpoints)
 
 
-def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage) -> PodResult:
+def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage, checkpoints: Checkpoints) -> PodResult:
     job = attempt.job
     training_set = from_json(TrainingSet, lake.read_json(job.training_set_path))
     if training_set.digest != job.training_set_digest:
@@ -105,7 +125,7 @@ def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage) -> PodResult:
         raise FeatureError(f"there are {rows.height} training rows and {holdout.height} holdout rows")
     served = as_served(rows, training_set.columns)
     labels = labels_of(rows, training_set.label_column, job.task)
-    estimator, model = _fit_and_convert(job, folder, training_set.columns, served, labels)
+    estimator, model = _fit_and_convert(job, folder, training_set.columns, served, labels, checkpoints)
     reference = make_reference(
         estimator, as_served(holdout, training_set.columns), training_set.columns, job.task
     )
@@ -120,7 +140,7 @@ def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage) -> PodResult:
         "metrics.json": json_bytes({"metrics": metrics, "not_computed": reasons}),
     }
     if attempt.is_superseded(lake):
-        raise SupersededError(f"a newer attempt has begun: attempt {attempt.number} publishes nothing")
+        raise StaleAttemptError(f"a newer attempt has begun: attempt {attempt.number} publishes nothing")
     for name, data in files.items():
         lake.write_bytes(f"{attempt.path}/{name}", data)
     usage.sample()
@@ -134,8 +154,10 @@ def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage) -> PodResult:
         metrics=metrics,
         packages=_packages(),
         usage=figures,
+        not_reproducible_because=checkpoints.reasons,
     )
     lake.write_json(attempt.result_path, to_json(result))
+    checkpoints.discard()
     log.info("done in %.1f s: %s", figures["wall_seconds"], metrics)
     return result
 
@@ -146,11 +168,12 @@ def _fit_and_convert(
     columns: tuple[ColumnSpec, ...],
     served: pl.DataFrame,
     labels: pl.Series,
+    checkpoints: Checkpoints,
 ) -> tuple[Any, bytes]:
     """The fitted estimator and its ONNX file; a failure also names columns without any value."""
     log.info("fitting on %d rows of %d columns", served.height, served.width)
     try:
-        estimator = fit(load_train(folder), served, labels, job.parameters, job.seed, job.task)
+        estimator = fit(load_train(folder), served, labels, job.parameters, job.seed, job.task, checkpoints)
         log.info("fitted; converting to ONNX")
         return estimator, convert(estimator, columns, job.task)
     except (TrainingError, ConversionError) as error:
@@ -159,27 +182,14 @@ def _fit_and_convert(
         raise type(error)(f"{error} (no training row has a value in {', '.join(empty)})") from error.__cause__
 
 
-def _end_on_sigterm(lake: Lake, attempt: Attempt) -> None:
-    """On SIGTERM say so in the lake and exit at once, even in the middle of a long call into C.
+def _end_on_sigterm(lake: Lake, attempt: Attempt, checkpoints: Checkpoints) -> None:
+    """Told to end, go on to the next checkpoint if there is time for it, say in the lake why, and exit."""
 
-    A Python signal handler would wait for that call to return; the wake-up byte is written by C code, and
-    a thread can act on it.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.set_wakeup_fd(writer)
+    def say(signal_name: str) -> None:
+        message = f"the pod was asked to end ({signal_name}) before the model was trained"
+        lake.write_json(attempt.failure_path, to_json(Failure("interrupted", message)))
 
-    def wait() -> None:
-        while os.read(reader, 1)[0] != signal.SIGTERM:
-            continue
-        failure = Failure("interrupted", "the pod was asked to end (SIGTERM) before the model was trained")
-        try:
-            lake.write_json(attempt.failure_path, to_json(failure))
-        finally:
-            os._exit(_INTERRUPTED)
-
-    threading.Thread(target=wait, daemon=True, name="sigterm").start()
+    end_when_told(checkpoints, attempt.grace_seconds, say)
 
 
 def _failure(error: Exception, folder: Path) -> Failure:
