@@ -67,12 +67,14 @@ class Costs:
     :param resumed_steps: steps that were not done again, over all loops
     :param failed: how many could not be written
     :param seconds: spent saving and loading them
+    :param cpu_seconds: of those, what was computed; the rest was waited for
     """
 
     written: int = 0
     failed: int = 0
     resumed_steps: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 class Checkpoints:
@@ -196,7 +198,7 @@ class Checkpoints:
 
     def _resume(self, state: State, plan: Plan) -> int:
         """The step to go on from. The reasons are read here, too: nothing is lost yet if they cannot be."""
-        began = time.monotonic()
+        began, computed = time.monotonic(), time.thread_time()
         with self._remembered("read"), no_room_said(self._scratch):
             self._scratch.mkdir(parents=True, exist_ok=True)
             found = self._files.fetch_newest(plan, self._local)
@@ -208,11 +210,12 @@ class Checkpoints:
         self._local.unlink()
         self.costs.resumed_steps += found.step
         self.costs.seconds += time.monotonic() - began
+        self.costs.cpu_seconds += time.thread_time() - computed
         log.info("resumed at step %d of %d", found.step, plan.steps)
         return found.step
 
     def _save_and_reload(self, state: State, plan: Plan, step: int) -> None:
-        began = time.monotonic()
+        began, computed = time.monotonic(), time.thread_time()
         self.pace.begin_save(began)
         if saved := self._save(state, step):
             self._publish(plan, step)
@@ -222,6 +225,7 @@ class Checkpoints:
             state.load(self._local)
         self._local.unlink(missing_ok=True)
         self.costs.seconds += time.monotonic() - began
+        self.costs.cpu_seconds += time.thread_time() - computed
 
     def _save(self, state: State, step: int) -> bool:
         """Whether there was room for it; without, training goes on, and its record says what that means."""
