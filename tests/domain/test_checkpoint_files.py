@@ -11,7 +11,7 @@ import pytest
 from toy_loop import FOLDER, Attempts, Interrupted, Sum, interrupt
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.errors import StaleAttemptError
+from ml_lifecycle.errors import SupersededError
 from ml_lifecycle.training.checkpoint_files import Checkpoint, Plan
 
 
@@ -122,11 +122,11 @@ def test_a_stale_attempt_stops_and_publishes_nothing(attempts: Attempts) -> None
     before = attempts.files
     asked = iter([False, False, True])
     attempts.stale = lambda: next(asked)
-    with pytest.raises(StaleAttemptError, match="attempt 2 at training/toy/checkpoints is not the newest"):
+    with pytest.raises(SupersededError, match="attempt 2 at training/toy/checkpoints is not the newest"):
         attempts.train()
     assert [one.step for one in before] == [4]
     assert attempts.steps == [4, 8], "it was not stale yet at step 8, at 12 it was"
-    with pytest.raises(StaleAttemptError) as caught:
+    with pytest.raises(SupersededError) as caught:
         attempts.checkpoints.raise_if_ended()
     assert not caught.value.retryable
 
@@ -134,18 +134,21 @@ def test_a_stale_attempt_stops_and_publishes_nothing(attempts: Attempts) -> None
 def test_a_stale_attempt_does_not_even_begin_nor_remove(attempts: Attempts) -> None:
     interrupt(attempts, 14)
     attempts.stale = lambda: True
-    with pytest.raises(StaleAttemptError):
+    with pytest.raises(SupersededError):
         attempts.train()
     attempts.checkpoints.discard()
     assert attempts.steps == [8, 12]
 
 
-def test_an_attempt_with_an_older_number_than_a_checkpoints_stops(attempts: Attempts) -> None:
+def test_two_runs_may_work_on_the_same_job(attempts: Attempts, whole_sum: Sum) -> None:
     attempts.number = 4
     interrupt(attempts, 6)
     attempts.number = 2
-    with pytest.raises(StaleAttemptError, match="attempt 5 writes to training/toy/checkpoints: this is 3"):
-        attempts.train()
+    assert attempts.train().values == whole_sum.values
+    assert attempts.resumed == 4, "attempt 3 goes on where attempt 5 of another run was"
+    attempts.number = 5
+    assert attempts.train().values == whole_sum.values
+    assert attempts.resumed == 20
 
 
 def test_what_an_old_attempt_still_writes_is_not_gone_on_with(attempts: Attempts, whole_sum: Sum) -> None:

@@ -12,6 +12,8 @@ import pytest
 from tests.domain.test_pod import main_here
 from tests.domain.training_world import (
     COLUMNS,
+    attempt_at,
+    collect,
     make_folder,
     make_rows,
     make_training_set,
@@ -21,12 +23,12 @@ from toy_loop import Attempts
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.onnx import as_served
-from ml_lifecycle.errors import PodFailedError, StaleAttemptError, TrainingError
+from ml_lifecycle.errors import PodFailedError, SupersededError, TrainingError
 from ml_lifecycle.records import Training, from_json, to_json
-from ml_lifecycle.stages.train import collect_training, plan_training
+from ml_lifecycle.stages.train import plan_training
 from ml_lifecycle.training.fit import fit, load_train
-from ml_lifecycle.training.interruption import GRACE_VARIABLE, usable
-from ml_lifecycle.training.job import TrainingJob
+from ml_lifecycle.training.interruption import usable
+from ml_lifecycle.training.job import GRACE_VARIABLE, PodResult, TrainingJob
 from ml_lifecycle.training.pace import Pace
 
 
@@ -163,20 +165,21 @@ def test_told_to_end_it_ends_in_time_and_loses_no_checkpoint(
     ended = run_until_told(lake, job, grace)
     assert ended.returncode == 128 + signals[0], ended.stdout
     with pytest.raises(PodFailedError, match=rf"asked to end \({signals[0].name}\)") as caught:
-        collect_training(lake, job)
+        collect(lake, job)
     assert caught.value.retryable
 
     with caplog.at_level(logging.INFO):
-        main_here(lake, job, 0)
+        main_here(lake, job, 0, number=2)
     assert ("resumed at step" in caplog.text) == (resumes > 0)
     assert f"resumed at step {resumes} of 12" in caplog.text or not resumes
-    interrupted = collect_training(lake, job)
+    interrupted = collect(lake, job, 2)
     assert interrupted.reproducible
+    assert interrupted.resources["resumed_steps"] == resumes
     assert list(lake.list(job.checkpoints_path)) == []
 
-    lake.delete(job.manifest_path)
-    main_here(lake, job, 0)
-    assert collect_training(lake, job).model_digest == interrupted.model_digest
+    main_here(lake, job, 0, number=3)
+    undisturbed = from_json(PodResult, lake.read_json(attempt_at(job, 3).result_path))
+    assert undisturbed.files["model.onnx"] == interrupted.model_digest
 
 
 UNSURE = """
@@ -197,7 +200,7 @@ def test_what_is_not_reproducible_stands_on_the_record(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "models", training=UNSURE)
     job = plan_training(folder, lake, make_training_set(lake, folder))
     main_here(lake, job, 0)
-    training = collect_training(lake, job)
+    training = collect(lake, job)
     assert not training.reproducible
     assert training.not_reproducible_because == ("it looks at the clock",)
 
@@ -242,6 +245,6 @@ def test_a_stale_attempt_ends_whatever_train_makes_of_it(attempts: Attempts, tmp
     train = load_train(make_folder(tmp_path / "models", training=SWALLOWS).path)
     asked = iter([False, True])
     attempts.stale = lambda: next(asked)
-    with pytest.raises(StaleAttemptError):
+    with pytest.raises(SupersededError):
         fit(train, as_served(rows, COLUMNS), rows["label"], {}, 1, "binary", attempts.next())
     assert attempts.files == []

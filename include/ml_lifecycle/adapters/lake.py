@@ -63,6 +63,11 @@ def file_sha256(local: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def json_bytes(value: Any) -> bytes:
+    """``value`` as readable JSON with sorted keys."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
+
+
 class Lake:
     """Files under one fsspec URL.
 
@@ -160,8 +165,7 @@ class Lake:
 
     def write_json(self, path: str, value: Any) -> str:
         """Write ``value`` as readable JSON with sorted keys; returns ``path``."""
-        text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-        return self.write_bytes(path, text.encode())
+        return self.write_bytes(path, json_bytes(value))
 
     def put_file(self, path: str, local: str | os.PathLike[str]) -> str:
         """Copy a local file in atomically; returns ``path``. Errors as in :meth:`write_bytes`."""

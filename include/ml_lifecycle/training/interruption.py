@@ -14,9 +14,6 @@ from ml_lifecycle.training.checkpoints import Checkpoints
 
 log = logging.getLogger("ml_lifecycle.training")
 
-GRACE_VARIABLE = "ML_LIFECYCLE_GRACE_SECONDS"
-GRACE_SECONDS = 30.0
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SAVED = 0  # no signal has this number
 # For writing why the pod ended, and for all that is slower than it was when it was measured.
