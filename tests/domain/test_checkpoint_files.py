@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from toy_loop import FOLDER, Attempts, Interrupted, Sum, interrupt
 
-from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.errors import SupersededError
 from ml_lifecycle.training.checkpoint_files import Checkpoint, Plan
 
@@ -154,7 +154,9 @@ def test_two_runs_may_work_on_the_same_job(attempts: Attempts, whole_sum: Sum) -
 def test_what_an_old_attempt_still_writes_is_not_gone_on_with(attempts: Attempts, whole_sum: Sum) -> None:
     interrupt(attempts, 6)
     interrupt(attempts, 10)
-    attempts.lake.write_bytes(attempts.path(stray := Checkpoint(Plan(0, 20, 4), 16, 1, "0" * 64)), b"old")
+    content = b"[1.0, 2.0]"
+    stray = Checkpoint(Plan(0, 20, 4), 16, 1, sha256(content))
+    attempts.lake.write_bytes(attempts.path(stray), content)
     assert stray in attempts.files
     assert attempts.train().values == whole_sum.values
     assert attempts.resumed == 8

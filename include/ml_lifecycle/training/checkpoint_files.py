@@ -122,10 +122,8 @@ class CheckpointFiles:
                 self._lake.get_file(self._path(one), local, one.digest)
             except (LakeFileMissingError, IntegrityError) as error:
                 log.warning("the checkpoint at step %d is not whole, going back: %s", one.step, error)
-                self._known[plan.loop].remove(one)
-                self._known[plan.loop].insert(0, one)  # the first to be removed, whatever its name says
             else:
-                # What it was chosen over is of no more use: the next one written comes after it.
+                # What it was chosen over is of no more use, and goes before it.
                 self._known[plan.loop].remove(one)
                 self._known[plan.loop].append(one)
                 return one
