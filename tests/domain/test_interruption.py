@@ -109,7 +109,7 @@ def act(where, step):
     for number in PARAMETERS["signals"]:
         os.kill(os.getpid(), number)
         if PARAMETERS["then"] != "end":
-            assert heard.wait(30)
+            assert heard.wait(120)
     if PARAMETERS["then"] != "go on":
         mutex = ctypes.create_string_buffer(128)
         while True:  # like a long fit: in C, and not to be interrupted
@@ -131,7 +131,7 @@ def run_until_told(lake: Lake, job: TrainingJob, grace: str) -> subprocess.Compl
     command = [sys.executable, *job.command[1:]]
     environment = {**pod_environment(lake, job), GRACE_VARIABLE: grace}
     return subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, text=True, timeout=60, check=False
+        command, env=environment, stdout=subprocess.PIPE, text=True, timeout=300, check=False
     )
 
 
