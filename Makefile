@@ -57,7 +57,7 @@ compose-env: .env ## Make the secrets that docker-compose.yaml reads
 
 constraints: ## Pin anew (needs the virtual environment)
 	@( printf '# Pins everything for every supported Python (3.11 to 3.14); made by `make constraints`, never by hand.\n# Why a range in pyproject.toml ends where it ends is said beside it there. Names no registry.\n'; \
-	  $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --extra s3 --extra postgres --universal --python-version 3.11 \
+	  $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --extra s3 --extra postgres --extra xgboost --universal --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate ) > constraints.new
 	mv constraints.new constraints.txt
 

@@ -64,10 +64,6 @@ class UnschedulableError(LifecycleError):
         self.retryable = now
 
 
-class SupersededError(LifecycleError):
-    """A newer attempt at the same training has begun; this one publishes nothing. Retry: no."""
-
-
 class ConversionError(LifecycleError):
     """An estimator does not convert to ONNX, or answers differently once converted. Retry: no."""
 

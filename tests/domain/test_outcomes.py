@@ -11,7 +11,7 @@ from ml_lifecycle.errors import (
     LifecycleError,
     PodFailedError,
     PodSetupError,
-    SupersededError,
+    StaleAttemptError,
     TrainingError,
     UnschedulableError,
 )
@@ -259,7 +259,7 @@ def test_out_of_memory_is_tried_once_with_more_if_the_spec_says_so() -> None:
         ("user_error", TrainingError),
         ("conversion", ConversionError),
         ("setup", PodSetupError),
-        ("superseded", SupersededError),
+        ("superseded", StaleAttemptError),
         ("unknown", PodFailedError),
         ("deadline", PodFailedError),
     ],

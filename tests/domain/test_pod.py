@@ -32,7 +32,7 @@ from ml_lifecycle.errors import (
     FeatureError,
     IntegrityError,
     PodFailedError,
-    SupersededError,
+    StaleAttemptError,
     TrainingError,
 )
 from ml_lifecycle.profiles.profile import Profile
@@ -122,12 +122,12 @@ def test_an_attempt_that_was_given_up_publishes_nothing(tmp_path: Path) -> None:
     attempt_at(job, 2).raise_fence(lake)
     main_here(lake, job, 1)
     assert not lake.exists(attempt_at(job, 1).result_path)
-    with pytest.raises(SupersededError, match="attempt 1 publishes nothing"):
+    with pytest.raises(StaleAttemptError, match="attempt 1 publishes nothing"):
         collect(lake, job, 1)
 
     main_here(lake, job, 0, number=2)
     attempt_at(job, 3).raise_fence(lake)
-    with pytest.raises(SupersededError, match="attempt 2 has ended, but a newer one has begun"):
+    with pytest.raises(StaleAttemptError, match="attempt 2 has ended, but a newer one has begun"):
         collect(lake, job, 2)
     others = Attempt(job, 2, "another_run")
     assert collect_training(lake, others).attempt == 2, "only attempts of one owner follow each other"

@@ -57,15 +57,15 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def json_bytes(value: Any) -> bytes:
+    """``value`` as readable JSON with sorted keys."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
+
+
 def file_sha256(local: str | os.PathLike[str]) -> str:
     """A local file's lower-case hex digest; reads it piece by piece, however large it is."""
     with open(local, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def json_bytes(value: Any) -> bytes:
-    """``value`` as readable JSON with sorted keys."""
-    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
 
 
 class Lake:

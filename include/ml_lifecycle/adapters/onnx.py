@@ -8,6 +8,7 @@ a missing float is NaN, a missing string the empty string. Classifiers answer ``
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ml_lifecycle.adapters import onnx_torch, onnx_trees
 from ml_lifecycle.errors import ConversionError, FeatureError
 from ml_lifecycle.records import ColumnSpec, TaskType
 
@@ -84,7 +86,7 @@ def feeds(served: pl.DataFrame) -> dict[str, Array]:
 def convert(estimator: Any, columns: Sequence[ColumnSpec], task: TaskType) -> bytes:
     """The fitted estimator as ONNX. The same estimator gives the same bytes.
 
-    :raises ConversionError: skl2onnx does not know a part of it, or its result does not load. Retry: no.
+    :raises ConversionError: a part of it has no form in ONNX, or the result does not load. Retry: no.
     """
     import skl2onnx
     from skl2onnx.common.data_types import (
@@ -100,6 +102,10 @@ def convert(estimator: Any, columns: Sequence[ColumnSpec], task: TaskType) -> by
         "bool": BooleanTensorType,
         "string": StringTensorType,
     }
+    onnx_trees.register()
+    onnx_torch.register(OPSETS[""])
+    estimator = getattr(estimator, "best_estimator_", estimator)  # a search is served as what it found
+    estimator, labels = _without_encoded_labels(estimator)
     estimator = _with_one_input_a_column(estimator, columns)
     # It warns of each tree ensemble's float64 thresholds; parity is measured on every holdout row anyway.
     logging.getLogger("skl2onnx").setLevel(logging.ERROR)
@@ -112,13 +118,13 @@ def convert(estimator: Any, columns: Sequence[ColumnSpec], task: TaskType) -> by
             target_opset=OPSETS,
         )
         _name_outputs(graph, task)
+        if labels is not None:
+            _decode_labels(graph, labels)
         data: bytes = graph.SerializeToString(deterministic=True)
         open_session(data)
     except Exception as error:  # skl2onnx raises whatever its converters do; all of it means the same here
         raise ConversionError(
-            f"{_part_at_fault(error, estimator)} does not convert to ONNX: {_reason(error)}. "
-            "Use parts that skl2onnx supports, in a pipeline that starts with a ColumnTransformer or with a "
-            "step that takes every column"
+            f"{_part_at_fault(error, estimator)} does not convert to ONNX: {_reason(error)}"
         ) from error
     return data
 
@@ -134,11 +140,31 @@ def _part_at_fault(error: Exception, estimator: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
+    """Why, and what would be right."""
     from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
+    if isinstance(error, ConversionError):
+        return str(error)
     if isinstance(error, MissingConverter | MissingShapeCalculator):
-        return "skl2onnx has no converter for it"
-    return f"{type(error).__name__}: {error}".rstrip(".")
+        reason = "skl2onnx has no converter for it"
+    else:
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+    return (
+        f"{reason}. Use parts that skl2onnx supports, in a pipeline that starts with a ColumnTransformer or "
+        "with a step that takes every column"
+    )
+
+
+def _without_encoded_labels(estimator: Any) -> tuple[Any, Array | None]:
+    """The estimator that answers positions of labels, and the labels; None if it answers them itself."""
+    from sklearn.pipeline import Pipeline
+
+    estimators = sys.modules.get("ml_lifecycle.training.labels")
+    *before, (name, last) = estimator.steps if isinstance(estimator, Pipeline) else [("model", estimator)]
+    if estimators is None or not isinstance(last, estimators.EncodedLabels):
+        return estimator, None
+    inner = Pipeline([*before, (name, last.estimator_)]) if before else last.estimator_
+    return inner, last.classes_
 
 
 def _with_one_input_a_column(estimator: Any, columns: Sequence[ColumnSpec]) -> Any:
@@ -147,7 +173,6 @@ def _with_one_input_a_column(estimator: Any, columns: Sequence[ColumnSpec]) -> A
     from sklearn.compose import ColumnTransformer
     from sklearn.pipeline import Pipeline
 
-    estimator = getattr(estimator, "best_estimator_", estimator)  # a search is served as what it found
     if isinstance(estimator, Pipeline) or len(columns) == 1:
         return estimator
     names = [column.name for column in columns]
@@ -183,6 +208,22 @@ def _name_outputs(graph: Any, task: TaskType) -> None:
     )
     del model.output[:]
     model.output.append(helper.make_tensor_value_info("prediction", TensorProto.FLOAT, [None]))
+
+
+def _decode_labels(graph: Any, labels: Array) -> None:
+    """Have ``label`` be the labels themselves, not their positions."""
+    from onnx import TensorProto, helper
+
+    model, output = graph.graph, graph.graph.output[0]
+    for node in model.node:
+        node.output[:] = ["position" if name == "label" else name for name in node.output]
+        node.input[:] = ["position" if name == "label" else name for name in node.input]
+    numbers = labels.dtype.kind in "iu"
+    kind = TensorProto.INT64 if numbers else TensorProto.STRING
+    values = [int(label) if numbers else str(label).encode() for label in labels]
+    model.initializer.append(helper.make_tensor("labels", kind, [len(values)], values))
+    model.node.append(helper.make_node("Gather", ["labels", "position"], ["label"], name="decode_label"))
+    output.type.tensor_type.elem_type = kind
 
 
 def open_session(data: bytes, threads: int = 1) -> Any:

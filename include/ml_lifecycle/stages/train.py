@@ -18,10 +18,11 @@ from ml_lifecycle.errors import (
     LifecycleError,
     PodFailedError,
     SpecError,
-    SupersededError,
+    StaleAttemptError,
 )
 from ml_lifecycle.records import Training, TrainingSet, digest_of, from_json, to_json
 from ml_lifecycle.spec.folder import ModelFolder, pack_folder
+from ml_lifecycle.training.cost import Cost
 from ml_lifecycle.training.job import (
     RESULT_FILES,
     Attempt,
@@ -106,7 +107,7 @@ def collect_training(lake: Lake, attempt: Attempt) -> Training:
     :raises ConversionError: the estimator does not convert to ONNX. Retry: no.
     :raises IntegrityError: a file does not have the digest that the pod gave it, or the result is of another
         job or attempt. Retry: no.
-    :raises SupersededError: a newer attempt has begun. Retry: no.
+    :raises StaleAttemptError: a newer attempt has begun. Retry: no.
     :raises PodFailedError: the pod was interrupted or killed, or met an unknown error. Retry: yes.
     """
     job = attempt.job
@@ -114,7 +115,7 @@ def collect_training(lake: Lake, attempt: Attempt) -> Training:
         return finished
     result = _result_of(lake, attempt)
     if attempt.is_superseded(lake):
-        raise SupersededError(f"attempt {attempt.number} has ended, but a newer one has begun")
+        raise StaleAttemptError(f"attempt {attempt.number} has ended, but a newer one has begun")
     training = _training(lake, attempt, result)
     lake.write_json(job.manifest_path, to_json(training))
     return training
@@ -179,21 +180,32 @@ def _training(lake: Lake, attempt: Attempt, result: PodResult) -> Training:
         metrics=result.metrics,
         packages=result.packages,
         resources=result.usage,
-        reproducible=not result.not_reproducible,
-        not_reproducible_because=result.not_reproducible,
+        reproducible=not result.not_reproducible_because,
+        not_reproducible_because=result.not_reproducible_because,
     )
 
 
 def log_training(
-    tracking_uri: str, lake: Lake, training: Training, tags: Mapping[str, str] | None = None
+    tracking_uri: str,
+    lake: Lake,
+    training: Training,
+    tags: Mapping[str, str] | None = None,
+    cost: Cost | None = None,
 ) -> Training:
     """Log the training as one MLflow run, however often this is called; returns it with the run's id.
 
     :param tags: more tags for the run, such as links to the orchestrator
+    :param cost: what all its attempts came to
     :raises ServerUnavailableError: MLflow does not answer. Retry: yes.
     """
     files = {
         "profile.json": lake.read_bytes(training.profile_path),
         "metrics.json": lake.read_bytes(training.metrics_path),
     }
-    return replace(training, mlflow_run_id=mlflow.log_training(tracking_uri, training, files, tags or {}))
+    tags, metrics = dict(tags or {}), {}
+    if cost is not None:
+        metrics = {f"cost.{name}": value for name, value in cost.figures.items()}
+        tags |= {"cost.currency": cost.currency} if cost.currency else {}
+        tags |= {"cost.advice": "; ".join(cost.advice)} if cost.advice else {}
+    run_id = mlflow.log_training(tracking_uri, training, files, tags, metrics)
+    return replace(training, mlflow_run_id=run_id)

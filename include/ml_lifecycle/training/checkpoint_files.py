@@ -166,7 +166,7 @@ class CheckpointFiles:
         self._lake.sweep(self._folder)
 
     def _found(self) -> list[Checkpoint]:
-        """Those there are, oldest first."""
+        """Those there are, oldest first. One of a higher attempt may be another run's at the same job."""
         names = (os.path.basename(path) for path in self._lake.list(self._folder))
         found = [one for name in names if (one := Checkpoint.of(name)) is not None]
         return sorted(found, key=lambda one: (one.attempt, one.step))

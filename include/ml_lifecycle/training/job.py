@@ -87,13 +87,18 @@ class Attempt:
     number: int
     owner: str
     deadline: datetime | None = None
-    grace_seconds: int = GRACE_SECONDS
+    grace_seconds: float = GRACE_SECONDS
 
     @classmethod
     def given(cls, lake: Lake, environment: Mapping[str, str]) -> Attempt:
         """The attempt that a pod is, by its environment."""
         job = from_json(TrainingJob, lake.read_json(environment[JOB_VARIABLE]))
-        return cls(job, int(environment[ATTEMPT_VARIABLE]), PurePosixPath(environment[FENCE_VARIABLE]).stem)
+        return cls(
+            job,
+            int(environment[ATTEMPT_VARIABLE]),
+            PurePosixPath(environment[FENCE_VARIABLE]).stem,
+            grace_seconds=float(environment.get(GRACE_VARIABLE) or GRACE_SECONDS),
+        )
 
     @property
     def path(self) -> str:
@@ -131,7 +136,7 @@ class Attempt:
             OUTPUT_VARIABLE: self.path,
             ATTEMPT_VARIABLE: str(self.number),
             FENCE_VARIABLE: self.fence_path,
-            GRACE_VARIABLE: str(self.grace_seconds),
+            GRACE_VARIABLE: f"{self.grace_seconds:g}",
             **({DEADLINE_VARIABLE: self.deadline.isoformat()} if self.deadline else {}),
             # A fixed hash seed: the order of a set of texts in the user's code must not change the model.
             "PYTHONHASHSEED": "0",
@@ -159,7 +164,7 @@ class PodResult(Record):
     :param files: SHA-256 by name, of :data:`RESULT_FILES` and whatever else it left in its output folder
     :param classes: class labels in output order, empty for regression
     :param usage: as in ``usage.json``: wall and CPU seconds, peak memory in bytes
-    :param not_reproducible: why the same job may end in another model; empty if it may not
+    :param not_reproducible_because: why the same job may end in another model; empty if it does not
     """
 
     schema: ClassVar[str] = "pod_result/1"
@@ -170,7 +175,7 @@ class PodResult(Record):
     metrics: dict[str, float]
     packages: dict[str, str]
     usage: dict[str, float]
-    not_reproducible: tuple[str, ...] = ()
+    not_reproducible_because: tuple[str, ...] = ()
 
 
 RESULT_FILES = ("model.onnx", "reference.parquet", "profile.json", "metrics.json")

@@ -20,7 +20,7 @@ from ml_lifecycle.errors import (
     LifecycleError,
     PodFailedError,
     PodSetupError,
-    SupersededError,
+    StaleAttemptError,
     TrainingError,
     UnschedulableError,
 )
@@ -82,7 +82,7 @@ ERRORS: dict[str, type[LifecycleError]] = {
     "conversion": ConversionError,
     "integrity": IntegrityError,
     "setup": PodSetupError,
-    "superseded": SupersededError,
+    "superseded": StaleAttemptError,
 }
 """What an outcome, or a pod's own failure, of a kind is raised as; the others are :class:`PodFailedError`."""
 

@@ -24,7 +24,7 @@ from ml_lifecycle.errors import (
     ConversionError,
     FeatureError,
     IntegrityError,
-    SupersededError,
+    StaleAttemptError,
     TrainingError,
 )
 from ml_lifecycle.metrics import Answers, class_indices, measure_all
@@ -54,7 +54,7 @@ _KINDS: dict[type[BaseException], str] = {
     FeatureError: "data",
     ConversionError: "conversion",
     IntegrityError: "integrity",
-    SupersededError: "superseded",
+    StaleAttemptError: "superseded",
 }
 
 
@@ -73,7 +73,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model").resolve()
         checkpoints = make_checkpoints(lake, attempt, Path(scratch, "checkpoints"))
-        _end_on_sigterm(lake, attempt, checkpoints, environment)
+        _end_on_sigterm(lake, attempt, checkpoints)
         try:
             run_attempt(lake, attempt, folder, checkpoints)
         except Exception as error:  # noqa: BLE001 - whatever it is, the operator reads of it in failure.json
@@ -89,12 +89,11 @@ def make_checkpoints(lake: Lake, attempt: Attempt, scratch: Path) -> Checkpoints
 
     :param scratch: a local folder with room for one
     """
-    job = attempt.job
     return Checkpoints(
         lake,
-        job.checkpoints_path,
+        attempt.job.checkpoints_path,
         attempt.number,
-        job.seed,
+        attempt.job.seed,
         scratch=scratch,
         stale=lambda: attempt.is_superseded(lake),
     )
@@ -107,10 +106,10 @@ def run_attempt(
 
     :param folder: where to unpack the model folder
     :param checkpoints: :func:`make_checkpoints`'s, with scratch beside the folder, if not given
-    :raises SupersededError: a newer attempt has begun meanwhile. Retry: no.
+    :raises StaleAttemptError: a newer attempt has begun meanwhile. Retry: no.
     """
-    if checkpoints is None:
-        checkpoints = make_checkpoints(lake, attempt, folder.with_name(f"{folder.name}-checkpoints"))
+    scratch = folder.with_name(f"{folder.name}-checkpoints")
+    checkpoints = checkpoints or make_checkpoints(lake, attempt, scratch)
     with reported(lake, attempt.usage_path) as usage:
         return _run(lake, attempt, folder, usage, checkpoints)
 
@@ -143,7 +142,7 @@ def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage, checkpoints: 
         "metrics.json": json_bytes({"metrics": metrics, "not_computed": reasons}),
     }
     if attempt.is_superseded(lake):
-        raise SupersededError(f"a newer attempt has begun: attempt {attempt.number} publishes nothing")
+        raise StaleAttemptError(f"a newer attempt has begun: attempt {attempt.number} publishes nothing")
     for name, data in files.items():
         lake.write_bytes(f"{attempt.path}/{name}", data)
     usage.sample()
@@ -157,7 +156,7 @@ def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage, checkpoints: 
         metrics=metrics,
         packages=_packages(),
         usage=figures,
-        not_reproducible=checkpoints.reasons,
+        not_reproducible_because=checkpoints.reasons,
     )
     lake.write_json(attempt.result_path, to_json(result))
     checkpoints.discard()
@@ -185,16 +184,14 @@ def _fit_and_convert(
         raise type(error)(f"{error} (no training row has a value in {', '.join(empty)})") from error.__cause__
 
 
-def _end_on_sigterm(
-    lake: Lake, attempt: Attempt, checkpoints: Checkpoints, environment: Mapping[str, str]
-) -> None:
+def _end_on_sigterm(lake: Lake, attempt: Attempt, checkpoints: Checkpoints) -> None:
     """Told to end, go on to the next checkpoint if there is time for it, say in the lake why, and exit."""
 
     def say(signal_name: str) -> None:
         message = f"the pod was asked to end ({signal_name}) before the model was trained"
         lake.write_json(attempt.failure_path, to_json(Failure("interrupted", message)))
 
-    end_when_told(checkpoints, float(environment.get(GRACE_VARIABLE) or GRACE_SECONDS), say)
+    end_when_told(checkpoints, attempt.grace_seconds, say)
 
 
 def _failure(error: Exception, folder: Path) -> Failure:
