@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from toy_loop import FOLDER, Attempts, Interrupted, Sum, interrupt
 
-from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.errors import StaleAttemptError
+from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.errors import SupersededError
 from ml_lifecycle.training.checkpoint_files import Checkpoint, Plan
 
 
@@ -122,11 +122,11 @@ def test_a_stale_attempt_stops_and_publishes_nothing(attempts: Attempts) -> None
     before = attempts.files
     asked = iter([False, False, True])
     attempts.stale = lambda: next(asked)
-    with pytest.raises(StaleAttemptError, match="attempt 2 at training/toy/checkpoints is not the newest"):
+    with pytest.raises(SupersededError, match="attempt 2 at training/toy/checkpoints is not the newest"):
         attempts.train()
     assert [one.step for one in before] == [4]
     assert attempts.steps == [4, 8], "it was not stale yet at step 8, at 12 it was"
-    with pytest.raises(StaleAttemptError) as caught:
+    with pytest.raises(SupersededError) as caught:
         attempts.checkpoints.raise_if_ended()
     assert not caught.value.retryable
 
@@ -134,7 +134,7 @@ def test_a_stale_attempt_stops_and_publishes_nothing(attempts: Attempts) -> None
 def test_a_stale_attempt_does_not_even_begin_nor_remove(attempts: Attempts) -> None:
     interrupt(attempts, 14)
     attempts.stale = lambda: True
-    with pytest.raises(StaleAttemptError):
+    with pytest.raises(SupersededError):
         attempts.train()
     attempts.checkpoints.discard()
     assert attempts.steps == [8, 12]
@@ -154,7 +154,9 @@ def test_checkpoints_of_another_run_at_the_same_job_are_gone_on_with(
 def test_what_an_old_attempt_still_writes_is_not_gone_on_with(attempts: Attempts, whole_sum: Sum) -> None:
     interrupt(attempts, 6)
     interrupt(attempts, 10)
-    attempts.lake.write_bytes(attempts.path(stray := Checkpoint(Plan(0, 20, 4), 16, 1, "0" * 64)), b"old")
+    content = b"[1.0, 2.0]"
+    stray = Checkpoint(Plan(0, 20, 4), 16, 1, sha256(content))
+    attempts.lake.write_bytes(attempts.path(stray), content)
     assert stray in attempts.files
     assert attempts.train().values == whole_sum.values
     assert attempts.resumed == 8

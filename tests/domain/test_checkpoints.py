@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import time
 import tracemalloc
 import uuid
 from collections.abc import Iterator
@@ -75,6 +76,16 @@ def test_interrupted_after_its_last_step_nothing_is_done_again(attempts: Attempt
     assert state.values == whole_sum.values == first.values
     assert attempts.resumed == STEPS
     assert (random.random(), np.random.random()) == chance, "what comes after the loop finds the same chance"
+
+
+def test_nothing_is_about_to_be_saved_once_a_loop_was_left(attempts: Attempts) -> None:
+    checkpoints = attempts.next()
+    for segment in checkpoints.segments(Sum(), steps=4, every=2):
+        list(segment)
+        if segment.index == 1:
+            assert checkpoints.pace.seconds_to_saved(time.monotonic()) is not None
+            break
+    assert checkpoints.pace.seconds_to_saved(time.monotonic()) is None
 
 
 def two_loops(checkpoints: Checkpoints, stop_before: tuple[int, int]) -> list[float]:

@@ -22,7 +22,7 @@ from toy_loop import Attempts
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.onnx import as_served
-from ml_lifecycle.errors import PodFailedError, StaleAttemptError, TrainingError
+from ml_lifecycle.errors import PodFailedError, SupersededError, TrainingError
 from ml_lifecycle.records import Training, from_json, to_json
 from ml_lifecycle.stages.train import plan_training
 from ml_lifecycle.training.fit import fit, load_train
@@ -108,7 +108,7 @@ def act(where, step):
     for number in PARAMETERS["signals"]:
         os.kill(os.getpid(), number)
         if PARAMETERS["then"] != "end":
-            assert heard.wait(30)
+            assert heard.wait(120)
     if PARAMETERS["then"] != "go on":
         mutex = ctypes.create_string_buffer(128)
         while True:  # like a long fit: in C, and not to be interrupted
@@ -130,7 +130,7 @@ def run_until_told(lake: Lake, job: TrainingJob, grace: str) -> subprocess.Compl
     command = [sys.executable, *job.command[1:]]
     environment = {**pod_environment(lake, job), GRACE_VARIABLE: grace}
     return subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, text=True, timeout=60, check=False
+        command, env=environment, stdout=subprocess.PIPE, text=True, timeout=300, check=False
     )
 
 
@@ -173,6 +173,7 @@ def test_told_to_end_it_ends_in_time_and_loses_no_checkpoint(
     assert f"resumed at step {resumes} of 12" in caplog.text or not resumes
     interrupted = collect(lake, job, 2)
     assert interrupted.reproducible
+    assert interrupted.resources["resumed_steps"] == resumes
     assert list(lake.list(job.checkpoints_path)) == []
 
     lake.delete(job.manifest_path)
@@ -243,6 +244,6 @@ def test_a_stale_attempt_ends_whatever_train_makes_of_it(attempts: Attempts, tmp
     train = load_train(make_folder(tmp_path / "models", training=SWALLOWS).path)
     asked = iter([False, True])
     attempts.stale = lambda: next(asked)
-    with pytest.raises(StaleAttemptError):
+    with pytest.raises(SupersededError):
         fit(train, as_served(rows, COLUMNS), rows["label"], {}, 1, "binary", attempts.next())
     assert attempts.files == []

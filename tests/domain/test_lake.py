@@ -8,8 +8,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, safe_name, sha256
-from ml_lifecycle.errors import IntegrityError, UnsafeNameError
+from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, file_sha256, safe_name, sha256
+from ml_lifecycle.errors import IntegrityError, NoSpaceError, UnsafeNameError
 
 
 @pytest.fixture(params=["folder", "object store"])
@@ -61,6 +61,35 @@ def test_files_are_put_whole(lake: Lake, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         lake.put_file("a/copy", tmp_path / "nothing")
     assert lake.read_bytes("a/copy") == content
+
+
+def test_files_are_got_whole_or_refused(lake: Lake, tmp_path: Path) -> None:
+    content = os.urandom(3 * 2**20 + 17)
+    lake.write_bytes("a/large", content)
+    local = tmp_path / "local"
+    local.write_bytes(b"of before" * 2**20)
+    lake.get_file("a/large", local, sha256(content))
+    assert local.read_bytes() == content
+    assert file_sha256(local) == sha256(content)
+    with pytest.raises(IntegrityError, match=r"a/large has digest .*, expected 0000"):
+        lake.get_file("a/large", local, "0000")
+    with pytest.raises(LakeFileMissingError):
+        lake.get_file("a/nothing", local, "0000")
+    with pytest.raises(NoSpaceError, match="no room for /dev/full"):
+        lake.get_file("a/large", "/dev/full", sha256(content))
+
+
+def test_only_what_is_half_written_is_swept(lake: Lake) -> None:
+    for path in ("s/b/2", "s/a.tmp", "t/x"):
+        lake.write_bytes(path, b"x")
+    if lake.local_root:
+        for folder in ("s", "s/b", "t"):
+            (Path(lake.local_root) / folder / ".0123.tmp").write_bytes(b"half")
+    lake.sweep("s")
+    lake.sweep("nothing")
+    assert [*lake.list("s"), *lake.list("t")] == ["s/a.tmp", "s/b/2", "t/x"]
+    if lake.local_root:
+        assert [str(path) for path in Path(lake.local_root).rglob(".*")] == [f"{lake.local_root}/t/.0123.tmp"]
 
 
 @pytest.mark.parametrize("path", ["nothing", "a"])
@@ -146,6 +175,8 @@ def test_hostile_paths_are_refused_everywhere(lake: Lake, path: str, tmp_path: P
         lambda path: lake.write_bytes(path, b"x"),
         lambda path: lake.write_json(path, {}),
         lambda path: lake.put_file(path, tmp_path / "local"),
+        lambda path: lake.get_file(path, tmp_path / "local", "0"),
+        lake.sweep,
         lambda path: list(lake.list(path)),
     ):
         with pytest.raises(UnsafeNameError, match="cannot be a path segment"):

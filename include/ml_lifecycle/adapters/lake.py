@@ -255,8 +255,9 @@ class Lake:
         Only where nobody else is writing: one who is would find its work gone. Object stores drop an
         unfinished upload themselves.
         """
+        root = self.full_path(prefix)
         if self._local:
-            for temporary in glob.iglob(f"{glob.escape(self.full_path(prefix))}/**/.*.tmp", recursive=True):
+            for temporary in glob.iglob(f"{glob.escape(root)}/**/.*.tmp", recursive=True):
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)
 

@@ -4,9 +4,10 @@ One file a checkpoint. Its name holds everything needed to choose it and to find
 
     loop=0_step=000000000200_of=4000_every=200_attempt=3_sha256=9f86d0…
 
-An *attempt* is one pod that works on the job; each has a higher number than those before it, and that number
-is the fencing token: checkpoints of a higher attempt come before those of a lower one, whatever their steps,
-so what a pod that should be gone still writes is not gone on with.
+An attempt's number rises with every pod of the job and is the fencing token: checkpoints of a higher attempt
+come before those of a lower one, whatever their steps, so what a pod that should be gone still writes is not
+gone on with. Two runs may work on the same job at a time, each in attempts of its own; they compute the same,
+so one may go on from what the other wrote.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, file_sha256
-from ml_lifecycle.errors import IntegrityError, StaleAttemptError
+from ml_lifecycle.errors import IntegrityError, SupersededError
 
 log = logging.getLogger("ml_lifecycle.training")
 
@@ -93,9 +94,9 @@ class CheckpointFiles:
         self._known: dict[int, list[Checkpoint]] = {}
 
     def check_not_stale(self) -> None:
-        """:raises StaleAttemptError: a newer attempt has begun. Retry: no."""
+        """:raises SupersededError: a newer attempt has begun. Retry: no."""
         if self._stale():
-            raise StaleAttemptError(
+            raise SupersededError(
                 f"attempt {self._attempt} at {self._folder} is not the newest any more: it stops"
             )
 
@@ -104,10 +105,10 @@ class CheckpointFiles:
 
         One that is torn is passed over, and the one before it taken.
 
-        :raises StaleAttemptError: a newer attempt has begun. Retry: no.
+        :raises SupersededError: a newer attempt has begun. Retry: no.
         """
         self.check_not_stale()
-        self._lake.sweep(self._folder)
+        self._lake.sweep(self._folder)  # should another run be writing just now, its next one will do
         self._known[plan.loop] = [one for one in self._found() if one.plan.loop == plan.loop]
         others = {one.plan for one in self._known[plan.loop]} - {plan}
         for other in sorted(others, key=str):
@@ -121,10 +122,8 @@ class CheckpointFiles:
                 self._lake.get_file(self._path(one), local, one.digest)
             except (LakeFileMissingError, IntegrityError) as error:
                 log.warning("the checkpoint at step %d is not whole, going back: %s", one.step, error)
-                self._known[plan.loop].remove(one)
-                self._known[plan.loop].insert(0, one)  # the first to be removed, whatever its name says
             else:
-                # What it was chosen over is of no more use: the next one written comes after it.
+                # What it was chosen over is of no more use, and goes before it.
                 self._known[plan.loop].remove(one)
                 self._known[plan.loop].append(one)
                 return one
@@ -133,7 +132,7 @@ class CheckpointFiles:
     def publish(self, local: Path, plan: Plan, step: int) -> Checkpoint:
         """Put a local file into the lake as the newest checkpoint, and remove all but the newest two.
 
-        :raises StaleAttemptError: a newer attempt has begun; nothing was written. Retry: no.
+        :raises SupersededError: a newer attempt has begun; nothing was written. Retry: no.
         """
         self.check_not_stale()
         made = Checkpoint(plan, step, self._attempt, file_sha256(local))
@@ -155,7 +154,7 @@ class CheckpointFiles:
             return ()
 
     def write_reasons(self, reasons: tuple[str, ...]) -> None:
-        """:raises StaleAttemptError: a newer attempt has begun; nothing was written. Retry: no."""
+        """:raises SupersededError: a newer attempt has begun; nothing was written. Retry: no."""
         self.check_not_stale()
         self._lake.write_json(f"{self._folder}/{_REASONS}", list(reasons))
 

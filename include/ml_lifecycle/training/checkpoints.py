@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ml_lifecycle.adapters.lake import Lake, no_room_said
-from ml_lifecycle.errors import LifecycleError, NoSpaceError, ServerUnavailableError, StaleAttemptError
+from ml_lifecycle.errors import LifecycleError, NoSpaceError, ServerUnavailableError, SupersededError
 from ml_lifecycle.training.chance import seed_chance, seed_of
 from ml_lifecycle.training.checkpoint_files import CheckpointFiles, Plan
 from ml_lifecycle.training.pace import Pace
@@ -67,12 +67,25 @@ class Costs:
     :param resumed_steps: steps that were not done again, over all loops
     :param failed: how many could not be written
     :param seconds: spent saving and loading them
+    :param cpu_seconds: of those, what was computed; the rest was waited for
     """
 
     written: int = 0
     failed: int = 0
     resumed_steps: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def figures(self) -> dict[str, float]:
+        """For the pod's usage; nothing if there were none."""
+        if not (self.written or self.failed or self.resumed_steps):
+            return {}
+        return {
+            "checkpoints_written": float(self.written),
+            "checkpoints_failed": float(self.failed),
+            "checkpoint_seconds": round(self.seconds, 3),
+            "resumed_steps": float(self.resumed_steps),
+        }
 
 
 class Checkpoints:
@@ -125,7 +138,7 @@ class Checkpoints:
             less and lose more when the pod is interrupted
         :raises ValueError: ``steps`` or ``every`` is less than 1. Retry: no.
         :raises TypeError: one is no whole number, or ``state`` lacks ``save`` or ``load``. Retry: no.
-        :raises StaleAttemptError: a newer attempt has begun. Retry: no.
+        :raises SupersededError: a newer attempt has begun. Retry: no.
         :raises ServerUnavailableError: the lake does not answer when a loop begins. Retry: yes.
         """
         steps = operator.index(steps)
@@ -161,7 +174,7 @@ class Checkpoints:
     def raise_if_ended(self) -> None:
         """Raise again what ended :meth:`segments`: the code around the loop may have caught it.
 
-        :raises StaleAttemptError: a newer attempt has begun. Retry: no.
+        :raises SupersededError: a newer attempt has begun. Retry: no.
         :raises ServerUnavailableError: the lake did not answer. Retry: yes.
         :raises NoSpaceError: there was no room to resume. Retry: yes.
         """
@@ -196,7 +209,7 @@ class Checkpoints:
 
     def _resume(self, state: State, plan: Plan) -> int:
         """The step to go on from. The reasons are read here, too: nothing is lost yet if they cannot be."""
-        began = time.monotonic()
+        began, computed = time.monotonic(), time.thread_time()
         with self._remembered("read"), no_room_said(self._scratch):
             self._scratch.mkdir(parents=True, exist_ok=True)
             found = self._files.fetch_newest(plan, self._local)
@@ -208,11 +221,12 @@ class Checkpoints:
         self._local.unlink()
         self.costs.resumed_steps += found.step
         self.costs.seconds += time.monotonic() - began
+        self.costs.cpu_seconds += time.thread_time() - computed
         log.info("resumed at step %d of %d", found.step, plan.steps)
         return found.step
 
     def _save_and_reload(self, state: State, plan: Plan, step: int) -> None:
-        began = time.monotonic()
+        began, computed = time.monotonic(), time.thread_time()
         self.pace.begin_save(began)
         if saved := self._save(state, step):
             self._publish(plan, step)
@@ -222,6 +236,7 @@ class Checkpoints:
             state.load(self._local)
         self._local.unlink(missing_ok=True)
         self.costs.seconds += time.monotonic() - began
+        self.costs.cpu_seconds += time.thread_time() - computed
 
     def _save(self, state: State, step: int) -> bool:
         """Whether there was room for it; without, training goes on, and its record says what that means."""
@@ -242,7 +257,7 @@ class Checkpoints:
                 self._files.write_reasons(self.reasons)
                 self._unwritten_reasons = False
             made = self._files.publish(self._local, plan, step)
-        except StaleAttemptError as error:
+        except SupersededError as error:
             self._ended_by = error
             raise
         except Exception as error:  # noqa: BLE001 - each filesystem has its own errors

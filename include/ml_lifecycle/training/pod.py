@@ -34,6 +34,8 @@ from ml_lifecycle.training.checkpoints import Checkpoints
 from ml_lifecycle.training.fit import classes_of, fit, labels_of, load_train, user_frames
 from ml_lifecycle.training.interruption import end_when_told
 from ml_lifecycle.training.job import (
+    GRACE_SECONDS,
+    GRACE_VARIABLE,
     LAKE_OPTIONS_VARIABLE,
     LAKE_VARIABLE,
     Attempt,
@@ -144,7 +146,7 @@ def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage, checkpoints: 
     for name, data in files.items():
         lake.write_bytes(f"{attempt.path}/{name}", data)
     usage.sample()
-    figures = usage.figures()
+    figures = usage.figures() | checkpoints.costs.figures()
     lake.write_json(attempt.usage_path, figures)
     result = PodResult(
         job=job.digest,

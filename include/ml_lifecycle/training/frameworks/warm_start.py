@@ -11,6 +11,7 @@ from typing import Any
 from ml_lifecycle.training.checkpoints import Checkpoints
 from ml_lifecycle.training.frameworks.grown import refuse
 
+_SEGMENTS = 5
 # A folder's modules are named by its place, too, which is another one in every pod.
 _FOLDER_MODULE = re.compile(r"(ml_lifecycle_folder_.+_)[0-9a-f]{16}")
 
@@ -54,9 +55,9 @@ def fit(
 ) -> Any:
     """Fit an estimator with ``warm_start``; errors as in :func:`fit_in_segments`.
 
-    Checkpoints are pickles (see :class:`PickledState`). At each one, gradient boosting asks all its trees
-    about all rows again, and histogram-based boosting sorts the rows into bins again: with those, many
-    checkpoints are dear. Forests pay for writing them only.
+    Checkpoints are pickles (see :class:`PickledState`), and dear: each holds all trees anew; gradient
+    boosting asks them about all rows again; histogram-based boosting sorts the rows into bins besides, and
+    takes several times as long as without. Unless ``every`` says otherwise there are few of them, therefore.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
@@ -65,6 +66,7 @@ def fit(
     size = "max_iter" if histograms else "n_estimators"  # of other estimators max_iter is no total
     refuse(estimator, {"no warm_start": "warm_start" not in before, f"no {size}": size not in before})
     weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
+    every = -(-before[size] // _SEGMENTS) if every is None else every
     state = PickledState(estimator.set_params(warm_start=True))
     for segment in checkpoints.segments(state, steps=before[size], every=every):
         state.value.set_params(**{size: segment.stop, **_seeded(before, segment.seed)})
