@@ -43,7 +43,7 @@ from ml_lifecycle.spec.folder import ModelFolder, load_folder
 if TYPE_CHECKING:
     from ml_lifecycle.ledger.database import Database
     from ml_lifecycle.ledger.requests import RequestKey
-    from ml_lifecycle.training.job import TrainingJob
+    from ml_lifecycle.training.job import Attempt
 
 KINDS: dict[str, type[Record]] = {
     "ingest": Snapshot,
@@ -128,22 +128,23 @@ class Plain:
 
         return build_training_set(self.folder, self.lake, self.load("ingest"))
 
-    def plan(self) -> TrainingJob:
+    def attempt(self) -> Attempt:
         from ml_lifecycle.stages.train import plan_training
+        from ml_lifecycle.training.job import Attempt
 
-        return plan_training(self.folder, self.lake, self.load("features"))
+        return Attempt(plan_training(self.folder, self.lake, self.load("features")), 1, "benchmark")
 
     def fit(self) -> None:
         """What the pod does, in this process."""
-        from ml_lifecycle.training.pod import run_job
+        from ml_lifecycle.training.pod import run_attempt
 
-        run_job(self.lake, self.plan(), self.root / "unpacked")
+        run_attempt(self.lake, self.attempt(), self.root / "unpacked")
 
     def train(self) -> Training:
         """Collect what the pod, or :meth:`fit`, left behind."""
         from ml_lifecycle.stages.train import collect_training, log_training
 
-        return log_training(self.mlflow, self.lake, collect_training(self.lake, self.plan()))
+        return log_training(self.mlflow, self.lake, collect_training(self.lake, self.attempt()))
 
     def evaluate(self) -> Evaluation:
         from ml_lifecycle.stages.evaluate import evaluate

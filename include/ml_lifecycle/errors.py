@@ -43,10 +43,29 @@ class TrainingError(LifecycleError):
     """The user's training code raised or returned something that is no estimator. Retry: no, it is code."""
 
 
+class StaleAttemptError(LifecycleError):
+    """A newer attempt at a training has begun: this one may publish nothing. Retry: no, that one goes on."""
+
+
 class PodFailedError(LifecycleError):
     """A pod ended without its manifest for no fault of the user's code: evicted, killed. Retry: yes."""
 
     retryable = True
+
+
+class PodSetupError(LifecycleError):
+    """A pod can never start as it is asked for: no such image, command or secret. Retry: no."""
+
+
+class UnschedulableError(LifecycleError):
+    """No node has room for a pod. Retry: yes if one had it empty (``now``), no if none ever could.
+
+    :param now: whether it is for now only
+    """
+
+    def __init__(self, message: str, *, now: bool) -> None:
+        super().__init__(message)
+        self.retryable = now
 
 
 class ConversionError(LifecycleError):

@@ -222,20 +222,25 @@ class TrainingSet(Record):
 
 @dataclass(frozen=True)
 class Training(Record):
-    """What a training pod left behind, read from its manifest.
+    """A trained model: what the pod left behind whose attempt counts, published by the train stage.
 
     :param digest: of the inputs (training set, code, parameters): names the result
+    :param attempt: number of the pod that made it
     :param model_digest: SHA-256 of the ONNX file
     :param classes: class labels in output order, empty for regression
     :param reference_path: the original estimator's answers to the holdout and to probe rows (Parquet)
     :param profile_path: the reference profile (JSON)
+    :param metrics_path: the metrics, and why others could not be computed (JSON)
     :param resources: wall and CPU seconds and peak memory in bytes, as measured in the pod
+    :param reproducible: whether the same job ends in the same model, however often it is interrupted
+    :param not_reproducible_because: why it does not, as ``train()`` or the frameworks said
     """
 
-    schema: ClassVar[str] = "training/1"
+    schema: ClassVar[str] = "training/2"
     run: Run
     digest: str
     path: str
+    attempt: int
     training_set_path: str
     snapshot_digest: str
     code_digest: str
@@ -247,11 +252,14 @@ class Training(Record):
     classes: tuple[str, ...]
     reference_path: str
     profile_path: str
+    metrics_path: str
     parameters: dict[str, Any]
     metrics: dict[str, float]
     packages: dict[str, str]
     resources: dict[str, float]
     mlflow_run_id: str | None = None
+    reproducible: bool = True
+    not_reproducible_because: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

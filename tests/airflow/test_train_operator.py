@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 from airflow.sdk.execution_time.comms import TaskStatesResult
@@ -20,7 +22,8 @@ from training_world import make_training_set, tracking_database
 from waiting import wait_until
 
 import ml_lifecycle
-from ml_lifecycle.errors import ServerUnavailableError
+from ml_lifecycle.errors import PodFailedError, ServerUnavailableError, UnschedulableError
+from ml_lifecycle.ledger.attempts import attempts_of
 from ml_lifecycle.localpods.connection import connection_json
 from ml_lifecycle.records import Training, from_json, to_json
 from ml_lifecycle_airflow.operators.train import TrainOperator
@@ -40,6 +43,17 @@ class Pods:
     def records(self) -> list[dict[str, Any]]:
         files = sorted(self.folder.glob("state/pods/*/pod.json"), key=lambda path: path.stat().st_mtime)
         return [json.loads(path.read_text()) for path in files]
+
+    def end(self, name: str, how: str) -> None:
+        """Have a pod evicted, or deleted from outside."""
+        token = (self.folder / "token").read_text().strip()
+        pod = f"{self.url}/api/v1/namespaces/default/pods/{name}"
+        headers = {"Authorization": f"Bearer {token}"}
+        if how == "evict":
+            body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+            httpx.post(f"{pod}/eviction", json=body, headers=headers).raise_for_status()
+        else:
+            httpx.delete(pod, headers=headers).raise_for_status()
 
     def uids(self) -> set[str]:
         """Of the pods that are there; localpods forgets those that were deleted a while ago."""
@@ -120,8 +134,12 @@ def test_a_pod_gets_uris_and_digests_trains_and_is_not_started_twice(
     assert spec["activeDeadlineSeconds"] == 300
     assert container["command"] == ["python", "-m", "ml_lifecycle.training.pod"]
     values = {entry["name"]: entry.get("value") for entry in container["env"]}
-    given = {"ML_LIFECYCLE_LAKE", "ML_LIFECYCLE_JOB", "PYTHONHASHSEED", "ML_LIFECYCLE_LAKE_OPTIONS"}
-    assert set(values) == given
+    assert set(values) == {
+        *(f"ML_LIFECYCLE_{name}" for name in ("LAKE", "LAKE_OPTIONS", "JOB", "OUTPUT", "ATTEMPT", "FENCE")),
+        *("ML_LIFECYCLE_DEADLINE", "ML_LIFECYCLE_GRACE_SECONDS", "PYTHONHASHSEED"),
+        *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
+    }
+    assert values["OMP_NUM_THREADS"] == "1", "half a core is one thread, whatever the node has"
     assert values["ML_LIFECYCLE_LAKE"] == world.lake.url
     (secret,) = [entry for entry in container["env"] if entry["name"] == "ML_LIFECYCLE_LAKE_OPTIONS"]
     assert secret["valueFrom"]["secretKeyRef"] == {"name": "lake-options", "key": "json"}
@@ -155,15 +173,130 @@ def test_a_pod_that_dies_without_a_word_is_retried(world: World, pods: Pods, con
         "import os\n\ndef train(training_set, labels, parameters, seed):\n    os._exit(137)\n"
     )
     dying = world.edit("training.py", "137", "9")
-    with pytest.raises(Exception, match="returned a failure") as raised:
+    with pytest.raises(PodFailedError, match="exit code 9 and left neither a result nor a failure"):
         operator(dying).execute(context("train"))
-    assert not isinstance(raised.value, AirflowFailException)
 
 
-def test_a_pod_that_can_never_fit_says_so(world: World, pods: Pods, context: Context) -> None:
+def test_a_pod_that_no_node_could_ever_run_is_not_launched(
+    world: World, pods: Pods, context: Context
+) -> None:
     huge = world.edit("model.yaml", "  seed: 5\n", "  seed: 5\n  resources: {cpu: '1000'}\n")
-    with pytest.raises(Exception, match=r"Insufficient cpu|took too long to start"):
-        operator(huge, startup_timeout_seconds=3).execute(context("train"))
+    before = pods.uids()
+    with pytest.raises(AirflowFailException, match=r"it asks for cpu 1000 \(at most "):
+        operator(huge).execute(context("train"))
+    assert pods.uids() == before
+
+
+def test_a_pod_for_which_there_is_no_room_in_time_says_what_it_waits_for(
+    world: World, pods: Pods, context: Context
+) -> None:
+    cores = os.cpu_count()
+    greedy = world.edit(
+        "model.yaml",
+        "  seed: 5\n",
+        f"  seed: 5\n  resources: {{cpu: '{cores}'}}\n  recovery: {{wait_for_room: 2s}}\n"
+        "  pools: [{name: first}, {name: second}]\n",
+    )
+    go = world.root / "go"
+    holding, now = operator(waiting_for(go, greedy)), context("train")
+    with executing(holding, now, go) as held:
+        wait_for(lambda: holding.remote_pod is not None, held)
+        with pytest.raises(UnschedulableError) as raised:
+            operator(greedy).execute(context("train", run_id="another"))
+    held.result(0)
+    assert raised.value.retryable
+    said = str(raised.value)
+    assert "no node had room" in said
+    assert "Insufficient cpu" in said
+    assert said.endswith(f"(it asks for cpu {cores}, memory 2Gi in pool second)")
+
+
+def end_first_pods(pods: Pods, count: int, how: Callable[[str], None]) -> Callable[[], None]:
+    """Ends the first pods that come to run, one after another."""
+    before, ended = pods.uids(), set[str]()
+
+    def look() -> None:
+        for record in pods.records():
+            fresh = record["uid"] not in before | ended
+            if fresh and record["started_at"] and not record["finished_at"] and len(ended) < count:
+                ended.add(record["uid"])
+                how(record["manifest"]["metadata"]["name"])
+
+    return look
+
+
+@pytest.mark.parametrize("how", ["evict", "delete"])
+def test_a_pod_that_the_infrastructure_ends_is_followed_by_another(
+    world: World, pods: Pods, context: Context, how: str
+) -> None:
+    pools = "  pools: [{name: spot, interruptions: 2}, {name: bought}]\n"
+    go, spot = world.root / "go", world.edit("model.yaml", "  seed: 5\n", f"  seed: 5\n{pools}")
+    task, now, before = operator(waiting_for(go, spot)), context("train"), pods.uids()
+    look = end_first_pods(pods, 2, lambda name: pods.end(name, how))
+
+    def third_runs() -> bool:
+        look()
+        return len(pods.uids() - before) == 3
+
+    with executing(task, now, go) as attempt:
+        wait_for(third_runs, attempt)
+    attempt.result(0)
+    rows = attempts_of(world.database, task_job(world, spot))
+    assert [row.outcome.kind for row in rows if row.outcome] == ["interrupted", "interrupted", "finished"]
+    assert [row.pool for row in rows] == ["spot", "spot", "bought"]
+    assert from_json(Training, now["ti"].pushed["return_value"]).attempt == 3
+
+
+def task_job(world: World, edited: World) -> str:
+    """Digest of the only job in the lake."""
+    (digest,) = {path.split("/")[2] for path in edited.lake.list("training/delays")}
+    return digest
+
+
+def test_too_many_interruptions_end_the_task_and_a_retry_goes_on(
+    world: World, pods: Pods, context: Context
+) -> None:
+    go = world.root / "go"
+    edited = world.edit("model.yaml", "  seed: 5\n", "  seed: 5\n  recovery: {interruptions: 0}\n")
+    waiting = waiting_for(go, edited)
+    task, now = operator(waiting), context("train")
+    look = end_first_pods(pods, 1, lambda name: pods.end(name, "evict"))
+
+    def gives_up() -> bool:
+        look()
+        return attempt.done()
+
+    with executing(task, now, go) as attempt:
+        wait_until(gives_up, "the task gives up", 120)
+    with pytest.raises(PodFailedError, match=r"Evicted.*\n.*that was interruption 1: .* allows 0"):
+        attempt.result(0)
+    again = context("train")
+    again["ti"].try_number = 2
+    operator(waiting).execute(again)
+    assert from_json(Training, again["ti"].pushed["return_value"]).attempt == 2
+
+
+def test_a_worker_that_died_after_the_pod_s_end_loses_nothing(
+    world: World, pods: Pods, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result of a pod that ended unseen, and was removed, is taken by the next attempt of the task."""
+    task = operator(world)
+
+    def dies(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    before = pods.uids()
+    with monkeypatch.context() as broken:
+        broken.setattr("ml_lifecycle.stages.train_attempts.TrainingAttempts.settle", dies)
+        with pytest.raises(KeyboardInterrupt):
+            task.execute(context("train"))
+    again = context("train")
+    operator(world).execute(again)
+    assert len(pods.uids() - before) == 1
+    (row,) = attempts_of(world.database, task_job(world, world))
+    assert row.outcome is not None
+    assert row.outcome.kind == "finished"
+    assert from_json(Training, again["ti"].pushed["return_value"]).attempt == 1
 
 
 @pytest.mark.parametrize(("state", "ended"), [("failed", True), ("restarting", True), ("running", False)])
@@ -219,6 +352,17 @@ def test_a_timeout_ends_the_pod(world: World, pods: Pods, context: Context) -> N
         if record["manifest"]["metadata"]["name"] == task.pod.metadata.name
     ]
     assert record["deleted_at"] is not None
+
+
+@contextmanager
+def executing(task: TrainOperator, context: Any, go: Path) -> Iterator[Future[None]]:
+    """The task in a thread, until it has ended; whatever waits for ``go`` goes on at the end of the block."""
+    with ThreadPoolExecutor() as thread:
+        attempt = thread.submit(task.execute, context)
+        try:
+            yield attempt
+        finally:
+            go.touch()
 
 
 def waiting_for(go: Path, world: World) -> World:

@@ -5,6 +5,7 @@ The example's worlds, for tests that change nothing, and a process to fork from.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from faults import FaultKit
 from flight_truth import Truth
 from flight_world import World, three_weeks, whole_year
 from localpods_kit import Cluster
+from toy_loop import Attempts, Sum
+
+from ml_lifecycle.adapters.lake import Lake
 
 # What the stages import by and by; a fork that has it starts within hundredths of a second.
 _IMPORTED = (
@@ -20,6 +24,7 @@ _IMPORTED = (
     "feast.infra.passthrough_provider",
     "feast.repo_operations",
     "great_expectations",
+    "lightgbm",
     "mlflow.onnx",
     "mlflow.pyfunc",
     "mlflow.store.model_registry.sqlalchemy_store",
@@ -31,6 +36,8 @@ _IMPORTED = (
     "skl2onnx",
     "sklearn.ensemble",
     "sklearn.pipeline",
+    "torch._dynamo",  # the first optimizer of a process imports it
+    "xgboost",
     "delivery_world",
     "small_life",
     "ml_lifecycle.adapters.evidently",
@@ -72,3 +79,21 @@ def own_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     yield start
     for cluster in started:
         cluster.close()
+
+
+@pytest.fixture(params=["folder", "object store"])
+def any_lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    if request.param == "folder":
+        return Lake(str(tmp_path / "lake"))
+    return Lake(f"memory://bucket-{uuid.uuid4().hex}/prefix")
+
+
+@pytest.fixture
+def attempts(any_lake: Lake, tmp_path: Path) -> Attempts:
+    return Attempts(any_lake, tmp_path / "scratch")
+
+
+@pytest.fixture
+def whole_sum(tmp_path: Path) -> Sum:
+    """What a training without interruption ends in."""
+    return Attempts(Lake(str(tmp_path / "whole")), tmp_path / "whole-scratch").train()

@@ -57,6 +57,7 @@ from ml_lifecycle.stages import (
     validate,
 )
 from ml_lifecycle.training import pod
+from ml_lifecycle.training.job import Attempt
 
 FIRST_DAYS = 7
 R = TypeVar("R", bound=Record)
@@ -143,8 +144,9 @@ def _training_set(place: Place) -> TrainingSet:
 
 def _train(place: Place) -> Training:
     job = train.plan_training(place.folder, place.lake, place.record(TrainingSet, "training_set"))
-    pod.main(job.environment(place.lake.url))
-    return train.log_training(place.mlflow, place.lake, train.collect_training(place.lake, job))
+    attempt = Attempt(job, 1, "tests")
+    pod.main(attempt.environment(place.lake.url))
+    return train.log_training(place.mlflow, place.lake, train.collect_training(place.lake, attempt))
 
 
 def _evaluate(place: Place) -> Evaluation:

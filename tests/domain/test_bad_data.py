@@ -13,6 +13,7 @@ from bad_input import Raised
 from small_model import DAY, HOUR, START, land, readings, write_model
 from standing import Standing
 from test_pod import main_here
+from training_world import collect
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.errors import (
@@ -25,7 +26,7 @@ from ml_lifecycle.records import Interval, Run
 from ml_lifecycle.spec.folder import ModelFolder, load_folder
 from ml_lifecycle.stages.features import build_training_set
 from ml_lifecycle.stages.ingest import ingest
-from ml_lifecycle.stages.train import collect_training, plan_training
+from ml_lifecycle.stages.train import plan_training
 from ml_lifecycle.stages.validate import latest_validated, raise_if_halted, validate
 
 DAYS = 7
@@ -52,7 +53,7 @@ class World:
         made = build_training_set(self.folder, self.lake, snapshot)
         job = plan_training(self.folder, self.lake, made)
         main_here(self.lake, job, 1)  # what reaches it here cannot be trained on
-        collect_training(self.lake, job)
+        collect(self.lake, job)
 
 
 @pytest.fixture(scope="module")

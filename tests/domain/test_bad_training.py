@@ -13,7 +13,15 @@ from bad_input import Raised
 from localpods_kit import Cluster, manifest, terminated
 from standing import Standing
 from test_pod import main_here
-from tests.domain.training_world import make_folder, make_rows, make_training_set, pod_environment, run_pod
+from tests.domain.training_world import (
+    attempt_at,
+    collect,
+    make_folder,
+    make_rows,
+    make_training_set,
+    pod_environment,
+    run_pod,
+)
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.errors import (
@@ -23,7 +31,7 @@ from ml_lifecycle.errors import (
     TrainingError,
 )
 from ml_lifecycle.records import TaskType
-from ml_lifecycle.stages.train import collect_training, plan_training
+from ml_lifecycle.stages.train import plan_training
 from ml_lifecycle.training.job import TrainingJob
 
 HEAD = """
@@ -191,9 +199,9 @@ def test_whatever_training_py_does_is_its_own_clear_error(
     job = plan_training(folder, lake, make_training_set(lake, folder))
     before = Standing.of(lake)
     main_here(lake, job, 1)
-    raised.check(lambda: collect_training(lake, job))
+    raised.check(lambda: collect(lake, job))
     with pytest.raises(raised.error) as caught:
-        collect_training(lake, job)
+        collect(lake, job)
     assert len(str(caught.value)) < 10_000
     before.check(Standing.of(lake))
 
@@ -205,7 +213,7 @@ def test_labels_that_are_no_numbers_have_no_regression(tmp_path: Path) -> None:
     job = plan_training(folder, lake, make_training_set(lake, folder, train=texts))
     main_here(lake, job, 1)
     words = "regression needs numbers as labels, 'label' holds String"
-    Raised(FeatureError, False, words).check(lambda: collect_training(lake, job))
+    Raised(FeatureError, False, words).check(lambda: collect(lake, job))
 
 
 def test_credentials_of_the_lake_are_not_in_reach_of_training_py(tmp_path: Path) -> None:
@@ -217,7 +225,7 @@ def test_credentials_of_the_lake_are_not_in_reach_of_training_py(tmp_path: Path)
     ended = run_pod(lake, job, ML_LIFECYCLE_LAKE_OPTIONS='{"auto_mkdir": true, "unused": "canary"}')
     assert ended.returncode == 1
     assert "PYTHONHASHSEED" in ended.stdout, "the environment was printed"
-    assert "canary" not in ended.stdout + ended.stderr + str(lake.read_json(job.failure_path))
+    assert "canary" not in ended.stdout + ended.stderr + str(lake.read_json(attempt_at(job).failure_path))
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +275,7 @@ def test_a_pod_that_is_ended_may_be_tried_again(tmp_path: Path, cluster: Cluster
         assert reason in (status.get("reason"), terminated(status)[1])
         words = ("neither a result nor a failure", "asked to end (SIGTERM)")
         with pytest.raises(PodFailedError) as caught:
-            collect_training(lake, job)
+            collect(lake, job)
         assert caught.value.retryable
         assert any(text in str(caught.value) for text in words)
         before.check(Standing.of(lake))

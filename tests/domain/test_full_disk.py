@@ -16,6 +16,7 @@ import pytest
 from small_disk import SmallDisk, small_disk
 from small_model import DAY, START, land, write_model
 from standing import Standing
+from training_world import attempt_at, collect
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.errors import LifecycleError
@@ -30,9 +31,9 @@ from ml_lifecycle.stages.features import build_training_set
 from ml_lifecycle.stages.ingest import ingest
 from ml_lifecycle.stages.online_features import materialise
 from ml_lifecycle.stages.register import register
-from ml_lifecycle.stages.train import collect_training, log_training, plan_training
+from ml_lifecycle.stages.train import log_training, plan_training
 from ml_lifecycle.stages.validate import validate
-from ml_lifecycle.training.pod import run_job
+from ml_lifecycle.training.pod import run_attempt
 
 NOW = START + 7 * DAY
 RUN = Run("small", "run_1", NOW, Interval(START, NOW), "carol")
@@ -59,8 +60,8 @@ class Life:
 
 def _train(life: Life) -> Any:
     job = plan_training(life.folder, life.lake, life.records["training set"])
-    run_job(life.lake, job, life.root / f"unpacked-{len(list(life.root.glob('unpacked-*')))}")
-    return collect_training(life.lake, job)
+    run_attempt(life.lake, attempt_at(job), life.root / f"unpacked-{len(list(life.root.glob('unpacked-*')))}")
+    return collect(life.lake, job)
 
 
 def _request(life: Life) -> Any:

@@ -10,10 +10,10 @@ import pytest
 from ml_lifecycle.localpods.environment import expand, resolve_environment
 from ml_lifecycle.localpods.manifest import check_metadata_patch, check_pod
 from ml_lifecycle.localpods.pods import KILLED, Event, Exit, Pod, place
-from ml_lifecycle.localpods.quantity import CPU, GPU, MEMORY, parse_amount
 from ml_lifecycle.localpods.secrets import NotPrivateError, SecretFolder
 from ml_lifecycle.localpods.selectors import event_selector, label_selector
 from ml_lifecycle.localpods.status import ApiError
+from ml_lifecycle.quantity import CPU, GPU, MEMORY, parse_amount
 
 GiB = 1024**3
 MACHINE = {CPU: 4000, MEMORY: 8 * GiB, GPU: 2}

@@ -149,11 +149,12 @@ class World:
         rows.drop("p").write_parquet(local)
         self.lake.write_json(f"{training_set.path}/manifest.json", to_json(training_set))
         training = Training(
-            run=run(), digest="tr", path="training/late/tr", training_set_path=f"{folder}/manifest.json",
+            run=run(), digest="tr", path="training/late/tr", attempt=1,
+            training_set_path=f"{folder}/manifest.json",
             snapshot_digest="s", code_digest="c", spec_digest="d", train_end=DAY,
             model_path="training/late/tr/model.onnx", model_digest="digest-1", columns=COLUMNS,
             classes=("0", "1"), reference_path="", profile_path="training/late/tr/profile.json",
-            parameters={}, metrics={}, packages={}, resources={},
+            metrics_path="", parameters={}, metrics={}, packages={}, resources={},
         )  # fmt: skip
         columns = (*COLUMNS, ColumnSpec(SCORE_COLUMN, "float"))
         profile = make_profile(rows.rename({"p": SCORE_COLUMN}), columns)

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -15,6 +16,8 @@ import pytest
 from tests.domain.training_world import (
     COLUMNS,
     HOLDOUT_ROWS,
+    attempt_at,
+    collect,
     make_folder,
     make_rows,
     make_training_set,
@@ -24,12 +27,19 @@ from tests.domain.training_world import (
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.onnx import as_served, feeds, open_session, predict
-from ml_lifecycle.errors import ConversionError, FeatureError, IntegrityError, PodFailedError, TrainingError
+from ml_lifecycle.errors import (
+    ConversionError,
+    FeatureError,
+    IntegrityError,
+    PodFailedError,
+    StaleAttemptError,
+    TrainingError,
+)
 from ml_lifecycle.profiles.profile import Profile
 from ml_lifecycle.records import ColumnSpec, TaskType, from_json, to_json
 from ml_lifecycle.stages.train import collect_training, plan_training
 from ml_lifecycle.training import pod
-from ml_lifecycle.training.job import Failure, TrainingJob
+from ml_lifecycle.training.job import Attempt, Failure, PodResult, TrainingJob
 from ml_lifecycle.training.reference import UNSEEN_CATEGORY, read_reference
 
 
@@ -46,7 +56,7 @@ def test_a_pod_leaves_a_model_that_answers_as_the_estimator_did(tmp_path: Path, 
     lake, job = new_job(tmp_path, task=task)
     ended = run_pod(lake, job)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    training = collect_training(lake, job)
+    training = collect(lake, job)
 
     classes = {"binary": ("0", "1"), "multiclass": ("early", "late", "on time"), "regression": ()}
     assert training.classes == classes[task]
@@ -92,33 +102,69 @@ def train(training_set, labels, parameters, seed):
 def test_the_same_job_gives_the_same_bytes_and_a_finished_one_is_left_alone(tmp_path: Path) -> None:
     lake, job = new_job(tmp_path, FOREST)
     assert run_pod(lake, job).returncode == 0
-    first = lake.read_bytes(job.manifest_path)
+    result_path = attempt_at(job).result_path
+    first = lake.read_bytes(result_path)
     main_here(lake, job, 0)
-    assert lake.read_bytes(job.manifest_path) == first
+    assert lake.read_bytes(result_path) == first
 
-    digest = collect_training(lake, job).model_digest
-    lake.delete(job.manifest_path)
-    assert run_pod(lake, job).returncode == 0
-    assert lake.read_bytes(job.manifest_path) != first  # it was made again: its seconds are others
-    assert collect_training(lake, job).model_digest == digest
+    assert run_pod(lake, job, 2).returncode == 0
+    one, two = (
+        from_json(PodResult, lake.read_json(attempt_at(job, number).result_path)) for number in (1, 2)
+    )
+    assert one.usage != two.usage, "it was made again: its seconds are others"
+    assert one.files == two.files
+    published = collect(lake, job, 2)
+    assert collect(lake, job, 1) == published, "what is published stays"
 
 
-def main_here(lake: Lake, job: TrainingJob, code: int) -> None:
+def test_an_attempt_that_was_given_up_publishes_nothing(tmp_path: Path) -> None:
+    lake, job = new_job(tmp_path)
+    attempt_at(job, 2).raise_fence(lake)
+    main_here(lake, job, 1)
+    assert not lake.exists(attempt_at(job, 1).result_path)
+    with pytest.raises(StaleAttemptError, match="attempt 1 publishes nothing"):
+        collect(lake, job, 1)
+
+    main_here(lake, job, 0, number=2)
+    attempt_at(job, 3).raise_fence(lake)
+    with pytest.raises(StaleAttemptError, match="attempt 2 has ended, but a newer one has begun"):
+        collect(lake, job, 2)
+    others = Attempt(job, 2, "another_run")
+    assert collect_training(lake, others).attempt == 2, "only attempts of one owner follow each other"
+
+
+def test_a_result_of_another_job_is_none(tmp_path: Path) -> None:
+    lake, job = new_job(tmp_path)
+    main_here(lake, job, 0)
+    result = from_json(PodResult, lake.read_json(attempt_at(job).result_path))
+    for forged, message in (
+        (replace(result, attempt=7), "is the result of attempt 7"),
+        (replace(result, job="0" * 64), "attempt 1 at 0000"),
+        (replace(result, files={"model.onnx": "0" * 64}), "gives no digest of reference.parquet"),
+    ):
+        lake.write_json(attempt_at(job).result_path, to_json(forged))
+        with pytest.raises(IntegrityError, match=message):
+            collect(lake, job)
+    assert not lake.exists(job.manifest_path)
+
+
+def main_here(lake: Lake, job: TrainingJob, code: int, number: int = 1) -> None:
     """The pod's main without its signal handling, in this process, which has imported everything."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pod, "_end_on_sigterm", lambda *_: None)
-        assert pod.main(pod_environment(lake, job)) == code
+        assert pod.main(pod_environment(lake, job, number)) == code
 
 
 def test_a_torn_model_is_refused_and_the_next_pod_trains_again(tmp_path: Path) -> None:
     lake, job = new_job(tmp_path)
     main_here(lake, job, 0)
-    training = collect_training(lake, job)
+    training = collect(lake, job)
     lake.write_bytes(training.model_path, b"torn")
     with pytest.raises(IntegrityError):
-        collect_training(lake, job)
-    main_here(lake, job, 0)
-    assert collect_training(lake, job).model_digest == training.model_digest
+        collect(lake, job)
+    main_here(lake, job, 0, number=2)
+    assert collect(lake, job, 2).model_digest == training.model_digest
+    assert collect(lake, job, 1).attempt == 2
 
 
 RAISES = """
@@ -136,11 +182,11 @@ def test_a_train_that_raises_is_shown_with_its_own_frames(tmp_path: Path) -> Non
     ended = run_pod(lake, job, ML_LIFECYCLE_LAKE_OPTIONS='{"auto_mkdir": true}')
     assert ended.returncode == 1
     assert ended.stdout.startswith("fitting on 400 rows of 5 columns")
-    failure = lake.read_json(job.failure_path)
+    failure = lake.read_json(attempt_at(job).failure_path)
     assert failure["kind"] == "user_error"
     assert failure["traceback"][0] == "training.py:7 in train: return helper(training_set)"
     with pytest.raises(TrainingError, match=r"train\(\) raised KeyError: 'no_such_column'") as caught:
-        collect_training(lake, job)
+        collect(lake, job)
     assert 'training.py:3 in helper: return training_set["no_such_column"]' in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
 
@@ -184,7 +230,7 @@ def test_whatever_is_wrong_with_training_py_is_one_clear_error(
     lake, job = new_job(tmp_path, training)
     main_here(lake, job, 1)
     with pytest.raises(TrainingError, match=f"(?s){message}"):
-        collect_training(lake, job)
+        collect(lake, job)
 
 
 ALL_COLUMNS = """
@@ -210,11 +256,11 @@ def test_a_column_without_any_value_trains_or_is_named(tmp_path: Path, keep: boo
     job = plan_training(folder, lake, make_training_set(lake, folder, train=train, columns=columns))
     if keep:
         main_here(lake, job, 0)
-        assert collect_training(lake, job).metrics["roc_auc"] > 0.6
+        assert collect(lake, job).metrics["roc_auc"] > 0.6
     else:
         main_here(lake, job, 1)
         with pytest.raises(ConversionError, match=r"no training row has a value in wind"):
-            collect_training(lake, job)
+            collect(lake, job)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +281,7 @@ def test_rows_that_cannot_be_trained_on_are_said_to_be_the_cause(
     job = plan_training(folder, lake, make_training_set(lake, folder, train=train))
     main_here(lake, job, 1)
     with pytest.raises(FeatureError, match=message):
-        collect_training(lake, job)
+        collect(lake, job)
 
 
 def test_altered_code_is_refused(tmp_path: Path) -> None:
@@ -243,7 +289,7 @@ def test_altered_code_is_refused(tmp_path: Path) -> None:
     lake.write_bytes(job.code_path, b"something else")
     main_here(lake, job, 1)
     with pytest.raises(IntegrityError, match="has digest"):
-        collect_training(lake, job)
+        collect(lake, job)
 
 
 # Like a long fit: in C, without the interpreter's lock, and not to be interrupted by a signal.
@@ -275,7 +321,7 @@ def test_an_interrupted_pod_may_be_tried_again(
     parameters = json.dumps({"started": str(started)})
     folder = make_folder(tmp_path / "models", training=ENDLESS, parameters=parameters)
     job = plan_training(folder, lake, make_training_set(lake, folder))
-    lake.write_json(job.failure_path, to_json(Failure("user_error", "of an earlier attempt")))
+    lake.write_json(attempt_at(job).failure_path, to_json(Failure("user_error", "of an earlier attempt")))
     command = [sys.executable, *job.command[1:]]
     with subprocess.Popen(command, env=pod_environment(lake, job), stdout=subprocess.DEVNULL) as process:
         try:
@@ -288,5 +334,5 @@ def test_an_interrupted_pod_may_be_tried_again(
         finally:
             process.kill()
     with pytest.raises(PodFailedError, match=message) as caught:
-        collect_training(lake, job)
+        collect(lake, job)
     assert caught.value.retryable

@@ -69,8 +69,9 @@ def train(lake: Lake, task: TaskType) -> Training:
     onnx = convert(model, COLUMNS, task)
     lake.write_bytes("training/late/t/model.onnx", onnx)
     return Training(
-        run=RUN, digest="t", path="training/late/t", training_set_path="", snapshot_digest="", code_digest="",
-        spec_digest="", train_end=DAY, model_path="training/late/t/model.onnx", model_digest=sha256(onnx),
+        run=RUN, digest="t", path="training/late/t", attempt=1, training_set_path="", snapshot_digest="",
+        code_digest="", spec_digest="", train_end=DAY, metrics_path="",
+        model_path="training/late/t/model.onnx", model_digest=sha256(onnx),
         columns=COLUMNS, classes=() if task == "regression" else ("0", "1"), reference_path="",
         profile_path="", parameters={}, metrics={}, packages={}, resources={},
     )  # fmt: skip

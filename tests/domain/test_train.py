@@ -12,6 +12,7 @@ import pytest
 from tests.domain.training_world import (
     COLUMNS,
     Trained,
+    attempt_at,
     make_folder,
     make_training_set,
     tracking_database,
@@ -68,8 +69,8 @@ def test_a_plan_is_idempotent_and_names_everything_by_digest(tmp_path: Path) -> 
     assert job.path == f"training/toy_binary/{job.digest}"
     assert sha256(lake.read_bytes(job.code_path)) == folder.code_digest == job.code_digest
     assert job.command == ("python", "-m", "ml_lifecycle.training.pod")
-    assert job.environment("s3://bucket/lake")["ML_LIFECYCLE_LAKE"] == "s3://bucket/lake"
-    assert job.environment("s3://bucket/lake")["ML_LIFECYCLE_JOB"] == job.job_path
+    assert attempt_at(job).environment("s3://bucket/lake")["ML_LIFECYCLE_LAKE"] == "s3://bucket/lake"
+    assert attempt_at(job).environment("s3://bucket/lake")["ML_LIFECYCLE_JOB"] == job.job_path
 
 
 def test_other_parameters_other_data_and_other_code_are_other_trainings(tmp_path: Path) -> None:

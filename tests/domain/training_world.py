@@ -29,8 +29,8 @@ from ml_lifecycle.records import (
 )
 from ml_lifecycle.spec.folder import ModelFolder, load_folder
 from ml_lifecycle.stages.train import collect_training, plan_training
-from ml_lifecycle.training.job import TrainingJob
-from ml_lifecycle.training.pod import run_job
+from ml_lifecycle.training.job import Attempt, TrainingJob
+from ml_lifecycle.training.pod import run_attempt
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TRAIN_ROWS, HOLDOUT_ROWS = 400, 200
@@ -215,16 +215,25 @@ def _with_times(frame: pl.DataFrame, start: datetime) -> pl.DataFrame:
     return frame.with_columns(pl.Series("event_timestamp", times, dtype=pl.Datetime("us", "UTC")))
 
 
-def pod_environment(lake: Lake, job: TrainingJob) -> dict[str, str]:
+def attempt_at(job: TrainingJob, number: int = 1, owner: str = "tests") -> Attempt:
+    return Attempt(job, number, owner)
+
+
+def pod_environment(lake: Lake, job: TrainingJob, number: int = 1) -> dict[str, str]:
     path = os.pathsep.join(entry for entry in sys.path if entry.endswith("include"))
-    return {"PATH": os.environ["PATH"], "PYTHONPATH": path, **job.environment(lake.url)}
+    given = attempt_at(job, number).environment(lake.url)
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": path, **given}
 
 
-def run_pod(lake: Lake, job: TrainingJob, **extra: str) -> subprocess.CompletedProcess[str]:
+def run_pod(lake: Lake, job: TrainingJob, number: int = 1, **extra: str) -> subprocess.CompletedProcess[str]:
     """The pod's command, as a process of its own."""
     command = [sys.executable, *job.command[1:]]
-    environment = pod_environment(lake, job) | extra
+    environment = pod_environment(lake, job, number) | extra
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def collect(lake: Lake, job: TrainingJob, number: int = 1) -> Training:
+    return collect_training(lake, attempt_at(job, number))
 
 
 @dataclass(frozen=True)
@@ -241,5 +250,5 @@ def train_here(
     """Train in this process, which has the libraries imported already."""
     training_set = training_set or make_training_set(lake, folder)
     job = plan_training(folder, lake, training_set)
-    run_job(lake, job, scratch / job.digest)
-    return Trained(lake, folder, training_set, collect_training(lake, job))
+    run_attempt(lake, attempt_at(job), scratch / job.digest)
+    return Trained(lake, folder, training_set, collect(lake, job))

@@ -7,6 +7,7 @@ stores a put is atomic by itself. Readers never see half a file.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 import fsspec
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 # EFBIG: a limit on the size of files, as ulimit -f sets one.
 _NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_PIECE = 2**20
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,199}")
 
 
@@ -52,6 +55,17 @@ def safe_name(name: str) -> str:
 def sha256(data: bytes) -> str:
     """Lower-case hex digest."""
     return hashlib.sha256(data).hexdigest()
+
+
+def json_bytes(value: Any) -> bytes:
+    """``value`` as readable JSON with sorted keys."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
+
+
+def file_sha256(local: str | os.PathLike[str]) -> str:
+    """A local file's lower-case hex digest; reads it piece by piece, however large it is."""
+    with open(local, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Lake:
@@ -151,8 +165,7 @@ class Lake:
 
     def write_json(self, path: str, value: Any) -> str:
         """Write ``value`` as readable JSON with sorted keys; returns ``path``."""
-        text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-        return self.write_bytes(path, text.encode())
+        return self.write_bytes(path, json_bytes(value))
 
     def put_file(self, path: str, local: str | os.PathLike[str]) -> str:
         """Copy a local file in atomically; returns ``path``. Errors as in :meth:`write_bytes`."""
@@ -163,6 +176,22 @@ class Lake:
         else:
             self._fs.put_file(os.fspath(local), full)
         return path
+
+    def get_file(self, path: str, local: str | os.PathLike[str], digest: str) -> None:
+        """Copy a file out to a local one, piece by piece; what is there is overwritten.
+
+        :param digest: the SHA-256 that the bytes must have
+        :raises LakeFileMissingError: there is no such file. Retry: no.
+        :raises IntegrityError: they have another digest. Retry: no.
+        :raises NoSpaceError: the local disk is full. Retry: yes, when there is room.
+        """
+        hashed = hashlib.sha256()
+        with self.open(path) as source, no_room_said(local), open(local, "wb") as target:
+            while piece := source.read(_PIECE):
+                hashed.update(piece)
+                target.write(piece)
+        if (actual := hashed.hexdigest()) != digest:
+            raise IntegrityError(f"{self.uri(path)} has digest {actual}, expected {digest}")
 
     def open(self, path: str) -> BinaryIO:
         """Open for reading, seekable.
@@ -220,24 +249,44 @@ class Lake:
         except _MISSING:
             return
 
+    def sweep(self, prefix: str) -> None:
+        """Remove what writers that were killed left half-written below ``prefix``.
+
+        Only where nobody else is writing: one who is would find its work gone. Object stores drop an
+        unfinished upload themselves.
+        """
+        if self._local:
+            for temporary in glob.iglob(f"{glob.escape(self.full_path(prefix))}/**/.*.tmp", recursive=True):
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+
+
+@contextmanager
+def no_room_said(target: str | os.PathLike[str]) -> Iterator[None]:
+    """:raises NoSpaceError: what is written within found the disk full. Retry: yes, when there is room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise NoSpaceError(
+            f"no room for {os.fspath(target)}: {error.strerror}. "
+            "Nothing was changed; make room, then try again"
+        ) from error
+
 
 def _replace(full: str, content: BinaryIO) -> None:
     """Put ``content`` where ``full`` is, all of it or nothing, and on the disk before it is seen."""
     parent = os.path.dirname(full)
     temporary = f"{parent}/.{uuid.uuid4().hex}.tmp"
     try:
-        os.makedirs(parent, exist_ok=True)
-        with open(temporary, "xb") as file:
-            shutil.copyfileobj(content, file, 2**20)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, full)
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise NoSpaceError(
-            f"no room for {full}: {error.strerror}. Nothing was changed; make room, then try again"
-        ) from error
+        with no_room_said(full):
+            os.makedirs(parent, exist_ok=True)
+            with open(temporary, "xb") as file:
+                shutil.copyfileobj(content, file, _PIECE)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, full)
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)

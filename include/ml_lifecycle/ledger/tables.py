@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Float,
     Index,
     Integer,
     MetaData,
@@ -121,6 +122,24 @@ intervals = Table(
     Column("run_id", String(250), primary_key=True),
     Column("start", UtcDateTime, nullable=False),
     Column("end", UtcDateTime, nullable=False),
+)
+
+# A pod's go at a training. Numbers rise by job; of one owner only the newest attempt's result counts.
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("model", String(64), nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("try_number", Integer, nullable=False),
+    Column("pool", String(64), nullable=False),
+    Column("memory_factor", Float, nullable=False),
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("closed_at", UtcDateTime),
+    Column("outcome", String(32)),
+    Column("message", Text),
+    Column("usage", Text),
 )
 
 windows = Table(

@@ -21,9 +21,9 @@ from starlette.applications import Starlette
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.localpods.api import create_app
 from ml_lifecycle.localpods.node import Node
-from ml_lifecycle.localpods.quantity import CPU, GPU, MEMORY, parse_amount
 from ml_lifecycle.localpods.secrets import SecretFolder, require_private
 from ml_lifecycle.localpods.store import PodStore
+from ml_lifecycle.quantity import CPU, GPU, MEMORY, parse_amount
 
 log = logging.getLogger("ml_lifecycle.localpods")
 

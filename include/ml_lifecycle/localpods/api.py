@@ -26,9 +26,9 @@ from ml_lifecycle.http_input import BodyError, read_body, shown
 from ml_lifecycle.localpods.logs import read_log
 from ml_lifecycle.localpods.node import Node
 from ml_lifecycle.localpods.pods import Event, Pod
-from ml_lifecycle.localpods.quantity import MAX_SECONDS
 from ml_lifecycle.localpods.selectors import Matcher, event_selector, label_selector
 from ml_lifecycle.localpods.status import ApiError, bad_request, conflict
+from ml_lifecycle.quantity import MAX_SECONDS
 
 BODY_BYTES = 3 * 2**20  # as in Kubernetes
 BODY_SECONDS = 30.0
@@ -60,6 +60,7 @@ def create_app(
         routes=[
             Route("/version/", version),
             Route("/version", version),
+            Route("/api/v1/nodes", list_nodes),
             Route("/api/v1/pods", list_pods),
             Route(namespace + "/pods", list_pods),
             Route(namespace + "/pods", create_pod, methods=["POST"]),
@@ -106,6 +107,12 @@ class RequireToken:
 async def version(request: Request) -> Response:
     """What Airflow's "test connection" asks for."""
     return JSONResponse(VERSION)
+
+
+async def list_nodes(request: Request) -> Response:
+    """The one node there is."""
+    node = _node(request)
+    return _list("NodeList", node, [node.to_json()])
 
 
 async def list_pods(request: Request) -> Response:

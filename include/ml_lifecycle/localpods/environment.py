@@ -14,6 +14,8 @@ from ml_lifecycle.localpods.secrets import SecretFolder, SecretMissingError
 from ml_lifecycle.localpods.status import Cause, bad_request, invalid
 
 NODE_NAME = "localhost"
+# A node's label: it runs pods whatever nodes they select. There is no other one here.
+ANY_SELECTION = "ml-lifecycle/any-selection"
 MAX_TEXT = 128 * 1024 - 1  # what Linux takes as one argument or variable
 
 T = TypeVar("T")

@@ -4,7 +4,8 @@ Honoured: one container with ``command``, ``args``, ``env`` (values, ``secretKey
 ``envFrom`` (``secretRef``) and ``resources``; ``activeDeadlineSeconds``; ``terminationGracePeriodSeconds``;
 labels and annotations. Refused, because the container would not run as its author means: further or init
 containers, volumes and mounts (a child process has no file system of its own; its working folder and
-``TMPDIR`` are private scratch), ``workingDir``, ``lifecycle`` hooks, config maps, any ``restartPolicy`` but
+``TMPDIR`` are private scratch, and ``/dev/shm`` is the machine's, so memory mounted there is accepted),
+``workingDir``, ``lifecycle`` hooks, config maps, any ``restartPolicy`` but
 ``Never``, and a container without a command (there is no image to take one from). All else is accepted and
 has no effect on one machine: image, node selection, probes, ports, service accounts, security contexts.
 """
@@ -17,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ml_lifecycle.http_input import shown
-from ml_lifecycle.localpods.quantity import CPU, GPU, MAX_SECONDS, MEMORY, Amounts, parse_amount
 from ml_lifecycle.localpods.status import Cause, bad_request, invalid
+from ml_lifecycle.quantity import CPU, GPU, MAX_SECONDS, MEMORY, Amounts, parse_amount
 
 DEFAULT_GRACE_SECONDS = 30
 MAX_ANNOTATIONS = 256 * 1024  # as in Kubernetes
@@ -83,11 +84,13 @@ def check_pod(manifest: Any, namespace: str) -> PodSpec:
     spec = checker.mapping(manifest, "spec", "")
     if spec.get("restartPolicy") != "Never":
         checker.refuse("spec.restartPolicy", "must be Never: localpods restarts nothing, its caller does")
+    spec = _without_shared_memory(spec)
     checker.unsupported(spec, "spec")
     containers = checker.sequence(spec, "containers", "spec")
     if len(containers) != 1:
         checker.refuse("spec.containers", f"must hold exactly one container, not {len(containers)}")
     container = containers[0] if containers and isinstance(containers[0], dict) else {}
+    container = _without_shared_memory(container)
     result = _container(checker, name, container, spec)
     if checker.causes:
         raise invalid(name, checker.causes)
@@ -170,6 +173,29 @@ def _container(
         ),
         deadline_seconds=checker.integer(spec, "activeDeadlineSeconds", "spec", 1, None),
     )
+
+
+def _without_shared_memory(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A pod's spec or its container, less a volume in memory and what is mounted at ``/dev/shm``."""
+    kept = dict(part)
+    if isinstance(volumes := kept.get("volumes"), list):
+        kept["volumes"] = [
+            entry
+            for entry in volumes
+            if not (isinstance(entry, dict) and (entry.get("emptyDir") or {}) == _in_memory(entry))
+        ]
+    if isinstance(mounts := kept.get("volumeMounts"), list):
+        kept["volumeMounts"] = [
+            entry
+            for entry in mounts
+            if not (isinstance(entry, dict) and entry.get("mountPath") == "/dev/shm")
+        ]
+    return kept
+
+
+def _in_memory(volume: Mapping[str, Any]) -> dict[str, Any]:
+    given = volume.get("emptyDir")
+    return {**(given if isinstance(given, dict) else {}), "medium": "Memory"}
 
 
 def _container_name(checker: _Checker, container: Mapping[str, Any], at: str) -> str:

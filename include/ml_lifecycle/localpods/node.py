@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ml_lifecycle.localpods.environment import (
+    ANY_SELECTION,
     NODE_NAME,
     base_environment,
     expand_all,
@@ -26,10 +27,10 @@ from ml_lifecycle.localpods.environment import (
 from ml_lifecycle.localpods.manifest import check_metadata_patch, check_pod
 from ml_lifecycle.localpods.pods import Ending, Event, Exit, Pod, place
 from ml_lifecycle.localpods.process import PodProcess
-from ml_lifecycle.localpods.quantity import MEMORY, Amounts
 from ml_lifecycle.localpods.secrets import SecretFolder
 from ml_lifecycle.localpods.status import ApiError, already_exists, not_found
 from ml_lifecycle.localpods.store import PodStore
+from ml_lifecycle.quantity import CPU, MEMORY, Amounts
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,26 @@ class Node:
             await self.changed(TICK_SECONDS)
 
     # What the API offers
+
+    def to_json(self) -> dict[str, Any]:
+        """The Node object of the API: what it gives out, and that it runs pods of every pool."""
+        amounts = {
+            name: f"{amount}m" if name == CPU else str(amount) for name, amount in self._capacity.items()
+        }
+        return {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {
+                "name": NODE_NAME,
+                "labels": {"kubernetes.io/hostname": NODE_NAME, ANY_SELECTION: "true"},
+            },
+            "spec": {},
+            "status": {
+                "capacity": amounts,
+                "allocatable": amounts,
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        }
 
     def create(self, namespace: str, manifest: dict[str, Any]) -> Pod:
         """Admit a pod, and start it if there is room.

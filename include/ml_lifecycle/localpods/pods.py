@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ml_lifecycle.localpods.environment import NODE_NAME
 from ml_lifecycle.localpods.manifest import PodSpec, check_pod
-from ml_lifecycle.localpods.quantity import GPU, Amounts, insufficient, subtract
+from ml_lifecycle.quantity import GPU, Amounts, insufficient, subtract
 
 # Why a pod is made to stop. All but OOMKilled become its status.reason; a deleted pod has no reason.
 Ending = Literal["Evicted", "DeadlineExceeded", "OOMKilled", "Terminated"]

@@ -8,15 +8,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ml_lifecycle.records import Severity, TaskType
+from ml_lifecycle.spec.training import Training
 from ml_lifecycle.spec.types import (
     ConnectionId,
-    Cpu,
     Cron,
     Duration,
     FieldError,
-    Image,
-    Memory,
-    Moment,
     Name,
     PositiveDuration,
     Strict,
@@ -98,44 +95,6 @@ class Features(Strict):
     service: Text
     entities: Text = "entities"
     lookback: Duration | None = None
-
-
-class TrainingData(Strict):
-    """Which rows are trained on.
-
-    :param start: no row before this moment
-    :param window: only the newest span before the holdout; None means everything since ``start``
-    :param holdout: length of the newest span, kept for the evaluation
-    """
-
-    start: Moment
-    window: PositiveDuration | None = None
-    holdout: PositiveDuration
-
-
-class Resources(Strict):
-    """Kubernetes quantities; ``gpu`` counts whole devices."""
-
-    cpu: Cpu = "1"
-    memory: Memory = "2Gi"
-    gpu: int = Field(default=0, ge=0)
-
-
-class Training(Strict):
-    """How the model is trained.
-
-    :param parameters: handed to ``training.py``'s ``train()`` unchanged
-    :param image: container image of the pod; None leaves the connection's default
-    :param lock: optional lock file in the model folder that the pod's environment is made from
-    """
-
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    resources: Resources = Resources()
-    timeout: PositiveDuration = timedelta(hours=1)
-    image: Image | None = None
-    lock: Text | None = None
-    data: TrainingData
 
 
 class Gate(Strict):

@@ -147,7 +147,8 @@ Name = Annotated[
 
 # An Airflow connection id.
 ConnectionId = Annotated[
-    str, _text(r"^[A-Za-z0-9_.-]{1,200}$", "must be an Airflow connection id: letters, digits, '_', '.', '-'")
+    str,
+    _text(r"^[A-Za-z0-9_.-]{1,200}$", "must be an Airflow connection id: letters, digits, '_', '.', '-'"),
 ]
 
 # A column, a user, a path: anything but nothing, and nothing that could end a line.
@@ -186,4 +187,20 @@ TimeZone = Annotated[str, AfterValidator(_known_zone), Field(examples=["UTC", "A
 Cpu = Annotated[str, _text(r"^([0-9]+m|[0-9]+(\.[0-9]+)?)$", 'must be a CPU quantity, such as "2" or 500m')]
 Memory = Annotated[
     str, _text(r"^[0-9]+(\.[0-9]+)?([KMGT]i|[kMGT])?$", "must be a memory quantity, such as 512Mi or 2Gi")
+]
+
+# A label's key, a resource's or a priority class's name, and a label's value, as Kubernetes has them.
+KubernetesName = Annotated[
+    str,
+    _text(
+        r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,251}[A-Za-z0-9])?$",
+        "must be a Kubernetes name, such as nvidia.com/gpu or spot",
+    ),
+]
+LabelValue = Annotated[
+    str,
+    _text(
+        r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$",
+        "must be a label's value: letters, digits, '.', '_' or '-', 63 at most",
+    ),
 ]

@@ -1,38 +1,39 @@
-"""Train: a job for a pod, and what the pod left behind.
+"""Train: a job for pods, and what they left behind.
 
-The stage itself fits nothing. :func:`plan_training` writes the job, the operator runs a pod with it, and
-:func:`collect_training` reads the manifest, without which there is no result.
+The stage itself fits nothing. :func:`plan_training` writes the job, the operator runs a pod for each attempt
+at it, and :func:`collect_training` publishes the result of the attempt that counts. Pods write to a folder of
+their attempt only, so one that was given up and still runs somewhere publishes nothing.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
 from ml_lifecycle.adapters import mlflow
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, sha256
 from ml_lifecycle.errors import (
-    ConversionError,
-    FeatureError,
     IntegrityError,
     LifecycleError,
     PodFailedError,
     SpecError,
-    TrainingError,
+    StaleAttemptError,
 )
 from ml_lifecycle.records import Training, TrainingSet, digest_of, from_json, to_json
 from ml_lifecycle.spec.folder import ModelFolder, pack_folder
-from ml_lifecycle.training.job import Failure, TrainingJob, finished_training
+from ml_lifecycle.training.job import (
+    RESULT_FILES,
+    Attempt,
+    Failure,
+    PodResult,
+    TrainingJob,
+    published_training,
+    threads_of,
+)
+from ml_lifecycle.training.outcomes import ERRORS
 
-_ERRORS: dict[str, type[LifecycleError]] = {
-    "user_error": TrainingError,
-    "memory": TrainingError,
-    "data": FeatureError,
-    "conversion": ConversionError,
-    "integrity": IntegrityError,
-    "interrupted": PodFailedError,
-    "error": PodFailedError,
-}
+log = logging.getLogger(__name__)
 
 
 def plan_training(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> TrainingJob:
@@ -41,13 +42,19 @@ def plan_training(folder: ModelFolder, lake: Lake, training_set: TrainingSet) ->
     :raises SpecError: the folder's files changed since it was loaded. Retry: no, load it again.
     """
     spec = folder.spec
+    threads = threads_of(spec.training.resources.cpu)
     digest = digest_of(
         {
             "schema": TrainingJob.schema,
             "training_set": training_set.digest,
             "code": folder.code_digest,
             "task": spec.task,
-            "training": spec.training.model_dump(mode="json"),
+            "parameters": spec.training.parameters,
+            "seed": spec.training.seed,
+            "image": spec.training.image,
+            "lock": spec.training.lock,
+            "threads": threads,
+            "gpu": spec.training.resources.gpu > 0,
         }
     )
     job = TrainingJob(
@@ -62,8 +69,9 @@ def plan_training(folder: ModelFolder, lake: Lake, training_set: TrainingSet) ->
         task=spec.task,
         parameters=spec.training.parameters,
         seed=spec.training.seed,
+        threads=threads,
     )
-    if finished_training(lake, job) is not None:
+    if lake.exists(job.manifest_path):
         return job
     if not lake.exists(job.code_path):
         package = pack_folder(folder.path)
@@ -74,31 +82,106 @@ def plan_training(folder: ModelFolder, lake: Lake, training_set: TrainingSet) ->
     return job
 
 
-def collect_training(lake: Lake, job: TrainingJob) -> Training:
-    """What the pod left behind, once it has ended, under the run that asked for it now.
+def finished_training(lake: Lake, job: TrainingJob) -> Training | None:
+    """The job's published result, if it is whole, under the run that asks for it now.
+
+    None if there is none, or the model it names is torn: then it is trained again.
+    """
+    training = published_training(lake, job)
+    if training is None:
+        return None
+    try:
+        lake.read_bytes(training.model_path, training.model_digest)
+    except (IntegrityError, LakeFileMissingError) as error:
+        log.warning("the finished result is not whole, training again: %s", error)
+        return None
+    return replace(training, run=job.run)
+
+
+def collect_training(lake: Lake, attempt: Attempt) -> Training:
+    """Publish what the attempt's pod left behind, once it has ended; what is published already stays.
 
     :raises TrainingError: ``training.py`` failed, or ran out of memory. Retry: no.
     :raises FeatureError: the training set cannot be trained on. Retry: no.
     :raises ConversionError: the estimator does not convert to ONNX. Retry: no.
-    :raises IntegrityError: bytes in the lake do not have their digest. Retry: no; the next pod trains again.
+    :raises IntegrityError: a file does not have the digest that the pod gave it, or the result is of another
+        job or attempt. Retry: no.
+    :raises StaleAttemptError: a newer attempt has begun. Retry: no.
     :raises PodFailedError: the pod was interrupted or killed, or met an unknown error. Retry: yes.
     """
-    training = finished_training(lake, job)
-    if training is None:
-        raise _failure_of(lake, job)
-    lake.read_bytes(training.model_path, training.model_digest)
-    return replace(training, run=job.run)
+    job = attempt.job
+    if (finished := finished_training(lake, job)) is not None:
+        return finished
+    result = _result_of(lake, attempt)
+    if attempt.is_superseded(lake):
+        raise StaleAttemptError(f"attempt {attempt.number} has ended, but a newer one has begun")
+    training = _training(lake, attempt, result)
+    lake.write_json(job.manifest_path, to_json(training))
+    return training
 
 
-def _failure_of(lake: Lake, job: TrainingJob) -> LifecycleError:
+def failure_of(lake: Lake, attempt: Attempt) -> Failure | None:
+    """What the pod itself says of its failure; None if it says nothing."""
     try:
-        failure = from_json(Failure, lake.read_json(job.failure_path))
+        return from_json(Failure, lake.read_json(attempt.failure_path))
     except LakeFileMissingError:
-        return PodFailedError(
-            f"the pod left neither a result nor a failure in {lake.uri(job.path)}: it was killed "
+        return None
+
+
+def raised_by(failure: Failure) -> LifecycleError:
+    """The error that stands for a pod's failure."""
+    return ERRORS.get(failure.kind, PodFailedError)(failure.text)
+
+
+def _result_of(lake: Lake, attempt: Attempt) -> PodResult:
+    try:
+        return from_json(PodResult, lake.read_json(attempt.result_path))
+    except LakeFileMissingError:
+        if (failure := failure_of(lake, attempt)) is not None:
+            raise raised_by(failure) from None
+        raise PodFailedError(
+            f"the pod left neither a result nor a failure in {lake.uri(attempt.path)}: it was killed "
             "(evicted, out of memory, past its deadline) or never started"
+        ) from None
+
+
+def _training(lake: Lake, attempt: Attempt, result: PodResult) -> Training:
+    job = attempt.job
+    if (result.job, result.attempt) != (job.digest, attempt.number):
+        raise IntegrityError(
+            f"{lake.uri(attempt.result_path)} is the result of attempt {result.attempt} at {result.job}, not "
+            f"of attempt {attempt.number} at {job.digest}"
         )
-    return _ERRORS[failure.kind]("\n  ".join([failure.message, *failure.traceback]))
+    if missing := [name for name in RESULT_FILES if name not in result.files]:
+        raise IntegrityError(f"{lake.uri(attempt.result_path)} gives no digest of {', '.join(missing)}")
+    paths = {name: f"{attempt.path}/{name}" for name in RESULT_FILES}
+    for name, path in paths.items():
+        lake.read_bytes(path, result.files[name])
+    training_set = from_json(TrainingSet, lake.read_json(job.training_set_path))
+    return Training(
+        run=job.run,
+        digest=job.digest,
+        path=job.path,
+        attempt=attempt.number,
+        training_set_path=job.training_set_path,
+        snapshot_digest=training_set.snapshot_digest,
+        code_digest=job.code_digest,
+        spec_digest=job.spec_digest,
+        train_end=training_set.train_end,
+        model_path=paths["model.onnx"],
+        model_digest=result.files["model.onnx"],
+        columns=training_set.columns,
+        classes=result.classes,
+        reference_path=paths["reference.parquet"],
+        profile_path=paths["profile.json"],
+        metrics_path=paths["metrics.json"],
+        parameters=job.parameters,
+        metrics=result.metrics,
+        packages=result.packages,
+        resources=result.usage,
+        reproducible=not result.not_reproducible_because,
+        not_reproducible_because=result.not_reproducible_because,
+    )
 
 
 def log_training(
@@ -109,5 +192,8 @@ def log_training(
     :param tags: more tags for the run, such as links to the orchestrator
     :raises ServerUnavailableError: MLflow does not answer. Retry: yes.
     """
-    files = {name: lake.read_bytes(f"{training.path}/{name}") for name in ("profile.json", "metrics.json")}
+    files = {
+        "profile.json": lake.read_bytes(training.profile_path),
+        "metrics.json": lake.read_bytes(training.metrics_path),
+    }
     return replace(training, mlflow_run_id=mlflow.log_training(tracking_uri, training, files, tags or {}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import random
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,8 +15,11 @@ from ml_lifecycle.errors import FeatureError, TrainingError
 from ml_lifecycle.metrics import label_texts, plain_labels
 from ml_lifecycle.records import TaskType
 from ml_lifecycle.spec.folder import load_module
+from ml_lifecycle.training.chance import seed_chance
+from ml_lifecycle.training.checkpoints import Checkpoints
 
 _SIGNATURE = "train(training_set, labels, parameters, seed)"
+_CHECKPOINTS = "checkpoints"
 _LAST_FRAMES = 15
 _LONGEST_TEXT = 2_000
 
@@ -35,12 +37,19 @@ def load_train(folder: Path) -> Callable[..., Any]:
     if not callable(train):
         raise TrainingError(f"training.py has no function {_SIGNATURE}")
     try:
-        inspect.signature(train).bind(None, None, None, None)
+        inspect.signature(train).bind(None, None, None, None, **_fifth(train, None))
     except TypeError as error:
         raise TrainingError(
-            f"training.py: train{inspect.signature(train)} cannot be called as {_SIGNATURE}: {error}"
+            f"training.py: train{inspect.signature(train)} cannot be called as {_SIGNATURE}, nor with "
+            f"a fifth parameter named {_CHECKPOINTS}: {error}"
         ) from error
     return train
+
+
+def _fifth(train: Callable[..., Any], checkpoints: Checkpoints | None) -> dict[str, Any]:
+    """The checkpoints, if the function has a parameter of that name."""
+    wanted = _CHECKPOINTS in inspect.signature(train).parameters
+    return {_CHECKPOINTS: checkpoints} if wanted else {}
 
 
 def labels_of(frame: pl.DataFrame, column: str, task: TaskType) -> pl.Series:
@@ -72,19 +81,27 @@ def fit(
     parameters: Mapping[str, Any],
     seed: int,
     task: TaskType,
+    checkpoints: Checkpoints,
 ) -> Any:
     """Call ``train`` on the features as they are served, and check what it returns.
 
+    :param checkpoints: passed on if ``train`` has a parameter of that name
     :raises TrainingError: it raised, or returned something that is no fitted estimator. Retry: no.
+    :raises StaleAttemptError: a newer attempt has begun. Retry: no.
+    :raises ServerUnavailableError: the lake did not answer when it should have resumed. Retry: yes.
+    :raises NoSpaceError: there was no room to resume. Retry: yes, when there is room.
     """
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    seed_chance(seed)
     try:
-        estimator = train(served.to_pandas(), labels.to_pandas(), dict(parameters), seed)
+        estimator = train(
+            served.to_pandas(), labels.to_pandas(), dict(parameters), seed, **_fifth(train, checkpoints)
+        )
     except MemoryError:
         raise
     except BaseException as error:  # it is the user's code, which raises what it likes
+        checkpoints.raise_if_ended()
         raise TrainingError(f"train() raised {described(error)}") from error
+    checkpoints.raise_if_ended()
     _check_estimator(estimator, task)
     if task != "regression":
         _check_classes(estimator, labels, task)

@@ -1,27 +1,44 @@
-"""The job a training pod is given, and what it says when it fails."""
+"""The job a training pod is given, its attempts, and what a pod says when it fails."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
+from ml_lifecycle.quantity import parse_quantity
 from ml_lifecycle.records import Record, Run, TaskType, Training, from_json
 
 LAKE_VARIABLE = "ML_LIFECYCLE_LAKE"
 LAKE_OPTIONS_VARIABLE = "ML_LIFECYCLE_LAKE_OPTIONS"
 JOB_VARIABLE = "ML_LIFECYCLE_JOB"
+OUTPUT_VARIABLE = "ML_LIFECYCLE_OUTPUT"
+ATTEMPT_VARIABLE = "ML_LIFECYCLE_ATTEMPT"
+FENCE_VARIABLE = "ML_LIFECYCLE_FENCE"
+DEADLINE_VARIABLE = "ML_LIFECYCLE_DEADLINE"
+GRACE_VARIABLE = "ML_LIFECYCLE_GRACE_SECONDS"
+
+GRACE_SECONDS = 30
+"""Between SIGTERM and SIGKILL, as Kubernetes has it by default."""
+
+# What numerical libraries read their number of threads from. Sums depend on how they are split up.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class TrainingJob(Record):
     """Lake paths and digests of everything a pod needs, and the parameters.
 
-    :param digest: of the training set, the code and the spec's training section: names the result
+    :param digest: of the training set, the code and all that the result depends on: names the result
     :param path: the folder in the lake that job and result lie in
+    :param threads: how many a numerical library may use: the result must not depend on the node's cores
     """
 
-    schema: ClassVar[str] = "training_job/1"
+    schema: ClassVar[str] = "training_job/2"
     run: Run
     digest: str
     path: str
@@ -33,6 +50,7 @@ class TrainingJob(Record):
     task: TaskType
     parameters: dict[str, Any]
     seed: int
+    threads: int
 
     @property
     def job_path(self) -> str:
@@ -41,7 +59,55 @@ class TrainingJob(Record):
 
     @property
     def manifest_path(self) -> str:
-        """Where the pod writes its result, last."""
+        """Where the :class:`~ml_lifecycle.records.Training` is published, of the attempt that counts."""
+        return f"{self.path}/manifest.json"
+
+    @property
+    def checkpoints_path(self) -> str:
+        """The folder of the checkpoints, which all attempts share."""
+        return f"{self.path}/checkpoints"
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The container's command."""
+        return ("python", "-m", "ml_lifecycle.training.pod")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One pod's go at a job.
+
+    :param number: rises with every pod of the job; the fencing token
+    :param owner: whose attempts follow each other: of one owner only the newest attempt's result counts
+    :param deadline: when the pod is ended whatever it does; None if never
+    :param grace_seconds: between SIGTERM and SIGKILL
+    """
+
+    job: TrainingJob
+    number: int
+    owner: str
+    deadline: datetime | None = None
+    grace_seconds: float = GRACE_SECONDS
+
+    @classmethod
+    def given(cls, lake: Lake, environment: Mapping[str, str]) -> Attempt:
+        """The attempt that a pod is, by its environment."""
+        job = from_json(TrainingJob, lake.read_json(environment[JOB_VARIABLE]))
+        return cls(
+            job,
+            int(environment[ATTEMPT_VARIABLE]),
+            PurePosixPath(environment[FENCE_VARIABLE]).stem,
+            grace_seconds=float(environment.get(GRACE_VARIABLE) or GRACE_SECONDS),
+        )
+
+    @property
+    def path(self) -> str:
+        """The folder that this attempt alone writes its result to."""
+        return f"{self.job.path}/attempts/{self.number:06d}"
+
+    @property
+    def result_path(self) -> str:
+        """Where the pod writes its :class:`PodResult`, last."""
         return f"{self.path}/manifest.json"
 
     @property
@@ -50,17 +116,69 @@ class TrainingJob(Record):
         return f"{self.path}/failure.json"
 
     @property
-    def command(self) -> tuple[str, ...]:
-        """The container's command."""
-        return ("python", "-m", "ml_lifecycle.training.pod")
+    def usage_path(self) -> str:
+        """Where the pod says, time and again, what it has used so far."""
+        return f"{self.path}/usage.json"
+
+    @property
+    def fence_path(self) -> str:
+        """Where the number of the owner's newest attempt is kept."""
+        return f"{self.job.path}/fences/{self.owner}.json"
 
     def environment(self, lake_url: str) -> dict[str, str]:
         """The container's plain environment; lake options are secret and come by ``secretKeyRef``.
 
         :param lake_url: the lake as the pod reaches it
         """
-        # A fixed hash seed: the order of a set of texts in the user's code must not change the model.
-        return {LAKE_VARIABLE: lake_url, JOB_VARIABLE: self.job_path, "PYTHONHASHSEED": "0"}
+        return {
+            LAKE_VARIABLE: lake_url,
+            JOB_VARIABLE: self.job.job_path,
+            OUTPUT_VARIABLE: self.path,
+            ATTEMPT_VARIABLE: str(self.number),
+            FENCE_VARIABLE: self.fence_path,
+            GRACE_VARIABLE: f"{self.grace_seconds:g}",
+            **({DEADLINE_VARIABLE: self.deadline.isoformat()} if self.deadline else {}),
+            # A fixed hash seed: the order of a set of texts in the user's code must not change the model.
+            "PYTHONHASHSEED": "0",
+            **{name: str(self.job.threads) for name in _THREADS},
+        }
+
+    def raise_fence(self, lake: Lake) -> None:
+        """Say that this is the owner's newest attempt; called before its pod is launched."""
+        lake.write_json(self.fence_path, {"attempt": self.number})
+
+    def is_superseded(self, lake: Lake) -> bool:
+        """Whether its owner has begun a newer attempt: nothing that this one writes counts any more."""
+        try:
+            return int(lake.read_json(self.fence_path)["attempt"]) > self.number
+        except LakeFileMissingError:
+            return False
+
+
+@dataclass(frozen=True)
+class PodResult(Record):
+    """What a pod says of its result: written last, and without it there is none.
+
+    :param job: the job's digest
+    :param attempt: the attempt's number, as the pod was given it
+    :param files: SHA-256 by name, of :data:`RESULT_FILES` and whatever else it left in its output folder
+    :param classes: class labels in output order, empty for regression
+    :param usage: as in ``usage.json``: wall and CPU seconds, peak memory in bytes
+    :param not_reproducible_because: why the same job may end in another model; empty if it does not
+    """
+
+    schema: ClassVar[str] = "pod_result/1"
+    job: str
+    attempt: int
+    files: dict[str, str]
+    classes: tuple[str, ...]
+    metrics: dict[str, float]
+    packages: dict[str, str]
+    usage: dict[str, float]
+    not_reproducible_because: tuple[str, ...] = ()
+
+
+RESULT_FILES = ("model.onnx", "reference.parquet", "profile.json", "metrics.json")
 
 
 @dataclass(frozen=True)
@@ -68,18 +186,31 @@ class Failure(Record):
     """Why a pod ended without a result.
 
     :param kind: ``user_error`` (``training.py``), ``memory``, ``data`` (the training set), ``conversion``
-        (to ONNX) and ``integrity`` (bytes in the lake) stay with a retry; the others may go
+        (to ONNX) and ``integrity`` (bytes in the lake) stay with a retry; the others may go. ``superseded``:
+        a newer attempt has begun
     :param traceback: the frames from ``training.py`` on, paths relative to the model folder
     """
 
     schema: ClassVar[str] = "training_failure/1"
-    kind: Literal["user_error", "memory", "data", "conversion", "integrity", "interrupted", "error"]
+    kind: Literal[
+        "user_error", "memory", "data", "conversion", "integrity", "interrupted", "superseded", "error"
+    ]
     message: str
     traceback: tuple[str, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """Message and traceback."""
+        return "\n  ".join([self.message, *self.traceback])
 
-def finished_training(lake: Lake, job: TrainingJob) -> Training | None:
-    """The job's result; None while there is no manifest."""
+
+def threads_of(cpu: str) -> int:
+    """Threads for a Kubernetes quantity of CPU such as ``500m`` or ``4``: whole cores, at least one."""
+    return max(1, math.ceil(parse_quantity(cpu)))
+
+
+def published_training(lake: Lake, job: TrainingJob) -> Training | None:
+    """The job's result; None while there is none."""
     try:
         return from_json(Training, lake.read_json(job.manifest_path))
     except LakeFileMissingError:

@@ -8,12 +8,8 @@ import json
 import logging
 import os
 import platform
-import resource
-import signal
 import sys
 import tempfile
-import threading
-import time
 import traceback
 import zipfile
 from collections.abc import Mapping
@@ -22,66 +18,102 @@ from typing import Any
 
 import polars as pl
 
-from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.adapters.lake import Lake, json_bytes, sha256
 from ml_lifecycle.adapters.onnx import as_served, convert
-from ml_lifecycle.errors import ConversionError, FeatureError, IntegrityError, LifecycleError, TrainingError
+from ml_lifecycle.errors import (
+    ConversionError,
+    FeatureError,
+    IntegrityError,
+    StaleAttemptError,
+    TrainingError,
+)
 from ml_lifecycle.metrics import Answers, class_indices, measure_all
 from ml_lifecycle.profiles.profile import SCORE_COLUMN, Profile, make_profile
-from ml_lifecycle.records import ColumnSpec, Training, TrainingSet, from_json, to_json
+from ml_lifecycle.records import ColumnSpec, TrainingSet, from_json, to_json
+from ml_lifecycle.training.checkpoints import Checkpoints
 from ml_lifecycle.training.fit import classes_of, fit, labels_of, load_train, user_frames
+from ml_lifecycle.training.interruption import end_when_told
 from ml_lifecycle.training.job import (
-    JOB_VARIABLE,
     LAKE_OPTIONS_VARIABLE,
     LAKE_VARIABLE,
+    Attempt,
     Failure,
+    PodResult,
     TrainingJob,
-    finished_training,
 )
-from ml_lifecycle.training.reference import Reference, make_reference, write_reference
+from ml_lifecycle.training.reference import Reference, make_reference, reference_bytes
+from ml_lifecycle.training.usage import Usage, reported
 
 log = logging.getLogger("ml_lifecycle.training")
 
-_INTERRUPTED = 128 + signal.SIGTERM
 _KINDS: dict[type[BaseException], str] = {
     TrainingError: "user_error",
     MemoryError: "memory",
     FeatureError: "data",
     ConversionError: "conversion",
     IntegrityError: "integrity",
+    StaleAttemptError: "superseded",
 }
 
 
 def main(environment: Mapping[str, str] = os.environ) -> int:
-    """Run the job named in the environment; returns the exit code."""
+    """Do the attempt named in the environment; returns the exit code."""
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     options = json.loads(environment.get(LAKE_OPTIONS_VARIABLE) or "{}")
     # They are credentials: the user's code has no use for them, and may print its environment.
     os.environ.pop(LAKE_OPTIONS_VARIABLE, None)
     lake = Lake(environment[LAKE_VARIABLE], options)
-    job = from_json(TrainingJob, lake.read_json(environment[JOB_VARIABLE]))
-    if _is_done(lake, job):
-        log.info("training %s is done already", job.digest)
+    attempt = Attempt.given(lake, environment)
+    if lake.exists(attempt.result_path):
+        log.info("attempt %d of training %s is done already", attempt.number, attempt.job.digest)
         return 0
-    lake.delete(job.failure_path)
-    _end_on_sigterm(lake, job)
+    lake.delete(attempt.failure_path)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model").resolve()
+        checkpoints = make_checkpoints(lake, attempt, Path(scratch, "checkpoints"))
+        _end_on_sigterm(lake, attempt, checkpoints)
         try:
-            run_job(lake, job, folder)
+            run_attempt(lake, attempt, folder, checkpoints)
         except Exception as error:  # noqa: BLE001 - whatever it is, the operator reads of it in failure.json
             failure = _failure(error, folder)
-            lake.write_json(job.failure_path, to_json(failure))
-            log.error("%s: %s", failure.kind, "\n  ".join([failure.message, *failure.traceback]))
+            lake.write_json(attempt.failure_path, to_json(failure))
+            log.error("%s: %s", failure.kind, failure.text)
             return 1
     return 0
 
 
-def run_job(lake: Lake, job: TrainingJob, folder: Path) -> Training:
+def make_checkpoints(lake: Lake, attempt: Attempt, scratch: Path) -> Checkpoints:
+    """The job's checkpoints, for this attempt at it.
+
+    :param scratch: a local folder with room for one
+    """
+    return Checkpoints(
+        lake,
+        attempt.job.checkpoints_path,
+        attempt.number,
+        attempt.job.seed,
+        scratch=scratch,
+        stale=lambda: attempt.is_superseded(lake),
+    )
+
+
+def run_attempt(
+    lake: Lake, attempt: Attempt, folder: Path, checkpoints: Checkpoints | None = None
+) -> PodResult:
     """Train, and write the result with its manifest last.
 
     :param folder: where to unpack the model folder
+    :param checkpoints: :func:`make_checkpoints`'s, with scratch beside the folder, if not given
+    :raises StaleAttemptError: a newer attempt has begun meanwhile. Retry: no.
     """
-    started = time.monotonic()
+    scratch = folder.with_name(f"{folder.name}-checkpoints")
+    checkpoints = checkpoints or make_checkpoints(lake, attempt, scratch)
+    with reported(lake, attempt.usage_path) as usage:
+        return _run(lake, attempt, folder, usage, checkpoints)
+
+
+def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage, checkpoints: Checkpoints) -> PodResult:
+    job = attempt.job
     training_set = from_json(TrainingSet, lake.read_json(job.training_set_path))
     if training_set.digest != job.training_set_digest:
         raise IntegrityError(
@@ -93,7 +125,7 @@ def run_job(lake: Lake, job: TrainingJob, folder: Path) -> Training:
         raise FeatureError(f"there are {rows.height} training rows and {holdout.height} holdout rows")
     served = as_served(rows, training_set.columns)
     labels = labels_of(rows, training_set.label_column, job.task)
-    estimator, model = _fit_and_convert(job, folder, training_set.columns, served, labels)
+    estimator, model = _fit_and_convert(job, folder, training_set.columns, served, labels, checkpoints)
     reference = make_reference(
         estimator, as_served(holdout, training_set.columns), training_set.columns, job.task
     )
@@ -101,33 +133,33 @@ def run_job(lake: Lake, job: TrainingJob, folder: Path) -> Training:
     outputs = reference.outputs[: reference.holdout_rows]
     truth = _truth(holdout[training_set.label_column], classes)
     metrics, reasons = measure_all(Answers(job.task, truth, outputs))
-    training = Training(
-        run=job.run,
-        digest=job.digest,
-        path=job.path,
-        training_set_path=job.training_set_path,
-        snapshot_digest=training_set.snapshot_digest,
-        code_digest=job.code_digest,
-        spec_digest=job.spec_digest,
-        train_end=training_set.train_end,
-        model_path=f"{job.path}/model.onnx",
-        model_digest=sha256(model),
-        columns=training_set.columns,
+    files = {
+        "model.onnx": model,
+        "reference.parquet": reference_bytes(reference),
+        "profile.json": json_bytes(to_json(_profile(served, training_set.columns, reference))),
+        "metrics.json": json_bytes({"metrics": metrics, "not_computed": reasons}),
+    }
+    if attempt.is_superseded(lake):
+        raise StaleAttemptError(f"a newer attempt has begun: attempt {attempt.number} publishes nothing")
+    for name, data in files.items():
+        lake.write_bytes(f"{attempt.path}/{name}", data)
+    usage.sample()
+    figures = usage.figures()
+    lake.write_json(attempt.usage_path, figures)
+    result = PodResult(
+        job=job.digest,
+        attempt=attempt.number,
+        files={name: sha256(data) for name, data in files.items()},
         classes=classes,
-        reference_path=f"{job.path}/reference.parquet",
-        profile_path=f"{job.path}/profile.json",
-        parameters=job.parameters,
         metrics=metrics,
         packages=_packages(),
-        resources=_resources(started),
+        usage=figures,
+        not_reproducible_because=checkpoints.reasons,
     )
-    lake.write_bytes(training.model_path, model)
-    write_reference(lake, training.reference_path, reference)
-    lake.write_json(training.profile_path, to_json(_profile(served, training_set.columns, reference)))
-    lake.write_json(f"{job.path}/metrics.json", {"metrics": metrics, "not_computed": reasons})
-    lake.write_json(job.manifest_path, to_json(training))
-    log.info("done in %.1f s: %s", training.resources["wall_seconds"], metrics)
-    return training
+    lake.write_json(attempt.result_path, to_json(result))
+    checkpoints.discard()
+    log.info("done in %.1f s: %s", figures["wall_seconds"], metrics)
+    return result
 
 
 def _fit_and_convert(
@@ -136,11 +168,12 @@ def _fit_and_convert(
     columns: tuple[ColumnSpec, ...],
     served: pl.DataFrame,
     labels: pl.Series,
+    checkpoints: Checkpoints,
 ) -> tuple[Any, bytes]:
     """The fitted estimator and its ONNX file; a failure also names columns without any value."""
     log.info("fitting on %d rows of %d columns", served.height, served.width)
     try:
-        estimator = fit(load_train(folder), served, labels, job.parameters, job.seed, job.task)
+        estimator = fit(load_train(folder), served, labels, job.parameters, job.seed, job.task, checkpoints)
         log.info("fitted; converting to ONNX")
         return estimator, convert(estimator, columns, job.task)
     except (TrainingError, ConversionError) as error:
@@ -149,40 +182,14 @@ def _fit_and_convert(
         raise type(error)(f"{error} (no training row has a value in {', '.join(empty)})") from error.__cause__
 
 
-def _is_done(lake: Lake, job: TrainingJob) -> bool:
-    """Whether there is a manifest and the model it names; a torn result is made again."""
-    finished = finished_training(lake, job)
-    if finished is None:
-        return False
-    try:
-        lake.read_bytes(finished.model_path, finished.model_digest)
-    except LifecycleError as error:
-        log.warning("the finished result is not whole, training again: %s", error)
-        return False
-    return True
+def _end_on_sigterm(lake: Lake, attempt: Attempt, checkpoints: Checkpoints) -> None:
+    """Told to end, go on to the next checkpoint if there is time for it, say in the lake why, and exit."""
 
+    def say(signal_name: str) -> None:
+        message = f"the pod was asked to end ({signal_name}) before the model was trained"
+        lake.write_json(attempt.failure_path, to_json(Failure("interrupted", message)))
 
-def _end_on_sigterm(lake: Lake, job: TrainingJob) -> None:
-    """On SIGTERM say so in the lake and exit at once, even in the middle of a long call into C.
-
-    A Python signal handler would wait for that call to return; the wake-up byte is written by C code, and
-    a thread can act on it.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.set_wakeup_fd(writer)
-
-    def wait() -> None:
-        while os.read(reader, 1)[0] != signal.SIGTERM:
-            continue
-        failure = Failure("interrupted", "the pod was asked to end (SIGTERM) before the model was trained")
-        try:
-            lake.write_json(job.failure_path, to_json(failure))
-        finally:
-            os._exit(_INTERRUPTED)
-
-    threading.Thread(target=wait, daemon=True, name="sigterm").start()
+    end_when_told(checkpoints, attempt.grace_seconds, say)
 
 
 def _failure(error: Exception, folder: Path) -> Failure:
@@ -232,15 +239,6 @@ def _packages() -> dict[str, str]:
     names = {distribution for module in imported for distribution in found.get(module, ())}
     versions = {name.lower(): importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), **dict(sorted(versions.items()))}
-
-
-def _resources(started: float) -> dict[str, float]:
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {
-        "wall_seconds": round(time.monotonic() - started, 3),
-        "cpu_seconds": round(own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime, 3),
-        "peak_memory_bytes": float(max(own.ru_maxrss, children.ru_maxrss) * 1024),
-    }
 
 
 if __name__ == "__main__":

@@ -116,8 +116,8 @@ def make_reference(
     return Reference(holdout.height, probes, names, np.concatenate([part.outputs for part in parts]), labels)
 
 
-def write_reference(lake: Lake, path: str, reference: Reference) -> None:
-    """Write it as Parquet."""
+def reference_bytes(reference: Reference) -> bytes:
+    """As a Parquet file."""
     rows, probes = reference.holdout_rows, len(reference.probe_names)
     inputs = pl.concat([reference.probes.clear(rows), reference.probes])
     outputs = reference.outputs.reshape(rows + probes, -1)
@@ -129,11 +129,11 @@ def write_reference(lake: Lake, path: str, reference: Reference) -> None:
     )
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
-    lake.write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_reference(lake: Lake, path: str, columns: Sequence[ColumnSpec], task: TaskType) -> Reference:
-    """Read :func:`write_reference`'s file back."""
+    """Read :func:`reference_bytes`'s file back."""
     with lake.open(path) as file:
         frame = pl.read_parquet(file)
     probes = frame.filter(pl.col(_PROBE).is_not_null())

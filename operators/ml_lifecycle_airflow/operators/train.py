@@ -1,10 +1,13 @@
-"""Train: a pod of its own."""
+"""Train: in pods, until one of them has left a result."""
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -17,32 +20,40 @@ from ml_lifecycle_airflow.operators.base import (
     final_errors_fail_at_once,
     required_folder,
 )
+from ml_lifecycle_airflow.pod_arguments import container_resources, pod_arguments, tolerations
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from kubernetes.client import V1Pod
 
     from ml_lifecycle.records import Training
-    from ml_lifecycle.spec.model import Training as TrainingSpec
-    from ml_lifecycle.training.job import TrainingJob
+    from ml_lifecycle.spec.training import Pool
+    from ml_lifecycle.spec.training import Training as TrainingSpec
+    from ml_lifecycle.stages.train_attempts import TrainingAttempts
+    from ml_lifecycle.training.job import Attempt, TrainingJob
+    from ml_lifecycle.training.outcomes import Launch, PodFacts
 
 # What somebody's mark or clear makes of a task that runs. In every other state only its worker goes away.
 _ENDED = frozenset({"failed", "success", "skipped", "removed", "restarting"})
 _ASKING_SECONDS = 3.0  # the supervisor kills a task five seconds after it has told it to stop
+_ATTEMPT = "ml-lifecycle/attempt"  # a pod's annotation
 
 
 class TrainOperator(KubernetesPodOperator):
-    """Train in a pod and log the result to MLflow.
+    """Train in pods, one after another until one has left a result, and log it to MLflow.
 
-    The pod gets lake URIs and digests, nothing else, and writes its result to the lake, manifest last; there
-    is no XCom sidecar. Success without a manifest is a failure. Every KubernetesPodOperator argument is open.
+    A pod gets lake URIs and digests, nothing else, and writes its result to the lake, manifest last; there is
+    no XCom sidecar. Success without a manifest is a failure. Every KubernetesPodOperator argument is open,
+    here and as ``training.pod`` in the spec.
 
-    The pod outlives a worker that stops or dies: the next attempt finds it and goes on with it. It ends when
-    somebody marks or clears the task, and at the spec's ``timeout``.
+    A pod that never started, or that the infrastructure ended, is followed by another that goes on from the
+    newest checkpoint, within the budgets of ``training.recovery``: no retry of the task is spent. A pod
+    outlives a worker that stops or dies: the next attempt finds it and goes on with it. It ends when somebody
+    marks or clears the task, and at the spec's ``timeout``.
 
     :param folder: the model folder
     :param training_set: the training set's record
-    :param training: the spec's ``training`` section: image, resources, timeout
+    :param training: the spec's ``training`` section: image, resources, pools, recovery
     """
 
     template_fields = (*KubernetesPodOperator.template_fields, "training_set")
@@ -50,48 +61,54 @@ class TrainOperator(KubernetesPodOperator):
     mlflow_run_url: str | None = None
     _instance: Any = None
     _timed_out = False
+    _ended_by_somebody = False
+    _attempt: Attempt | None = None
+    _facts: PodFacts | None = None
+    _given: tuple[list[Any], list[Any]] | None = None  # environment and secrets, without the attempt's own
 
     def __init__(
         self, *, folder: str | None = None, training_set: RecordArg, training: TrainingSpec, **kwargs: Any
     ) -> None:
-        from kubernetes.client import V1ResourceRequirements
-
-        wanted = training.resources
-        amounts = {"cpu": wanted.cpu, "memory": wanted.memory}
-        if wanted.gpu:
-            amounts["nvidia.com/gpu"] = str(wanted.gpu)
-        defaults: dict[str, Any] = {
-            "image": training.image or "airflow-ml-lifecycle-training:latest",
-            "container_resources": V1ResourceRequirements(requests=amounts, limits=amounts),
-            "active_deadline_seconds": int(training.timeout.total_seconds()),
-            "startup_check_interval_seconds": 1,
-            "on_finish_action": "delete_pod",
-        }
-        super().__init__(**{**defaults, **kwargs}, do_xcom_push=False)
+        super().__init__(**{**pod_arguments(training), **kwargs}, do_xcom_push=False)
         self.folder = required_folder(folder, self.task_id)
         self.training_set = training_set
 
     def execute(self, context: Context) -> None:
-        """Launch the pod, wait, and push the training's record as the return value.
+        """Launch pods until there is a result, and push the training's record as the return value.
 
-        :raises AirflowFailException: the user's code failed, or it does not convert; no retry helps.
+        :raises AirflowFailException: the user's code failed, it does not convert, or no node could ever run
+            the pod; no retry helps.
+        :raises PodFailedError: the budgets of ``training.recovery`` are spent. Retry: yes.
         """
+        from ml_lifecycle.stages.train import finished_training
+
         self._instance = context["ti"]
         resources = Resources(self.folder)
         job = self._plan(resources, context)
-        self._launch_with(job, resources)
-        if resources.lake().exists(job.manifest_path):
-            self._finish(resources, job, context)
+        attempts = self._attempts(resources, job)
+        training = finished_training(resources.lake(), job) or self._take_up(attempts, context)
+        if training is not None:
+            self._finish(resources, training, context)
+        elif self.pod is not None:
+            self._supervise(resources, attempts, context, lambda: self._run(context))
         else:
-            self._supervise(resources, job, context, lambda: super(TrainOperator, self).execute(context))
+            self._supervise(resources, attempts, context, lambda: self._launch(resources, attempts, context))
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
         """Come back from the trigger, in deferrable mode. Errors as in :meth:`execute`."""
-        self._instance, self._timed_out = context["ti"], event["status"] == "timeout"
+        self._instance = context["ti"]
+        # A pod that did not start in time is a "timeout" as well, and no reason to end the task.
+        self._timed_out = event["status"] == "timeout" and time.time() >= event.get(
+            "_execution_deadline", math.inf
+        )
         resources = Resources(self.folder)
-        job = self._plan(resources, context)
+        attempts = self._attempts(resources, self._plan(resources, context))
+        self._attempt = attempts.open_attempt()
         self._supervise(
-            resources, job, context, lambda: super(TrainOperator, self).trigger_reentry(context, event)
+            resources,
+            attempts,
+            context,
+            lambda: super(TrainOperator, self).trigger_reentry(context, event),
         )
 
     def on_kill(self) -> None:
@@ -104,6 +121,7 @@ class TrainOperator(KubernetesPodOperator):
         if self._killed or self.pod is None:
             return
         if self._ended():
+            self._ended_by_somebody = True
             super().on_kill()
             return
         self._killed = True
@@ -117,10 +135,229 @@ class TrainOperator(KubernetesPodOperator):
         context: Context | None = None,
     ) -> None:
         """Remove a pod that has ended; one that trains is the next attempt's, whatever this one failed of."""
-        if remote_pod is not None and not self._timed_out and self._trains(remote_pod):
-            self.log.info("pod %s still trains and is left to the next attempt", remote_pod.metadata.name)
+        if self.pod is not None:
+            self._facts = self._look(self.pod)
+        if self._facts is not None and self._trains(self._facts):
+            self.log.info("pod %s still trains and is left to the next attempt", self._facts.name)
             return
         super().cleanup(pod, remote_pod, xcom_result, context)
+
+    def find_pod(self, namespace: str, context: Context, *, exclude_checked: bool = True) -> V1Pod | None:
+        """The pod of the attempt that is open; those of earlier ones, which may linger, are none."""
+        number = str(self._attempt.number) if self._attempt is not None else None
+        found = [pod for pod in self._pods(namespace, context) if _number(pod) == number]
+        return found[0] if found else None
+
+    def get_or_create_pod(self, pod_request_obj: V1Pod, context: Context) -> V1Pod:
+        """Create it: whether there is one to go on with was found out before its attempt began."""
+        self.pod_manager.create_pod(pod=pod_request_obj)
+        return pod_request_obj
+
+    # One attempt after another
+
+    def _supervise(
+        self, resources: Resources, attempts: TrainingAttempts, context: Context, run: Callable[[], object]
+    ) -> None:
+        """Run pods until one has left a result, or the history of them allows no further one."""
+        from ml_lifecycle.records import Training
+
+        while True:
+            cause: Exception | None = None
+            try:
+                run()
+            except AirflowTaskTimeout:
+                super().on_kill()
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the pod's own end says more
+                cause = error
+            if self._ended_by_somebody:
+                raise cause or AirflowException("somebody ended the task, and its pod with it")
+            if cause is not None:
+                self._raise_unless_it_ended(cause)
+            assert self._attempt is not None, "begun by _launch, or taken up"
+            ended = attempts.settle(self._attempt, self._facts, str(cause or ""))
+            if isinstance(ended, Training):
+                self._finish(resources, ended, context)
+                return
+            if self._timed_out and cause is not None:
+                raise cause
+            run = lambda: self._launch(resources, attempts, context)  # noqa: E731
+
+    def _launch(self, resources: Resources, attempts: TrainingAttempts, context: Context) -> None:
+        """Begin the next attempt, if its history allows one, and run its pod."""
+        with final_errors_fail_at_once():
+            self._attempt, launch = attempts.begin(self._fitting_pools(resources.spec.training))
+        time.sleep(launch.delay_seconds)
+        self._facts = self.pod = self.pod_request_obj = self.remote_pod = None
+        self._remove_pods_of_others(context)
+        self._prepare(self._attempt, launch, resources)
+        self.log.info(
+            "attempt %d%s", self._attempt.number, f" in pool {launch.pool.name}" if launch.pool else ""
+        )
+        self._run(context)
+
+    def _run(self, context: Context) -> None:
+        super().execute(context)
+
+    def _take_up(self, attempts: TrainingAttempts, context: Context) -> Training | None:
+        """Go on with the pod of an attempt that an earlier worker left open, if it is still there.
+
+        Returns what a pod left that has ended and gone, unseen.
+        """
+        from ml_lifecycle.records import Training
+
+        self._attempt = attempts.open_attempt()
+        if self._attempt is None:
+            return None
+        self.pod = self.find_pod(self._namespace(context), context)
+        if self.pod is not None:
+            return None
+        ended = attempts.settle(self._attempt, None, "its pod is not there any more")
+        return ended if isinstance(ended, Training) else None
+
+    def _raise_unless_it_ended(self, cause: Exception) -> None:
+        """Raise what is no news of a pod's end: the pod may well go on, and the next attempt with it.
+
+        :raises ServerUnavailableError: the Pods API does not answer. Retry: yes.
+        """
+        from airflow.sdk.exceptions import AirflowFailException
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import MaxRetryError
+
+        from ml_lifecycle.errors import LifecycleError, ServerUnavailableError
+        from ml_lifecycle.training.outcomes import refused
+
+        if isinstance(cause, LifecycleError | AirflowFailException):
+            raise cause
+        if isinstance(cause, ApiException) and self.pod is None:
+            self._facts = refused(str(self.name), cause.status, cause.body)
+            return
+        if isinstance(cause, MaxRetryError):
+            pool = cause.pool
+            raise ServerUnavailableError(
+                f"the Pods API at {pool.host}:{pool.port} (connection {self.kubernetes_conn_id!r}) does not "
+                f"answer: {cause.reason}"
+            ) from cause
+        if self._facts is not None and self._trains(self._facts):
+            raise cause
+
+    def _trains(self, facts: PodFacts) -> bool:
+        return facts.running and not facts.deleted and not self._timed_out
+
+    def _look(self, pod: V1Pod) -> PodFacts:
+        """What the cluster says of a pod now."""
+        from kubernetes.client import ApiException
+
+        from ml_lifecycle.training.outcomes import pod_facts
+
+        try:
+            now, gone = self.pod_manager.read_pod(pod), False
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            now, gone = pod, True
+        return pod_facts(
+            self.client.api_client.sanitize_for_serialization(now), self.base_container_name, gone
+        )
+
+    # What a pod is made of
+
+    def _prepare(self, attempt: Attempt, launch: Launch, resources: Resources) -> None:
+        from airflow.providers.cncf.kubernetes.secret import Secret
+        from kubernetes.client import V1EnvVar
+
+        from ml_lifecycle_airflow.hooks.lake import LakeHook
+
+        self.name = self.name or f"train-{resources.spec.name}".replace("_", "-")
+        self.cmds = list(attempt.job.command)
+        self.arguments = []
+        self.annotations = {**(self.annotations or {}), _ATTEMPT: str(attempt.number)}
+        self.container_resources = container_resources(
+            resources.spec.training.resources, launch.memory_factor
+        )
+        if launch.pool is not None:
+            self.node_selector = dict(launch.pool.node_selector)
+            self.tolerations = tolerations(launch.pool)
+        if self._given is None:
+            self._given = list(self.env_vars), list(self.secrets)
+        env_vars, secrets = self._given
+        given = attempt.environment(resources.lake().url)
+        self.env_vars = [
+            *env_vars,
+            *(V1EnvVar(name=key, value=value) for key, value in given.items()),
+        ]
+        if secret := LakeHook(resources.spec.connections.lake).pod_secret():
+            self.secrets = [*secrets, Secret("env", "ML_LIFECYCLE_LAKE_OPTIONS", *secret)]
+
+    def _plan(self, resources: Resources, context: Context) -> TrainingJob:
+        from ml_lifecycle.records import TrainingSet
+        from ml_lifecycle.stages.train import plan_training
+
+        with final_errors_fail_at_once():
+            training_set = resources.received(TrainingSet, self.training_set, context)
+            return plan_training(resources.model, resources.lake(), training_set)
+
+    def _attempts(self, resources: Resources, job: TrainingJob) -> TrainingAttempts:
+        from ml_lifecycle.records import digest_of
+        from ml_lifecycle.stages.train_attempts import TrainingAttempts
+
+        one = self._instance
+        return TrainingAttempts(
+            resources.database(),
+            resources.lake(),
+            job,
+            resources.spec.training,
+            owner=digest_of([one.dag_id, one.run_id, one.task_id, one.map_index])[:32],
+            try_number=one.try_number,
+            now=lambda: datetime.now(UTC),
+        )
+
+    def _fitting_pools(self, training: TrainingSpec) -> list[Pool]:
+        """The pools that could run the pod.
+
+        :raises AirflowFailException: none ever could.
+        """
+        from kubernetes.client import ApiException
+
+        from ml_lifecycle.errors import UnschedulableError
+        from ml_lifecycle.training.placement import fitting, never_fits
+
+        try:
+            nodes = self.client.api_client.sanitize_for_serialization(self.client.list_node())["items"]
+        except ApiException as error:
+            if error.status not in (401, 403, 404):
+                raise
+            self.log.info(
+                "the cluster's nodes may not be listed, so nobody knows whether one is large enough"
+            )
+            return list(training.pools)
+        if training.pools:
+            pools, reasons = fitting(nodes, training.resources, training.pools)
+            refused = not pools
+        else:
+            reason = never_fits(nodes, training.resources, None)
+            pools, reasons, refused = [], [reason] if reason else [], bool(reason)
+        for reason in reasons:
+            self.log.warning("%s", reason)
+        if refused:
+            with final_errors_fail_at_once():
+                raise UnschedulableError("; ".join(reasons), now=False)
+        return pools
+
+    # The cluster's pods of this task
+
+    def _namespace(self, context: Context) -> str:
+        return str(self.build_pod_request_obj(context).metadata.namespace)
+
+    def _pods(self, namespace: str, context: Context) -> list[V1Pod]:
+        selector = self._build_find_pod_label_selector(context, exclude_checked=True)
+        return list(self.client.list_namespaced_pod(namespace=namespace, label_selector=selector).items)
+
+    def _remove_pods_of_others(self, context: Context) -> None:
+        """Pods of earlier attempts can publish nothing any more; they would only cost."""
+        for pod in self._pods(self._namespace(context), context):
+            self.log.info("pod %s is of an earlier attempt and is removed", pod.metadata.name)
+            self.pod_manager.delete_pod(pod)
 
     def _ended(self) -> bool:
         """Whether somebody ended this task. Nobody, as far as is known, if Airflow does not answer."""
@@ -142,91 +379,17 @@ class TrainOperator(KubernetesPodOperator):
         asking.join(_ASKING_SECONDS)
         return bool(_ENDED.intersection(states.get(one.run_id, {}).values()))
 
-    def _trains(self, pod: V1Pod) -> bool:
-        from airflow.providers.cncf.kubernetes.utils.container import container_is_running
-        from kubernetes.client import ApiException
-
-        try:
-            now = self.pod_manager.read_pod(pod)
-        except ApiException as error:
-            if error.status == 404:
-                return False
-            raise
-        return now.metadata.deletion_timestamp is None and container_is_running(now, self.base_container_name)
-
-    def _plan(self, resources: Resources, context: Context) -> TrainingJob:
-        from ml_lifecycle.records import TrainingSet
-        from ml_lifecycle.stages.train import plan_training
-
-        with final_errors_fail_at_once():
-            training_set = resources.received(TrainingSet, self.training_set, context)
-            return plan_training(resources.model, resources.lake(), training_set)
-
-    def _supervise(
-        self, resources: Resources, job: TrainingJob, context: Context, run: Callable[[], object]
-    ) -> None:
-        from urllib3.exceptions import MaxRetryError
-
-        from ml_lifecycle.errors import ServerUnavailableError
-
-        try:
-            run()
-        except AirflowTaskTimeout:
-            super().on_kill()
-            raise
-        except MaxRetryError as error:
-            pool = error.pool
-            raise ServerUnavailableError(
-                f"the Pods API at {pool.host}:{pool.port} (connection {self.kubernetes_conn_id!r}) does not "
-                f"answer: {error.reason}"
-            ) from error
-        except Exception as error:
-            # Whatever KubernetesPodOperator raised, the pod's own account of a failure says more.
-            self._finish(resources, job, context, cause=error)
-            if isinstance(error, MaxRetryError):
-                pool = error.pool
-                raise ServerUnavailableError(
-                    f"the Pods API at {pool.host}:{pool.port} (connection {self.kubernetes_conn_id!r}) "
-                    f"does not answer: {error.reason}"
-                ) from error
-            raise
-        self._finish(resources, job, context)
-
-    def _launch_with(self, job: TrainingJob, resources: Resources) -> None:
-        from airflow.providers.cncf.kubernetes.secret import Secret
-        from kubernetes.client import V1EnvVar
-
-        from ml_lifecycle_airflow.hooks.lake import LakeHook
-
-        self.name = self.name or f"train-{resources.spec.name}".replace("_", "-")
-        self.cmds = list(job.command)
-        self.arguments = []
-        self.env_vars = [
-            *self.env_vars,
-            *(
-                V1EnvVar(name=key, value=value)
-                for key, value in job.environment(resources.lake().url).items()
-            ),
-        ]
-        if secret := LakeHook(resources.spec.connections.lake).pod_secret():
-            self.secrets = [*self.secrets, Secret("env", "ML_LIFECYCLE_LAKE_OPTIONS", *secret)]
-
-    def _finish(
-        self, resources: Resources, job: TrainingJob, context: Context, cause: Exception | None = None
-    ) -> None:
-        from ml_lifecycle.errors import PodFailedError
+    def _finish(self, resources: Resources, training: Training, context: Context) -> None:
         from ml_lifecycle.records import to_json
-        from ml_lifecycle.stages.train import collect_training, log_training
+        from ml_lifecycle.stages.train import log_training
 
         with final_errors_fail_at_once():
-            try:
-                training: Training = collect_training(resources.lake(), job)
-            except PodFailedError:
-                if cause is not None:
-                    return  # the pod left no account of its own: the cause says what is known
-                raise
             training = log_training(resources.mlflow(), resources.lake(), training)
         if page := resources.mlflow_page():
             self.mlflow_run_url = f"{page}/#/runs/{training.mlflow_run_id}"
         self.log.info("model %s: %s", training.model_digest[:12], training.metrics)
         context["ti"].xcom_push(key="return_value", value=to_json(training))
+
+
+def _number(pod: V1Pod) -> str | None:
+    return (pod.metadata.annotations or {}).get(_ATTEMPT)

@@ -284,6 +284,9 @@ class Stack:
             # A task whose process ends a little after its sockets is noticed at the next heartbeat only.
             "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+            # Runs are looked at in turn, so many a loop (20 by default). Runs that wait for a person take
+            # their turns too: with 500 of them another run's next step waited 26 loops, 11 seconds.
+            "AIRFLOW__SCHEDULER__MAX_DAGRUNS_PER_LOOP_TO_SCHEDULE": "100",
             # Tasks of a scheduler that died are taken up again within a minute, not five.
             "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
             # Tasks wait two minutes or more for an API server that starts again; with Airflow's own fifteen
