@@ -132,9 +132,8 @@ def load_module(folder_path: str | os.PathLike[str], stem: str) -> ModuleType:
     file = folder / f"{stem}.py"
     if file.name not in files:
         raise SpecError(f"{file}: missing file")
-    identity = sha256(os.fsencode(folder) + _pack(files))[:16]
     try:
-        return import_module(folder, files, identity, stem)
+        return import_module(folder, files, sha256(_pack(files)), stem)
     except Exception as error:
         # Whatever the user's code raises is the folder's fault, and is shown with its place in the file.
         place = f"{error_place(error, file)}: {type(error).__name__}: {error}"

@@ -6,8 +6,11 @@ Its files import each other by a dot: ``from .network import fit``, or ``from . 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 _PREFIX = "ml_lifecycle_folder_"
+_OF_A_FOLDER = re.compile(rf"(?P<state>{_PREFIX}.+_[0-9a-f]{{16}}_)[0-9a-f]{{8}}\.(?P<below>.+)")
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,16 @@ class _Package:
     sources: Mapping[str, bytes]
 
 
-def import_module(folder: Path, files: Mapping[str, bytes], identity: str, stem: str) -> ModuleType:
+def import_module(folder: Path, files: Mapping[str, bytes], digest: str, stem: str) -> ModuleType:
     """The module ``stem`` of the folder in this state, run if it is asked for the first time.
 
     Raises what the folder's code raises. Then nothing that this call has imported is left.
 
     :param files: every file of the folder, by its path below it with ``/``
-    :param identity: differs for every place and state of a folder
+    :param digest: over all of them, SHA-256 in hexadecimal
     """
-    package = f"{_PREFIX}{folder.name.replace('.', '_')}_{identity}"
+    place = hashlib.sha256(os.fsencode(folder)).hexdigest()
+    package = f"{_PREFIX}{folder.name.replace('.', '_')}_{digest[:16]}_{place[:8]}"
     _FINDER.packages.setdefault(
         package, _Package(folder, {name: data for name, data in files.items() if name.endswith(".py")})
     )
@@ -49,6 +54,17 @@ def import_module(folder: Path, files: Mapping[str, bytes], identity: str, stem:
             if name == package or name.startswith(f"{package}."):
                 del sys.modules[name]
         raise
+
+
+def name_here(module: str) -> str:
+    """What a module of a folder is called here that lay elsewhere when something of it was pickled.
+
+    :param module: any module's name; returned as it is unless this process knows the same files at a place
+    """
+    if (found := _OF_A_FOLDER.fullmatch(module)) is None:
+        return module
+    here = [package for package in _FINDER.packages if package.startswith(found["state"])]
+    return f"{here[-1]}.{found['below']}" if here else module
 
 
 class _Finder(MetaPathFinder):
