@@ -26,6 +26,23 @@ def get_provider_info() -> dict[str, Any]:
             {"connection-type": conn_type, "hook-class-name": f"ml_lifecycle_airflow.hooks.{name}"}
             for conn_type, name in _HOOKS.items()
         ],
+        "config": {
+            "ml_lifecycle": {
+                "description": "Options of airflow-ml-lifecycle.",
+                "options": {
+                    "prices": {
+                        "description": (
+                            "What an hour of a training pod costs, as JSON: currency, default and pools, "
+                            "each with cpu (of a core), memory (of a GiB) and gpu (of a device)."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": '{"currency": "EUR", "default": {"cpu": 0.04, "memory": 0.005, "gpu": 2}}',
+                        "default": "",
+                    }
+                },
+            }
+        },
         "extra-links": [
             f"ml_lifecycle_airflow.links.{name}" for name in ("MlflowRunLink", "ReportLink", "ModelPageLink")
         ],

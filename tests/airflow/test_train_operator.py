@@ -24,8 +24,10 @@ from waiting import wait_until
 import ml_lifecycle
 from ml_lifecycle.errors import PodFailedError, ServerUnavailableError, UnschedulableError
 from ml_lifecycle.ledger.attempts import attempts_of
+from ml_lifecycle.ledger.ledger import TRAINING, Ledger
 from ml_lifecycle.localpods.connection import connection_json
 from ml_lifecycle.records import Training, from_json, to_json
+from ml_lifecycle.training.cost import Cost
 from ml_lifecycle_airflow.operators.train import TrainOperator
 
 from .conftest import World
@@ -244,7 +246,12 @@ def test_a_pod_that_the_infrastructure_ends_is_followed_by_another(
     rows = attempts_of(world.database, task_job(world, spot))
     assert [row.outcome.kind for row in rows if row.outcome] == ["interrupted", "interrupted", "finished"]
     assert [row.pool for row in rows] == ["spot", "spot", "bought"]
-    assert from_json(Training, now["ti"].pushed["return_value"]).attempt == 3
+    training = from_json(Training, now["ti"].pushed["return_value"])
+    assert training.attempt == 3
+    (entry,) = [entry for entry in Ledger(world.database).entries() if entry.kind == TRAINING]
+    assert entry.subject == training.digest
+    cost = from_json(Cost, entry.payload)
+    assert (cost.attempts, cost.interruptions, cost.price) == (3, 2, None)
 
 
 def task_job(world: World, edited: World) -> str:

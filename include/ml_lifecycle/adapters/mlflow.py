@@ -50,11 +50,16 @@ def _answering(tracking_uri: str) -> Iterator[None]:
 
 
 def log_training(
-    tracking_uri: str, training: Training, files: Mapping[str, bytes], tags: Mapping[str, str]
+    tracking_uri: str,
+    training: Training,
+    files: Mapping[str, bytes],
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
 ) -> str:
     """The id of the training's MLflow run, which is made, or finished, if need be.
 
     :param files: artifacts, by name
+    :param metrics: more than the training's own
     :raises ServerUnavailableError: MLflow does not answer. Retry: yes.
     """
     with _answering(tracking_uri):
@@ -66,7 +71,7 @@ def log_training(
             if run.info.status == "FINISHED":
                 return run_id
             _end_orphans(client, experiment, training)
-            if _finish_run(client, run_id, training, files, tags):
+            if _finish_run(client, run_id, training, files, tags, metrics):
                 return run_id
     raise ServerUnavailableError(
         f"the MLflow runs of training {training.digest} are deleted while being logged"
@@ -74,14 +79,20 @@ def log_training(
 
 
 def _finish_run(
-    client: Any, run_id: str, training: Training, files: Mapping[str, bytes], tags: Mapping[str, str]
+    client: Any,
+    run_id: str,
+    training: Training,
+    files: Mapping[str, bytes],
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
 ) -> bool:
     """Log everything and end the run; False if it was given up meanwhile for one made at the same time."""
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
 
     at = int(training.run.as_of.timestamp() * 1000)  # a fixed time: the same metric again is the same row
-    numbers = training.metrics | {f"resources.{key}": value for key, value in training.resources.items()}
+    resources = {f"resources.{key}": value for key, value in training.resources.items()}
+    numbers = {**training.metrics, **resources, **metrics}
     try:
         _log_batch(
             client,
@@ -192,6 +203,7 @@ def _lineage(training: Training) -> dict[str, str]:
         f"{TAG}.run_id": training.run.run_id,
         f"{TAG}.requested_by": training.run.requested_by or "",
         f"{TAG}.packages": _json(training.packages).decode(),
+        f"{TAG}.reproducible": "; ".join(training.not_reproducible_because) or "true",
     }
 
 

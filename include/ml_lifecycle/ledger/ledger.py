@@ -29,6 +29,9 @@ DECISION = "decision"
 RELEASE = "release"
 """Kind of the entries that say what became of a release; their subject is environment/endpoint/revision."""
 
+TRAINING = "training"
+"""Kind of the entries that say what a training cost; their subject is the training's digest."""
+
 _LONGEST_REASON = 2000
 
 

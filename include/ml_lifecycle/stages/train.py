@@ -22,6 +22,7 @@ from ml_lifecycle.errors import (
 )
 from ml_lifecycle.records import Training, TrainingSet, digest_of, from_json, to_json
 from ml_lifecycle.spec.folder import ModelFolder, pack_folder
+from ml_lifecycle.training.cost import Cost
 from ml_lifecycle.training.job import (
     RESULT_FILES,
     Attempt,
@@ -185,15 +186,26 @@ def _training(lake: Lake, attempt: Attempt, result: PodResult) -> Training:
 
 
 def log_training(
-    tracking_uri: str, lake: Lake, training: Training, tags: Mapping[str, str] | None = None
+    tracking_uri: str,
+    lake: Lake,
+    training: Training,
+    tags: Mapping[str, str] | None = None,
+    cost: Cost | None = None,
 ) -> Training:
     """Log the training as one MLflow run, however often this is called; returns it with the run's id.
 
     :param tags: more tags for the run, such as links to the orchestrator
+    :param cost: what all its attempts came to
     :raises ServerUnavailableError: MLflow does not answer. Retry: yes.
     """
     files = {
         "profile.json": lake.read_bytes(training.profile_path),
         "metrics.json": lake.read_bytes(training.metrics_path),
     }
-    return replace(training, mlflow_run_id=mlflow.log_training(tracking_uri, training, files, tags or {}))
+    tags, metrics = dict(tags or {}), {}
+    if cost is not None:
+        metrics = {f"cost.{name}": value for name, value in cost.figures.items()}
+        tags |= {"cost.currency": cost.currency} if cost.currency else {}
+        tags |= {"cost.advice": "; ".join(cost.advice)} if cost.advice else {}
+    run_id = mlflow.log_training(tracking_uri, training, files, tags, metrics)
+    return replace(training, mlflow_run_id=run_id)

@@ -14,10 +14,12 @@ from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.errors import IntegrityError, LifecycleError, PodFailedError
 from ml_lifecycle.ledger.attempts import AttemptRow, attempts_of, close_attempt, history_of, open_attempt
 from ml_lifecycle.ledger.database import Database
-from ml_lifecycle.records import Training
+from ml_lifecycle.ledger.ledger import TRAINING, append_entry
+from ml_lifecycle.records import Training, to_json
 from ml_lifecycle.spec.training import Pool
 from ml_lifecycle.spec.training import Training as TrainingSpec
 from ml_lifecycle.stages.train import collect_training, failure_of
+from ml_lifecycle.training.cost import Cost, Prices, Run, cost_of
 from ml_lifecycle.training.job import Attempt, TrainingJob
 from ml_lifecycle.training.outcomes import Launch, Outcome, PodFacts, diagnose, next_launch
 
@@ -100,6 +102,28 @@ class TrainingAttempts:
         self._close(attempt, outcome, usage)
         log.warning("attempt %d: %s: %s", attempt.number, outcome.kind, outcome.message)
         return outcome
+
+    def cost(self, prices: Prices | None) -> Cost:
+        """What the owner's attempts came to, once one has finished."""
+        runs = [
+            Run(row.pool, row.memory_factor, row.outcome.kind == "interrupted", row.usage)
+            for row in self._rows()
+            if row.outcome is not None
+        ]
+        return cost_of(runs, self._spec.resources, prices)
+
+    def record_cost(self, cost: Cost) -> None:
+        """Write it to the ledger, once for each task that trained."""
+        with self._database.write() as connection:
+            append_entry(
+                connection,
+                TRAINING,
+                self.job.run.model,
+                to_json(cost),
+                self._now(),
+                subject=self.job.digest,
+                key=self._owner,
+            )
 
     def rows(self) -> tuple[AttemptRow, ...]:
         """All attempts of the owner, oldest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
     from ml_lifecycle.spec.training import Pool
     from ml_lifecycle.spec.training import Training as TrainingSpec
     from ml_lifecycle.stages.train_attempts import TrainingAttempts
+    from ml_lifecycle.training.cost import Prices
     from ml_lifecycle.training.job import Attempt, TrainingJob
     from ml_lifecycle.training.outcomes import Launch, PodFacts
+
+log = logging.getLogger(__name__)
 
 # What somebody's mark or clear makes of a task that runs. In every other state only its worker goes away.
 _ENDED = frozenset({"failed", "success", "skipped", "removed", "restarting"})
@@ -88,7 +92,7 @@ class TrainOperator(KubernetesPodOperator):
         attempts = self._attempts(resources, job)
         training = finished_training(resources.lake(), job) or self._take_up(attempts, context)
         if training is not None:
-            self._finish(resources, training, context)
+            self._finish(resources, attempts, training, context)
         elif self.pod is not None:
             self._supervise(resources, attempts, context, lambda: self._run(context))
         else:
@@ -177,7 +181,7 @@ class TrainOperator(KubernetesPodOperator):
             assert self._attempt is not None, "begun by _launch, or taken up"
             ended = attempts.settle(self._attempt, self._facts, str(cause or ""))
             if isinstance(ended, Training):
-                self._finish(resources, ended, context)
+                self._finish(resources, attempts, ended, context)
                 return
             if self._timed_out and cause is not None:
                 raise cause
@@ -379,16 +383,38 @@ class TrainOperator(KubernetesPodOperator):
         asking.join(_ASKING_SECONDS)
         return bool(_ENDED.intersection(states.get(one.run_id, {}).values()))
 
-    def _finish(self, resources: Resources, training: Training, context: Context) -> None:
+    def _finish(
+        self, resources: Resources, attempts: TrainingAttempts, training: Training, context: Context
+    ) -> None:
         from ml_lifecycle.records import to_json
         from ml_lifecycle.stages.train import log_training
 
+        cost = attempts.cost(_prices()) if attempts.rows() else None  # none: an earlier run trained it
         with final_errors_fail_at_once():
-            training = log_training(resources.mlflow(), resources.lake(), training)
+            training = log_training(resources.mlflow(), resources.lake(), training, cost=cost)
+        if cost is not None:
+            attempts.record_cost(cost)
+            self.log.info("%d attempts, %.0f s: %s", cost.attempts, cost.wall_seconds, cost.figures)
+            for advice in cost.advice:
+                self.log.info("advice: %s", advice)
         if page := resources.mlflow_page():
             self.mlflow_run_url = f"{page}/#/runs/{training.mlflow_run_id}"
         self.log.info("model %s: %s", training.model_digest[:12], training.metrics)
         context["ti"].xcom_push(key="return_value", value=to_json(training))
+
+
+def _prices() -> Prices | None:
+    """The price table of Airflow's configuration; a wrong one is said, and costs no training."""
+    from airflow.configuration import conf
+
+    from ml_lifecycle.errors import SpecError
+    from ml_lifecycle.training.cost import read_prices
+
+    try:
+        return read_prices(conf.get("ml_lifecycle", "prices", fallback=""))
+    except SpecError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _number(pod: V1Pod) -> str | None:
