@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -19,6 +21,21 @@ if TYPE_CHECKING:
 
 STARTUP_SECONDS = 600  # a CUDA image of several gigabytes is pulled in that time
 _SHARED_MEMORY = "shared-memory"
+# Arguments that are parts of a manifest, and what they are called in it.
+_OBJECTS = {
+    "affinity": "V1Affinity",
+    "container_security_context": "V1SecurityContext",
+    "dns_config": "V1PodDNSConfig",
+    "env_from": "list[V1EnvFromSource]",
+    "env_vars": "list[V1EnvVar]",
+    "host_aliases": "list[V1HostAlias]",
+    "image_pull_secrets": "list[V1LocalObjectReference]",
+    "init_containers": "list[V1Container]",
+    "ports": "list[V1ContainerPort]",
+    "security_context": "V1PodSecurityContext",
+    "volume_mounts": "list[V1VolumeMount]",
+    "volumes": "list[V1Volume]",
+}
 
 
 def pod_arguments(training: TrainingSpec) -> dict[str, Any]:
@@ -26,13 +43,12 @@ def pod_arguments(training: TrainingSpec) -> dict[str, Any]:
 
     :raises SpecError: ``training.pod`` names what is no argument of the operator. Retry: no.
     """
-    if training.pod:
-        _check_names(training.pod)
+    own = _own(training.pod) if training.pod else {}
     given: dict[str, Any] = {
         "startup_timeout_seconds": STARTUP_SECONDS,
         "startup_check_interval_seconds": 1,
         "on_finish_action": "delete_pod",
-        **training.pod,
+        **own,
         "image": training.image or "airflow-ml-lifecycle-training:latest",
         "container_resources": container_resources(training.resources),
         "active_deadline_seconds": int(training.timeout.total_seconds()),
@@ -42,8 +58,8 @@ def pod_arguments(training: TrainingSpec) -> dict[str, Any]:
         given["priority_class_name"] = training.priority_class
     if training.resources.shared_memory is not None:
         volume, mount = _shared_memory(training.resources.shared_memory)
-        given["volumes"] = [*training.pod.get("volumes", ()), volume]
-        given["volume_mounts"] = [*training.pod.get("volume_mounts", ()), mount]
+        given["volumes"] = [*own.get("volumes", ()), volume]
+        given["volume_mounts"] = [*own.get("volume_mounts", ()), mount]
     return given
 
 
@@ -63,6 +79,22 @@ def tolerations(pool: Pool) -> list[V1Toleration]:
     from kubernetes.client import V1Toleration
 
     return [V1Toleration(**toleration.model_dump()) for toleration in pool.tolerations]
+
+
+def _own(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec's own arguments; what is a part of a manifest becomes the client's object."""
+    from kubernetes.client import ApiClient
+
+    _check_names(given)
+    made = dict(given)
+    for name, kind in _OBJECTS.items():
+        if name not in given or (name == "env_vars" and isinstance(given[name], Mapping)):
+            continue
+        try:
+            made[name] = ApiClient().deserialize(SimpleNamespace(data=json.dumps(given[name])), kind)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise SpecError(f"training.pod.{name} is no {kind} of a Kubernetes manifest: {error}") from error
+    return made
 
 
 def _check_names(given: Iterable[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import importlib
 import json
 import os
 import socket
@@ -16,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow.sdk.execution_time.comms import TaskStatesResult
 from training_world import make_training_set, tracking_database
 from waiting import wait_until
@@ -116,6 +119,48 @@ def operator(world: World, **arguments: Any) -> TrainOperator:
     )
 
 
+def carry_out(task: TrainOperator, context: Any) -> None:
+    """What Airflow does: execute it, and whenever it defers run the trigger and come back anew."""
+    call = lambda operator: operator.execute(context)  # noqa: E731
+    while True:
+        try:
+            call(task)
+        except TaskDeferred as deferral:
+            call = coming_back(deferral, context)
+            task = copy.copy(task)
+            for name in ("pod", "remote_pod", "pod_request_obj", "_attempt", "_facts", "_given"):
+                setattr(task, name, None)
+        else:
+            return
+
+
+def coming_back(deferral: TaskDeferred, context: Any) -> Callable[[TrainOperator], None]:
+    async def first() -> Any:
+        path, arguments = deferral.trigger.serialize()
+        module, _, name = path.rpartition(".")
+        async for event in getattr(importlib.import_module(module), name)(**arguments).run():
+            return event.payload
+
+    event = asyncio.run(first())
+    return lambda operator: getattr(operator, deferral.method_name)(context, event)
+
+
+BOTH_WAYS = pytest.mark.parametrize(
+    "way", [{}, {"deferrable": True, "poll_interval": 0.2}], ids=["blocking", "deferrable"]
+)
+
+
+@BOTH_WAYS
+def test_both_ways_end_in_the_same_record(
+    world: World, pods: Pods, context: Context, way: dict[str, Any]
+) -> None:
+    now = context("train")
+    carry_out(operator(world, **way), now)
+    training = from_json(Training, now["ti"].pushed["return_value"])
+    assert training.metrics["r2"] > 0.5
+    assert training.mlflow_run_id
+
+
 def test_a_pod_gets_uris_and_digests_trains_and_is_not_started_twice(
     world: World, pods: Pods, context: Context
 ) -> None:
@@ -154,8 +199,9 @@ def test_a_pod_gets_uris_and_digests_trains_and_is_not_started_twice(
     assert again["ti"].pushed["return_value"] == now["ti"].pushed["return_value"]
 
 
+@BOTH_WAYS
 def test_an_error_in_training_py_fails_at_once_with_its_traceback(
-    world: World, pods: Pods, context: Context
+    world: World, pods: Pods, context: Context, way: dict[str, Any]
 ) -> None:
     source = world.folder.path / "training.py"
     source.write_text(
@@ -163,7 +209,7 @@ def test_an_error_in_training_py_fails_at_once_with_its_traceback(
     )
     broken = world.edit("training.py", "no_such_day", "no_such_column")
     with pytest.raises(AirflowFailException) as raised:
-        operator(broken).execute(context("train"))
+        carry_out(operator(broken, **way), context("train"))
     message = str(raised.value)
     assert message.startswith("TrainingError")
     assert "training.py" in message
@@ -189,8 +235,9 @@ def test_a_pod_that_no_node_could_ever_run_is_not_launched(
     assert pods.uids() == before
 
 
+@BOTH_WAYS
 def test_a_pod_for_which_there_is_no_room_in_time_says_what_it_waits_for(
-    world: World, pods: Pods, context: Context
+    world: World, pods: Pods, context: Context, way: dict[str, Any]
 ) -> None:
     cores = os.cpu_count()
     greedy = world.edit(
@@ -204,7 +251,7 @@ def test_a_pod_for_which_there_is_no_room_in_time_says_what_it_waits_for(
     with executing(holding, now, go) as held:
         wait_for(lambda: holding.remote_pod is not None, held)
         with pytest.raises(UnschedulableError) as raised:
-            operator(greedy).execute(context("train", run_id="another"))
+            carry_out(operator(greedy, **way), context("train", run_id="another"))
     held.result(0)
     assert raised.value.retryable
     said = str(raised.value)
@@ -227,13 +274,14 @@ def end_first_pods(pods: Pods, count: int, how: Callable[[str], None]) -> Callab
     return look
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("how", ["evict", "delete"])
 def test_a_pod_that_the_infrastructure_ends_is_followed_by_another(
-    world: World, pods: Pods, context: Context, how: str
+    world: World, pods: Pods, context: Context, how: str, way: dict[str, Any]
 ) -> None:
     pools = "  pools: [{name: spot, interruptions: 2}, {name: bought}]\n"
     go, spot = world.root / "go", world.edit("model.yaml", "  seed: 5\n", f"  seed: 5\n{pools}")
-    task, now, before = operator(waiting_for(go, spot)), context("train"), pods.uids()
+    task, now, before = operator(waiting_for(go, spot), **way), context("train"), pods.uids()
     look = end_first_pods(pods, 2, lambda name: pods.end(name, how))
 
     def third_runs() -> bool:
@@ -260,13 +308,14 @@ def task_job(world: World, edited: World) -> str:
     return digest
 
 
+@BOTH_WAYS
 def test_too_many_interruptions_end_the_task_and_a_retry_goes_on(
-    world: World, pods: Pods, context: Context
+    world: World, pods: Pods, context: Context, way: dict[str, Any]
 ) -> None:
     go = world.root / "go"
     edited = world.edit("model.yaml", "  seed: 5\n", "  seed: 5\n  recovery: {interruptions: 0}\n")
     waiting = waiting_for(go, edited)
-    task, now = operator(waiting), context("train")
+    task, now = operator(waiting, **way), context("train")
     look = end_first_pods(pods, 1, lambda name: pods.end(name, "evict"))
 
     def gives_up() -> bool:
@@ -279,7 +328,7 @@ def test_too_many_interruptions_end_the_task_and_a_retry_goes_on(
         attempt.result(0)
     again = context("train")
     again["ti"].try_number = 2
-    operator(waiting).execute(again)
+    carry_out(operator(waiting, **way), again)
     assert from_json(Training, again["ti"].pushed["return_value"]).attempt == 2
 
 
@@ -365,7 +414,7 @@ def test_a_timeout_ends_the_pod(world: World, pods: Pods, context: Context) -> N
 def executing(task: TrainOperator, context: Any, go: Path) -> Iterator[Future[None]]:
     """The task in a thread, until it has ended; whatever waits for ``go`` goes on at the end of the block."""
     with ThreadPoolExecutor() as thread:
-        attempt = thread.submit(task.execute, context)
+        attempt = thread.submit(carry_out, task, context)
         try:
             yield attempt
         finally:
