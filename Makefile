@@ -6,20 +6,27 @@ BIN := $(VENV)/bin
 KEEP ?= yes
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down status test test-full proof lint compose-env constraints clean
+.PHONY: help install install-dev demo up down status test test-full proof lint compose-env constraints clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
+# What runs needs less than what is tested: PyTorch alone is gigabytes where pip finds its CUDA build.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else "Python 3.11 to 3.14 is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "Installing Airflow, MLflow, Feast and the rest into $(VENV); the first time takes a few minutes"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,postgres]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "Installing what the tests need, PyTorch among it"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 install: $(VENV)/installed ## Make the virtual environment
+install-dev: $(VENV)/installed-dev ## The same with all that the tests need
 
 demo: install ## Play 2013: train, approve, serve, drift, retrain (stack stays up; KEEP=no stops it)
 	$(BIN)/python -m ml_lifecycle_airflow.stack demo --keep $(KEEP)
@@ -33,7 +40,7 @@ down: ## Stop the stack of `make up` or `make demo`
 status: ## Show each process of the stack with its state
 	$(BIN)/python -m ml_lifecycle_airflow.stack status
 
-lint: install ## Ruff, mypy strict and the import contracts
+lint: install-dev ## Ruff, mypy strict and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -42,10 +49,10 @@ lint: install ## Ruff, mypy strict and the import contracts
 test: lint ## Prove it: lint and every quick test
 	$(BIN)/python -m pytest -m "not full and not proof"
 
-test-full: install ## The demo, whole lives on a running stack, browser and fuzz tests (half an hour)
+test-full: install-dev ## The demo, whole lives on a running stack, browser and fuzz tests (half an hour)
 	$(BIN)/python -m pytest -m full
 
-proof: install ## The long proofs: kills everywhere, scheduling, PostgreSQL, soak (hours on two cores)
+proof: install-dev ## The long proofs: kills everywhere, scheduling, PostgreSQL, soak (hours on two cores)
 	$(BIN)/python -m pytest -m proof
 
 compose-env: .env ## Make the secrets that docker-compose.yaml reads
@@ -55,7 +62,7 @@ compose-env: .env ## Make the secrets that docker-compose.yaml reads
 	  $(PYTHON) -c "import secrets; print('$$name=' + secrets.token_urlsafe(24))"; done > $@
 	@$(PYTHON) -c "import base64, os; print('FERNET_KEY=' + base64.urlsafe_b64encode(os.urandom(32)).decode())" >> $@
 
-constraints: ## Pin anew (needs the virtual environment)
+constraints: ## Pin anew (needs make install-dev)
 	@( printf '# Pins everything for every supported Python (3.11 to 3.14); made by `make constraints`, never by hand.\n# Why a range in pyproject.toml ends where it ends is said beside it there. Names no registry.\n'; \
 	  $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --extra s3 --extra postgres --extra xgboost --universal --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate ) > constraints.new

@@ -9,6 +9,7 @@ import pytest
 from training_world import make_training_set
 
 from ml_lifecycle.errors import SpecError
+from ml_lifecycle.localpods.connection import connection_json
 from ml_lifecycle.records import to_json
 from ml_lifecycle_airflow.operators.train import TrainOperator
 
@@ -26,7 +27,10 @@ def operator(world: World, section: str, **arguments: Any) -> TrainOperator:
     )
 
 
-def test_everything_of_the_section_is_in_the_pod(world: World, context: Callable[..., Any]) -> None:
+def test_everything_of_the_section_is_in_the_pod(
+    world: World, context: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ML_LIFECYCLE_PODS", connection_json("http://127.0.0.1:1", "token"))
     section = (
         "  resources: {cpu: '2', memory: 4Gi, gpu: 1, shared_memory: 1Gi, limits: {memory: 6Gi}}\n"
         "  timeout: 20m\n"
@@ -38,7 +42,7 @@ def test_everything_of_the_section_is_in_the_pod(world: World, context: Callable
         "    volume_mounts: [{name: cache, mountPath: /cache}]\n"
         "    env_vars: {OWN: value}\n"
     )
-    task = operator(world, section)
+    task = operator(world, section, kubernetes_conn_id="ml_lifecycle_pods")
     pod = task.build_pod_request_obj(context("train"))
     (container,) = pod.spec.containers
     assert container.resources.requests == {"cpu": "2", "memory": "4Gi", "nvidia.com/gpu": "1"}
