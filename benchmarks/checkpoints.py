@@ -101,10 +101,10 @@ def network(checkpoints: Checkpoints | None) -> tuple[Callable[[], Any], Callabl
     optimizer = torch.optim.Adam(module.parameters())
 
     def epoch() -> None:
-        for part in torch.randperm(rows).split(batch):  # type: ignore[no-untyped-call]
+        for part in torch.randperm(rows).split(batch):
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(module(data[part]), labels[part])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
 
     def train() -> None:

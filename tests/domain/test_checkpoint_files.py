@@ -11,7 +11,7 @@ import pytest
 from toy_loop import FOLDER, Attempts, Interrupted, Sum, interrupt
 
 from ml_lifecycle.adapters.lake import Lake, sha256
-from ml_lifecycle.errors import SupersededError
+from ml_lifecycle.errors import StaleAttemptError
 from ml_lifecycle.training.checkpoint_files import Checkpoint, Plan
 
 
@@ -122,11 +122,11 @@ def test_a_stale_attempt_stops_and_publishes_nothing(attempts: Attempts) -> None
     before = attempts.files
     asked = iter([False, False, True])
     attempts.stale = lambda: next(asked)
-    with pytest.raises(SupersededError, match="attempt 2 at training/toy/checkpoints is not the newest"):
+    with pytest.raises(StaleAttemptError, match="attempt 2 at training/toy/checkpoints is not the newest"):
         attempts.train()
     assert [one.step for one in before] == [4]
     assert attempts.steps == [4, 8], "it was not stale yet at step 8, at 12 it was"
-    with pytest.raises(SupersededError) as caught:
+    with pytest.raises(StaleAttemptError) as caught:
         attempts.checkpoints.raise_if_ended()
     assert not caught.value.retryable
 
@@ -134,7 +134,7 @@ def test_a_stale_attempt_stops_and_publishes_nothing(attempts: Attempts) -> None
 def test_a_stale_attempt_does_not_even_begin_nor_remove(attempts: Attempts) -> None:
     interrupt(attempts, 14)
     attempts.stale = lambda: True
-    with pytest.raises(SupersededError):
+    with pytest.raises(StaleAttemptError):
         attempts.train()
     attempts.checkpoints.discard()
     assert attempts.steps == [8, 12]

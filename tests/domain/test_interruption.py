@@ -22,7 +22,7 @@ from toy_loop import Attempts
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.onnx import as_served
-from ml_lifecycle.errors import PodFailedError, SupersededError, TrainingError
+from ml_lifecycle.errors import PodFailedError, StaleAttemptError, TrainingError
 from ml_lifecycle.records import Training, from_json, to_json
 from ml_lifecycle.stages.train import plan_training
 from ml_lifecycle.training.fit import fit, load_train
@@ -244,6 +244,6 @@ def test_a_stale_attempt_ends_whatever_train_makes_of_it(attempts: Attempts, tmp
     train = load_train(make_folder(tmp_path / "models", training=SWALLOWS).path)
     asked = iter([False, True])
     attempts.stale = lambda: next(asked)
-    with pytest.raises(SupersededError):
+    with pytest.raises(StaleAttemptError):
         fit(train, as_served(rows, COLUMNS), rows["label"], {}, 1, "binary", attempts.next())
     assert attempts.files == []

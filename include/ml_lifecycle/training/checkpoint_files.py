@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, file_sha256
-from ml_lifecycle.errors import IntegrityError, SupersededError
+from ml_lifecycle.errors import IntegrityError, StaleAttemptError
 
 log = logging.getLogger("ml_lifecycle.training")
 
@@ -94,9 +94,9 @@ class CheckpointFiles:
         self._known: dict[int, list[Checkpoint]] = {}
 
     def check_not_stale(self) -> None:
-        """:raises SupersededError: a newer attempt has begun. Retry: no."""
+        """:raises StaleAttemptError: a newer attempt has begun. Retry: no."""
         if self._stale():
-            raise SupersededError(
+            raise StaleAttemptError(
                 f"attempt {self._attempt} at {self._folder} is not the newest any more: it stops"
             )
 
@@ -105,7 +105,7 @@ class CheckpointFiles:
 
         One that is torn is passed over, and the one before it taken.
 
-        :raises SupersededError: a newer attempt has begun. Retry: no.
+        :raises StaleAttemptError: a newer attempt has begun. Retry: no.
         """
         self.check_not_stale()
         self._lake.sweep(self._folder)  # should another run be writing just now, its next one will do
@@ -132,7 +132,7 @@ class CheckpointFiles:
     def publish(self, local: Path, plan: Plan, step: int) -> Checkpoint:
         """Put a local file into the lake as the newest checkpoint, and remove all but the newest two.
 
-        :raises SupersededError: a newer attempt has begun; nothing was written. Retry: no.
+        :raises StaleAttemptError: a newer attempt has begun; nothing was written. Retry: no.
         """
         self.check_not_stale()
         made = Checkpoint(plan, step, self._attempt, file_sha256(local))
@@ -154,7 +154,7 @@ class CheckpointFiles:
             return ()
 
     def write_reasons(self, reasons: tuple[str, ...]) -> None:
-        """:raises SupersededError: a newer attempt has begun; nothing was written. Retry: no."""
+        """:raises StaleAttemptError: a newer attempt has begun; nothing was written. Retry: no."""
         self.check_not_stale()
         self._lake.write_json(f"{self._folder}/{_REASONS}", list(reasons))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ml_lifecycle.adapters.lake import Lake, no_room_said
-from ml_lifecycle.errors import LifecycleError, NoSpaceError, ServerUnavailableError, SupersededError
+from ml_lifecycle.errors import LifecycleError, NoSpaceError, ServerUnavailableError, StaleAttemptError
 from ml_lifecycle.training.chance import seed_chance, seed_of
 from ml_lifecycle.training.checkpoint_files import CheckpointFiles, Plan
 from ml_lifecycle.training.pace import Pace
@@ -138,7 +138,7 @@ class Checkpoints:
             less and lose more when the pod is interrupted
         :raises ValueError: ``steps`` or ``every`` is less than 1. Retry: no.
         :raises TypeError: one is no whole number, or ``state`` lacks ``save`` or ``load``. Retry: no.
-        :raises SupersededError: a newer attempt has begun. Retry: no.
+        :raises StaleAttemptError: a newer attempt has begun. Retry: no.
         :raises ServerUnavailableError: the lake does not answer when a loop begins. Retry: yes.
         """
         steps = operator.index(steps)
@@ -174,7 +174,7 @@ class Checkpoints:
     def raise_if_ended(self) -> None:
         """Raise again what ended :meth:`segments`: the code around the loop may have caught it.
 
-        :raises SupersededError: a newer attempt has begun. Retry: no.
+        :raises StaleAttemptError: a newer attempt has begun. Retry: no.
         :raises ServerUnavailableError: the lake did not answer. Retry: yes.
         :raises NoSpaceError: there was no room to resume. Retry: yes.
         """
@@ -257,7 +257,7 @@ class Checkpoints:
                 self._files.write_reasons(self.reasons)
                 self._unwritten_reasons = False
             made = self._files.publish(self._local, plan, step)
-        except SupersededError as error:
+        except StaleAttemptError as error:
             self._ended_by = error
             raise
         except Exception as error:  # noqa: BLE001 - each filesystem has its own errors

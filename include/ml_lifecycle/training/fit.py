@@ -87,7 +87,7 @@ def fit(
 
     :param checkpoints: passed on if ``train`` has a parameter of that name
     :raises TrainingError: it raised, or returned something that is no fitted estimator. Retry: no.
-    :raises SupersededError: a newer attempt has begun. Retry: no.
+    :raises StaleAttemptError: a newer attempt has begun. Retry: no.
     :raises ServerUnavailableError: the lake did not answer when it should have resumed. Retry: yes.
     :raises NoSpaceError: there was no room to resume. Retry: yes, when there is room.
     """

@@ -34,8 +34,6 @@ from ml_lifecycle.training.checkpoints import Checkpoints
 from ml_lifecycle.training.fit import classes_of, fit, labels_of, load_train, user_frames
 from ml_lifecycle.training.interruption import end_when_told
 from ml_lifecycle.training.job import (
-    GRACE_SECONDS,
-    GRACE_VARIABLE,
     LAKE_OPTIONS_VARIABLE,
     LAKE_VARIABLE,
     Attempt,

@@ -46,7 +46,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         if module_name not in sys.modules and (found := _FOLDER_MODULE.fullmatch(module_name)):
             here = re.compile(re.escape(found[1]) + r"[0-9a-f]{16}")
-            module_name = next((name for name in sys.modules if here.fullmatch(name)), module_name)
+            # The last one imported is the job's; a pod has no other.
+            module_name = next((name for name in reversed(sys.modules) if here.fullmatch(name)), module_name)
         return super().find_class(module_name, global_name)
 
 
