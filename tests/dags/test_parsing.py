@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,18 @@ def test_every_dag_parses(parsed: dict[str, Any]) -> None:
     kinds = ("train", "promote", "monitor", "score", "rollback")
     built = {f"{model}__{kind}" for model in ("flight_delay", "digits") for kind in kinds}
     assert built | {"lifecycle_by_hand"} == set(parsed["dags"])
+
+
+def test_of_a_model_folder_only_dag_py_is_parsed(tmp_path: Path) -> None:
+    dags = tmp_path / "dags"
+    shutil.copytree(REPOSITORY / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("network.py", "parts/layers.py"):
+        path = dags / "models" / "digits" / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("import airflow  # a dag, to who only looks for these two words\nraise RuntimeError")
+    found = parse(dags, tmp_path)
+    assert found["errors"] == {}
+    assert "digits__train" in found["dags"]
 
 
 def test_parsing_imports_no_heavy_library(parsed: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightgbm
@@ -17,9 +18,12 @@ from tests.domain.frameworks_kit import NUMBERS, NUMERIC, encode, failed, gates,
 from tests.domain.training_world import COLUMNS
 from xgboost import XGBClassifier, XGBRegressor, XGBRFClassifier
 
+from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.onnx import convert, feeds, open_session, predict
 from ml_lifecycle.errors import ConversionError
 from ml_lifecycle.records import ColumnSpec, TaskType
+from ml_lifecycle.training.checkpoints import Checkpoints
+from ml_lifecycle.training.frameworks import fit_in_segments
 from ml_lifecycle.training.labels import EncodedLabels
 
 TASKS: list[TaskType] = ["binary", "multiclass", "regression"]
@@ -176,6 +180,18 @@ def test_early_stopping_serves_the_best_rounds_trees(task: TaskType, parallel: i
     light.fit(rows[:400], labels[:400], eval_set=[(rows[400:], labels[400:])], callbacks=stopping)
     assert 0 < light.best_iteration_ < 100
     assert failed(gates(light, task, NUMBERS, spread=spread(task))) == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("make", [xgb, lgb])
+def test_trained_in_segments(make: Any, task: TaskType, tmp_path: Path) -> None:
+    rows, labels = training_rows(task)
+    codes = np.unique(labels, return_inverse=True)[1] if task == "multiclass" else labels
+    model = make(task, subsample=0.7, subsample_freq=1) if make is lgb else make(task, subsample=0.7)
+    model = model.estimator if isinstance(model, EncodedLabels) else model
+    checkpoints = Checkpoints(Lake(str(tmp_path / "lake")), "checkpoints", 1, 3, scratch=tmp_path / "scratch")
+    fitted = fit_in_segments(model, rows[["distance", "wind"]], codes, checkpoints, every=7)
+    assert failed(gates(fitted, task, NUMBERS, spread=spread(task))) == []
 
 
 def test_a_feature_named_like_another_ones_position() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import pickle
 import sys
 import zipfile
 from pathlib import Path
@@ -181,6 +182,75 @@ SIBLING = (Path(__file__).parent / "codes.csv").read_text()
     (folder / "codes.csv").write_text("2")
     assert load_module(folder, "features").SIBLING == "2"
     assert first.SIBLING == "1"
+
+
+def write_modules(folder: Path, **texts: str) -> Path:
+    for name, text in texts.items():
+        path = folder / f"{name.replace('__in__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_the_files_of_a_folder_import_each_other_and_no_other_folders(tmp_path: Path) -> None:
+    features = "from . import codes\nfrom .lib.names import NAME\nVALUE = codes.VALUE + NAME"
+    training = "from .features import VALUE\ndef later():\n    from .late import WHEN\n    return WHEN"
+    for folder in ("a", "b"):
+        write_modules(
+            tmp_path / folder,
+            features=features,
+            training=training,
+            codes=f"VALUE = {folder!r}",
+            lib__in__names="from ..codes import VALUE\nNAME = VALUE.upper()",
+            late="WHEN = 'before'",
+        )
+    first, second = (load_module(tmp_path / folder, "features") for folder in ("a", "b"))
+    assert (first.VALUE, second.VALUE) == ("aA", "bB")
+    training_a = load_module(tmp_path / "a", "training")
+    assert training_a.VALUE is first.VALUE
+    assert not {"codes", "lib", "late", "features", "training"} & set(sys.modules)
+
+    # Of another state; what is imported only now by the state of before is still of that state.
+    write_modules(tmp_path / "a", late="WHEN = 'after!'", codes="VALUE = 'x'")
+    changed = load_module(tmp_path / "a", "training")
+    assert (changed.VALUE, changed.later()) == ("xX", "after!")
+    assert (training_a.VALUE, training_a.later()) == ("aA", "before")
+    assert load_module(tmp_path / "a", "features").codes.__file__ == str(tmp_path / "a" / "codes.py")
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
+def test_a_class_of_a_second_file_is_pickled_and_found_again(tmp_path: Path) -> None:
+    folder = write_modules(
+        tmp_path / "a", features="from .shapes import Box", shapes="class Box:\n    size = 3"
+    )
+    box = load_module(folder, "features").Box()
+    assert pickle.loads(pickle.dumps(box)).size == 3
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ("from .codes import VALUE", "codes.py:2: ZeroDivisionError: division by zero"),
+        ("from .broken import VALUE", "broken.py:1: SyntaxError: '(' was never closed"),
+        (
+            "import fine\n",
+            r"No module named 'fine' (a file of the same folder is imported by a dot: from .fine",
+        ),
+        ("\nfrom . import missing", "features.py:3: ImportError: cannot import name 'missing'"),
+    ],
+)
+def test_a_second_file_that_fails_is_named_and_leaves_nothing(
+    tmp_path: Path, features: str, message: str
+) -> None:
+    folder = write_modules(
+        tmp_path / "a", features=f"from . import fine\n{features}", codes="\n1 / 0", broken="x = (", fine=""
+    )
+    before = set(sys.modules)
+    with pytest.raises(SpecError) as caught:
+        load_module(folder, "features")
+    assert message in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert set(sys.modules) == before
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,25 @@ from sklearn.preprocessing import OrdinalEncoder
 CATEGORIES = ["carrier", "departs_from", "destination", "manufacturer"]
 
 
-def train(training_set: pd.DataFrame, labels: pd.Series, parameters: dict[str, Any], seed: int) -> Pipeline:
-    """Boosted trees; the categories get a code each, and unseen ones a code of their own."""
+def train(
+    training_set: pd.DataFrame, labels: pd.Series, parameters: dict[str, Any], seed: int, checkpoints: Any
+) -> Pipeline:
+    """Boosted trees, or a network if the parameters say ``trainer: network``."""
+    trainer = parameters.pop("trainer", "trees")
+    if trainer == "trees":
+        return _train_trees(training_set, labels, parameters, seed)
+    if trainer == "network":
+        from .network import Settings, train_network  # here, as PyTorch takes seconds and room
+
+        settings = Settings(**parameters)
+        return train_network(training_set, labels, CATEGORIES, settings, seed, checkpoints)
+    raise ValueError(f"trainer is {trainer!r}: there are trees and network")
+
+
+def _train_trees(
+    training_set: pd.DataFrame, labels: pd.Series, parameters: dict[str, Any], seed: int
+) -> Pipeline:
+    """The categories get a code each, and unseen ones a code of their own."""
     numbers = [column for column in training_set.columns if column not in CATEGORIES]
     encode = make_column_transformer(
         (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), CATEGORIES),

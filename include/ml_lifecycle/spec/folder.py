@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import stat
-import sys
 import traceback
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +17,7 @@ from ml_lifecycle.errors import SpecError
 from ml_lifecycle.records import digest_of
 from ml_lifecycle.spec.contract import Contract, ContractFile
 from ml_lifecycle.spec.crosscheck import REQUIRED_FUNCTIONS, check_contracts, check_model, check_python
+from ml_lifecycle.spec.folder_modules import import_module
 from ml_lifecycle.spec.loader import Parsed, read_spec
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.problems import Problem, SourceFile, spec_error
@@ -122,8 +121,8 @@ def pack_folder(path: str | os.PathLike[str]) -> bytes:
 def load_module(folder_path: str | os.PathLike[str], stem: str) -> ModuleType:
     """Run ``features.py`` or ``training.py`` of a folder, once for each state of the folder.
 
-    The module's name holds the folder's digest and place, so that two models, or two versions of one,
-    never share a module.
+    It may import the folder's other files, by a dot. The modules' names hold the folder's digest and place,
+    so that two models, or two versions of one, never share a module.
 
     :param stem: ``features`` or ``training``
     :raises SpecError: the file is missing, or raised while it was imported. Retry: no.
@@ -133,25 +132,20 @@ def load_module(folder_path: str | os.PathLike[str], stem: str) -> ModuleType:
     file = folder / f"{stem}.py"
     if file.name not in files:
         raise SpecError(f"{file}: missing file")
-    identity = sha256(os.fsencode(folder) + _pack(files))[:16]
-    name = f"ml_lifecycle_folder_{folder.name}_{stem}_{identity}"
-    if name in sys.modules:
-        return sys.modules[name]
-    found = importlib.util.spec_from_file_location(name, file)
-    if found is None:
-        raise SpecError(f"{file}: cannot be imported")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module
     try:
-        # The bytes that were digested are those that run; Python's cache of old bytecode is not asked.
-        exec(compile(files[file.name], str(file), "exec", dont_inherit=True), module.__dict__)
-    except BaseException as error:
-        del sys.modules[name]
-        if not isinstance(error, Exception):
-            raise
+        return import_module(folder, files, sha256(_pack(files)), stem)
+    except Exception as error:
         # Whatever the user's code raises is the folder's fault, and is shown with its place in the file.
-        raise SpecError(f"{error_place(error, file)}: {type(error).__name__}: {error}") from error
-    return module
+        place = f"{error_place(error, file)}: {type(error).__name__}: {error}"
+        raise SpecError(f"{place}{_how_to_import(error, files)}") from error
+
+
+def _how_to_import(error: Exception, files: Mapping[str, bytes]) -> str:
+    """A hint for who imports a file of the folder as if it lay on Python's path."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if name is None or f"{name.replace('.', '/')}.py" not in files:
+        return ""
+    return f" (a file of the same folder is imported by a dot: from .{name} import …)"
 
 
 def _read_specs(
@@ -236,9 +230,13 @@ def _pack(files: dict[str, bytes]) -> bytes:
 
 
 def error_place(error: Exception, file: Path) -> str:
-    """``file`` with its innermost line in the traceback, if the error came through it."""
-    name = os.path.abspath(file)
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
-    if isinstance(error, SyntaxError) and error.filename == name:
-        lines.append(error.lineno)
-    return f"{file}:{lines[-1]}" if lines else str(file)
+    """Where in its folder an error was: the innermost line in ``file`` or a file beside it."""
+    folder = f"{os.path.abspath(file.parent)}/"
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(frame.filename, frame.lineno) for frame in frames if frame.filename.startswith(folder)]
+    if isinstance(error, SyntaxError) and (error.filename or "").startswith(folder):
+        places.append((str(error.filename), error.lineno))
+    if not places:
+        return str(file)
+    name, line = places[-1]
+    return f"{file.parent / name.removeprefix(folder)}:{line}"

@@ -12,7 +12,9 @@ from sklearn.preprocessing import OrdinalEncoder
 
 
 def train(training_set: pd.DataFrame, labels: pd.Series, parameters: dict[str, Any], seed: int) -> Pipeline:
-    """A fitted scikit-learn estimator; any that skl2onnx converts will do. For regression a regressor.
+    """A fitted estimator; for regression a regressor.
+
+    scikit-learn's, if skl2onnx converts it, XGBoost's, LightGBM's, or a PyTorch module in a TorchClassifier.
 
     Floats may be missing, in production too: HistGradientBoosting takes that, most others need an imputer.
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import pickle
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
+from ml_lifecycle.spec.folder_modules import name_here
 from ml_lifecycle.training.checkpoints import Checkpoints
 from ml_lifecycle.training.frameworks.grown import refuse
 
 _SEGMENTS = 5
-# A folder's modules are named by its place, too, which is another one in every pod.
-_FOLDER_MODULE = re.compile(r"(ml_lifecycle_folder_.+_)[0-9a-f]{16}")
 
 
 class PickledState:
@@ -41,14 +38,10 @@ class PickledState:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds the classes of ``training.py`` in the folder as it is imported here."""
+    """Finds the classes of ``training.py`` in the folder as it is imported here: its place is another one."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        if module_name not in sys.modules and (found := _FOLDER_MODULE.fullmatch(module_name)):
-            here = re.compile(re.escape(found[1]) + r"[0-9a-f]{16}")
-            # The last one imported is the job's; a pod has no other.
-            module_name = next((name for name in reversed(sys.modules) if here.fullmatch(name)), module_name)
-        return super().find_class(module_name, global_name)
+        return super().find_class(name_here(module_name), global_name)
 
 
 def fit(
