@@ -49,12 +49,12 @@ def estimator(name: str) -> tuple[Any, int]:
     if name == "xgboost":
         from xgboost import XGBClassifier
 
-        return XGBClassifier(n_estimators=500, learning_rate=0.05, n_jobs=1), 400_000
+        return XGBClassifier(n_estimators=500, learning_rate=0.05, n_jobs=1), 800_000
     if name == "lightgbm":
         from lightgbm import LGBMClassifier
 
         quiet: dict[str, Any] = {"verbose": -1, "n_jobs": 1, "force_row_wise": True, "deterministic": True}
-        return LGBMClassifier(n_estimators=500, learning_rate=0.05, **quiet), 400_000
+        return LGBMClassifier(n_estimators=500, learning_rate=0.05, **quiet), 800_000
     from sklearn.ensemble import (
         GradientBoostingClassifier,
         HistGradientBoostingClassifier,

@@ -43,6 +43,10 @@ class TrainingError(LifecycleError):
     """The user's training code raised or returned something that is no estimator. Retry: no, it is code."""
 
 
+class StaleAttemptError(LifecycleError):
+    """A newer attempt at a training has begun: this one may publish nothing. Retry: no, that one goes on."""
+
+
 class PodFailedError(LifecycleError):
     """A pod ended without its manifest for no fault of the user's code: evicted, killed. Retry: yes."""
 

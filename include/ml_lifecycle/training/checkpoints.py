@@ -167,7 +167,7 @@ class Checkpoints:
         :raises ServerUnavailableError: the lake does not answer. Retry: yes.
         """
         if self._reasons is None:
-            with self._remembered("read"):
+            with self._remembered():
                 self._reasons = self._files.read_reasons()
         return self._reasons
 
@@ -210,7 +210,7 @@ class Checkpoints:
     def _resume(self, state: State, plan: Plan) -> int:
         """The step to go on from. The reasons are read here, too: nothing is lost yet if they cannot be."""
         began, computed = time.monotonic(), time.thread_time()
-        with self._remembered("read"), no_room_said(self._scratch):
+        with self._remembered(), no_room_said(self._scratch):
             self._scratch.mkdir(parents=True, exist_ok=True)
             found = self._files.fetch_newest(plan, self._local)
         if self.reasons:
@@ -270,7 +270,7 @@ class Checkpoints:
             log.info("checkpoint at step %d of %d: %s", step, plan.steps, made.digest[:12])
 
     @contextmanager
-    def _remembered(self, what: str) -> Iterator[None]:
+    def _remembered(self) -> Iterator[None]:
         """Errors of the lake become ours, and are kept for :meth:`raise_if_ended`."""
         try:
             yield
@@ -279,6 +279,6 @@ class Checkpoints:
             raise
         except Exception as error:  # each filesystem has its own errors
             self._ended_by = ServerUnavailableError(
-                f"the checkpoints cannot be {what}: {type(error).__name__}: {error}"
+                f"the checkpoints cannot be read: {type(error).__name__}: {error}"
             )
             raise self._ended_by from error
