@@ -119,6 +119,18 @@ def test_the_store_knows_every_client_and_lets_it_into_its_own_bucket(secrets: P
     assert options["secret"] == known["pods"]["credentials"][0]["secretKey"]
 
 
+def test_what_must_be_private_is_copied_to_where_it_is(secrets: Path, tmp_path: Path) -> None:
+    script = (REPOSITORY / "include" / "images" / "entrypoint.sh").read_text()
+    script = script.replace("/run/secrets", str(secrets)).replace("/run/private", str(tmp_path))
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", "echo", "a b"], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "a b\n"
+    copies = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert copies == dict.fromkeys(("pgpass", "pods-token", "airflow-passwords.json"), 0o600)
+    assert [name for name in copies if (tmp_path / name).read_text() != (secrets / name).read_text()] == []
+
+
 def test_only_loopback_is_published() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(ports) == 3
