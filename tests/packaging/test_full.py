@@ -110,7 +110,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FullStack]:
         made.run("up", "-d")
         yield made
     finally:
-        made.run("logs", "--no-color", "--tail", "100")
+        print(made.run("logs", "--no-color", "--tail", "100"))
         made.run("down", "--volumes")
 
 
@@ -123,7 +123,10 @@ def test_every_service_becomes_healthy(stack: FullStack) -> None:
         }
         return {name: state for name, state in states.items() if state != "healthy"}
 
-    wait_until(lambda: not unwell(), f"all are healthy, but {unwell()}", seconds=900)
+    try:
+        wait_until(lambda: not unwell(), "every service is healthy", seconds=900)
+    finally:
+        print(unwell())
     assert set(stack.containers()) >= {"worker", "triggerer", "lake", "localpods", "server-staging"}
 
 
