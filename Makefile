@@ -5,8 +5,15 @@ BIN := $(VENV)/bin
 # How long the demo leaves its stack running afterwards: yes until `make down`, or no.
 KEEP ?= yes
 
+# docker compose, or Debian's docker-compose.
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+AIRFLOW_PORT ?= 8080
+MLFLOW_PORT ?= 5001
+POD_NAMESPACE ?= default
+export AIRFLOW_PORT MLFLOW_PORT
+
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo up down status test test-full proof lint compose-env constraints clean
+.PHONY: help install install-dev demo up down status test test-full proof lint full full-down full-secrets constraints clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,16 +62,24 @@ test-full: install-dev ## The demo, whole lives on a running stack, browser and 
 proof: install-dev ## The long proofs: kills everywhere, scheduling, PostgreSQL, soak (hours on two cores)
 	$(BIN)/python -m pytest -m proof
 
-compose-env: .env ## Make the secrets that docker-compose.yaml reads
+full: full-secrets ## The same demo through docker-compose.yaml (needs Docker only; KEEP=no takes it down)
+	$(COMPOSE) build
+	$(COMPOSE) up --detach
+	$(COMPOSE) run --rm demo
+	@if [ "$(KEEP)" = no ]; then $(COMPOSE) down --volumes; else \
+	  echo "Airflow: http://localhost:$(AIRFLOW_PORT)  MLflow: http://localhost:$(MLFLOW_PORT)  users: .full/airflow-passwords.json  stop: make full-down"; fi
 
-.env:
-	@umask 077 && for name in POSTGRES_PASSWORD API_SECRET JWT_SECRET PODS_TOKEN STAGING_TOKEN PRODUCTION_TOKEN; do \
-	  $(PYTHON) -c "import secrets; print('$$name=' + secrets.token_urlsafe(24))"; done > $@
-	@$(PYTHON) -c "import base64, os; print('FERNET_KEY=' + base64.urlsafe_b64encode(os.urandom(32)).decode())" >> $@
+full-down: ## Stop what `make full` left up, and remove its state
+	$(COMPOSE) down --volumes
+
+full-secrets: ## Make the secrets that docker-compose.yaml mounts (pods in a cluster: KUBECONFIG=file POD_NAMESPACE=name)
+	@PYTHONPATH=include:operators $(PYTHON) -m ml_lifecycle_airflow.stack.full_secrets .full \
+	  --airflow-port $(AIRFLOW_PORT) --mlflow-port $(MLFLOW_PORT) --namespace $(POD_NAMESPACE) \
+	  $(if $(filter command line,$(origin KUBECONFIG)),--kubeconfig $(KUBECONFIG))
 
 constraints: ## Pin anew (needs make install-dev)
 	@( printf '# Pins everything for every supported Python (3.11 to 3.14); made by `make constraints`, never by hand.\n# Why a range in pyproject.toml ends where it ends is said beside it there. Names no registry.\n'; \
-	  $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --extra s3 --extra postgres --extra xgboost --universal --python-version 3.11 \
+	  $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --extra xgboost --universal --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate ) > constraints.new
 	mv constraints.new constraints.txt
 

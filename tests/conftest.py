@@ -11,6 +11,7 @@ from pathlib import Path
 import prometheus_client  # noqa: F401
 import pytest
 from postgres_kit import PostgresServer, postgres_binaries, running_postgres
+from s3_kit import S3Store, running_s3
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +22,13 @@ def postgres() -> Iterator[PostgresServer]:
         pytest.skip("no PostgreSQL on this machine: apt-get install postgresql, or put initdb on the PATH")
     with running_postgres(binaries) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Store]:
+    """One store for all tests; each makes buckets of its own in it."""
+    with running_s3() as store:
+        yield store
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

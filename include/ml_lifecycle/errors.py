@@ -68,10 +68,6 @@ class UnschedulableError(LifecycleError):
         self.retryable = now
 
 
-class StaleAttemptError(LifecycleError):
-    """A newer attempt at a training has begun: this one may publish nothing. Retry: no, that one goes on."""
-
-
 class ConversionError(LifecycleError):
     """An estimator does not convert to ONNX, or answers differently once converted. Retry: no."""
 

@@ -38,7 +38,7 @@ STAGES = (
 )
 BY_COMMAND = {
     "scheduler": STAGES,
-    "celery": STAGES,
+    "worker": STAGES,
     "dag-processor": BUILDER,
     "triggerer": ("airflow.providers.cncf.kubernetes.triggers.pod", "ml_lifecycle_airflow.triggers.ingest"),
 }
@@ -52,6 +52,8 @@ def preload(arguments: list[str] | None = None) -> tuple[str, ...]:
     command = next((word for word in (arguments or sys.argv)[1:] if word in BY_COMMAND), None)
     if command is None or os.environ.get("ML_LIFECYCLE_PRELOAD", "on").lower() == "off":
         return ()
+    if command == "scheduler" and not _forks_tasks():
+        return ()
     loaded = []
     for name in BY_COMMAND[command]:
         try:
@@ -60,3 +62,10 @@ def preload(arguments: list[str] | None = None) -> tuple[str, ...]:
             continue
         loaded.append(name)
     return tuple(loaded)
+
+
+def _forks_tasks() -> bool:
+    """Whether the scheduler's tasks are its own children, and not those of workers elsewhere."""
+    from airflow.configuration import conf
+
+    return "LocalExecutor" in conf.get("core", "executor")

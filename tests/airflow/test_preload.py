@@ -42,6 +42,11 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert preload.preload(["airflow", "scheduler"]) == ()
 
 
+def test_a_scheduler_whose_tasks_run_elsewhere_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    assert preload.preload(["airflow", "scheduler"]) == ()
+
+
 def test_the_triggerer_gets_its_triggers_and_not_the_libraries() -> None:
     assert preload.preload(["airflow", "triggerer"]) == preload.BY_COMMAND["triggerer"]
 
@@ -63,15 +68,18 @@ def test_a_fresh_dag_processor_gets_the_builder_and_no_library() -> None:
     assert {"mlflow", "feast", "great_expectations", "evidently", "pandas"}.isdisjoint(words)
 
 
-@pytest.fixture(scope="module")
-def scheduler() -> list[str]:
-    return loaded_by("scheduler --skip-serve-logs").split()
+@pytest.fixture(scope="module", params=["scheduler --skip-serve-logs", "celery worker"])
+def forking(request: pytest.FixtureRequest) -> list[str]:
+    """What a process that tasks are forked from has imported."""
+    command: str = request.param
+    executor = "CeleryExecutor" if command.startswith("celery") else "LocalExecutor"
+    return loaded_by(command, AIRFLOW__CORE__EXECUTOR=executor).split()
 
 
-def test_a_fresh_scheduler_gets_every_library(scheduler: list[str]) -> None:
-    assert {"mlflow", "feast", "great_expectations", "evidently", "pandas", "onnxruntime"} <= set(scheduler)
+def test_what_tasks_are_forked_from_has_every_library(forking: list[str]) -> None:
+    assert {"mlflow", "feast", "great_expectations", "evidently", "pandas", "onnxruntime"} <= set(forking)
 
 
-def test_preloading_starts_no_thread(scheduler: list[str]) -> None:
+def test_preloading_starts_no_thread(forking: list[str]) -> None:
     """A thread does not survive a fork: whatever waits for it would wait for ever."""
-    assert scheduler[-2:] == ["THREADS", "1"]
+    assert forking[-2:] == ["THREADS", "1"]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -230,14 +231,18 @@ def make_golden(slope: float, absolute: float = 1e-4) -> dict[str, Any]:
 
 
 class Server:
-    """``python -m ml_lifecycle.serving`` on a free port, as a process of its own."""
+    """``python -m ml_lifecycle.serving`` on a free port, as a process of its own.
 
-    def __init__(self, lake: Lake) -> None:
+    :param environment: variables on top of this process's own, e.g. those that lead to an object store
+    """
+
+    def __init__(self, lake: Lake, environment: Mapping[str, str] | None = None) -> None:
         command = [sys.executable, "-m", "ml_lifecycle.serving", "--lake", lake.url]
         self._process = subprocess.Popen(
             [*command, "--environment", "production", "--poll-seconds", "0.02"],
             env={
                 **os.environ,
+                **(environment or {}),
                 "ML_LIFECYCLE_SERVER_TOKEN": TOKEN,
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             },

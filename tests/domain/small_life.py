@@ -57,7 +57,7 @@ from ml_lifecycle.stages import (
     validate,
 )
 from ml_lifecycle.training import pod
-from ml_lifecycle.training.job import Attempt
+from ml_lifecycle.training.job import LAKE_OPTIONS_VARIABLE, Attempt
 
 FIRST_DAYS = 7
 R = TypeVar("R", bound=Record)
@@ -67,15 +67,23 @@ class Place:
     """A folder with everything of one model, and the number of a run: the first has the first seven days.
 
     :param run: each later run has one day more
+    :param lakes: the shared lake and production's, if they are not in the folder
+    :param server_environment: variables by which a model server reaches its lake
     """
 
     ENVIRONMENTS = ("staging", "production")
 
-    def __init__(self, root: Path, run: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        run: int,
+        lakes: tuple[Lake, Lake] | None = None,
+        server_environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.root = root
         self.run = run
-        self.lake = Lake(str(root / "lake"))
-        self.production = Lake(str(root / "production"))
+        self.lake, self.production = lakes or (Lake(str(root / "lake")), Lake(str(root / "production")))
+        self.server_environment = server_environment or {}
         self.database = Database(f"sqlite:///{root}/lifecycle.db")
         self.mlflow = f"sqlite:///{root}/mlflow.db"
         self.online_stores = {name: f"sqlite:///{root}/online_{name}.db" for name in self.ENVIRONMENTS}
@@ -145,7 +153,8 @@ def _training_set(place: Place) -> TrainingSet:
 def _train(place: Place) -> Training:
     job = train.plan_training(place.folder, place.lake, place.record(TrainingSet, "training_set"))
     attempt = Attempt(job, 1, "tests")
-    pod.main(attempt.environment(place.lake.url))
+    options = {LAKE_OPTIONS_VARIABLE: json.dumps(place.lake.storage_options)}
+    pod.main(attempt.environment(place.lake.url) | options)
     return train.log_training(place.mlflow, place.lake, train.collect_training(place.lake, attempt))
 
 
@@ -282,11 +291,15 @@ def begin(root: Path) -> None:
 
 def go_live(root: Path) -> None:
     """The first run's version becomes champion and answers a day of traffic."""
-    place = Place(root, 1)
+    serve_a_day(Place(root, 1))
+
+
+def serve_a_day(place: Place) -> None:
+    """The run's version becomes champion and answers a day of traffic."""
     evidence = place.record(Evidence, "request")
     online_features.prepare_online(place.folder, place.lake, evidence, place.online_stores["production"])
     confirm_staging(place.database, evidence)
-    server = Server(place.production)
+    server = Server(place.production, place.server_environment)
     try:
         with server.client() as client:
             deploy.deploy(

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from s3_kit import S3Store
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, file_sha256, safe_name, sha256
 from ml_lifecycle.errors import IntegrityError, NoSpaceError, UnsafeNameError
 
 
-@pytest.fixture(params=["folder", "object store"])
+@pytest.fixture(params=["folder", "object store", "S3"])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
     if request.param == "folder":
         return Lake(str(tmp_path / "lake"))
+    if request.param == "S3":
+        store: S3Store = request.getfixturevalue("s3")
+        return store.new_lake()
     return Lake(f"memory://bucket-{uuid.uuid4().hex}/prefix")
 
 
@@ -27,7 +31,7 @@ def test_what_is_written_can_be_read(lake: Lake) -> None:
         assert file.read() == b"\x01"
     lake.write_bytes("a/b.bin", b"other")
     assert lake.read_bytes("a/b.bin") == b"other"
-    with fsspec.open(lake.uri("a/b.bin"), "rb") as file:
+    with fsspec.open(lake.uri("a/b.bin"), "rb", **lake.storage_options) as file:
         assert file.read() == b"other"
 
 
@@ -131,7 +135,7 @@ def test_files_are_listed_below_a_prefix_without_temporary_ones(lake: Lake) -> N
 
 
 def test_another_lake_object_sees_a_new_file_at_once(lake: Lake) -> None:
-    other = Lake(lake.url)
+    other = Lake(lake.url, lake.storage_options)
     lake.write_bytes("s/1", b"x")
     assert list(other.list("s")) == ["s/1"]
     lake.write_bytes("s/2", b"x")

@@ -1,16 +1,20 @@
-"""The image, built for real, from a checkout that is full of what no image may hold.
+"""The images, built for real, from a checkout that is full of what no image may hold.
 
-``ML_LIFECYCLE_BASE_IMAGE`` names the image it is built on, where that is not the Dockerfile's own.
+``ML_LIFECYCLE_BASE_IMAGE`` names the image they are built on, where that is not the Dockerfile's own;
+``ML_LIFECYCLE_BUILD_OPTIONS`` holds more options of ``docker build``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import shlex
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +23,7 @@ import pytest
 pytestmark = pytest.mark.proof
 
 REPOSITORY = Path(__file__).parents[2]
-MADE_OF = (
+SENT = (
     "LICENSE",
     "README.md",
     "constraints.txt",
@@ -29,9 +33,11 @@ MADE_OF = (
     "plugins",
     "pyproject.toml",
 )
+LEFT = {"LICENSE", "README.md", "constraints.txt", "pyproject.toml"}
 CANARY = f"canary-{secrets.token_hex(16)}".encode()
 PLANTED = (
     ".env",
+    ".full/production-token",
     ".git/config",
     ".run/secrets.json",
     "tests/test_canary.py",
@@ -44,13 +50,35 @@ PLANTED = (
 )
 
 
+@dataclass(frozen=True)
+class Image:
+    """A built image.
+
+    :param archive: what ``docker save`` writes of it: its configuration, its history and its layers
+    """
+
+    target: str
+    tag: str
+    archive: Path
+
+    def run(self, *command: str) -> str:
+        """What a command says in a container of it."""
+        done = subprocess.run(
+            ["docker", "run", "--rm", "--network=none", self.tag, *command],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What ``docker save`` writes of the image: its configuration, its history and its layers."""
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
         pytest.skip("no Docker daemon answers, so no image can be built")
     checkout = tmp_path_factory.mktemp("checkout")
-    for name in (*MADE_OF, ".dockerignore"):
+    for name in (*SENT, ".dockerignore"):
         source = REPOSITORY / name
         if source.is_dir():
             shutil.copytree(source, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -60,25 +88,58 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         planted = checkout / name
         planted.parent.mkdir(parents=True, exist_ok=True)
         planted.write_bytes(CANARY)
-    image, saved = f"ml-lifecycle-canary:{secrets.token_hex(4)}", checkout.with_suffix(".tar")
+    return checkout
+
+
+@pytest.fixture(scope="module", params=["server", "training", "airflow"])
+def image(request: pytest.FixtureRequest, checkout: Path) -> Iterator[Image]:
+    target: str = request.param
+    built = Image(
+        target, f"ml-lifecycle-canary-{target}:{secrets.token_hex(4)}", checkout.with_suffix(".tar")
+    )
     base = os.environ.get("ML_LIFECYCLE_BASE_IMAGE")
     chosen = ["--build-arg", f"BASE={base}"] if base else []
+    chosen += shlex.split(os.environ.get("ML_LIFECYCLE_BUILD_OPTIONS", ""))
     file = str(checkout / "include" / "images" / "Dockerfile")
-    subprocess.run(["docker", "build", *chosen, "--tag", image, "--file", file, str(checkout)], check=True)
+    command = ["docker", "build", *chosen, "--target", target, "--tag", built.tag, "--file", file]
+    subprocess.run([*command, str(checkout)], check=True)
     try:
-        subprocess.run(["docker", "save", "--output", str(saved), image], check=True)
-        yield saved
+        subprocess.run(["docker", "save", "--output", str(built.archive), built.tag], check=True)
+        yield built
     finally:
-        subprocess.run(["docker", "image", "rm", image], check=True)
-        saved.unlink(missing_ok=True)
+        subprocess.run(["docker", "image", "rm", built.tag], check=True)
+        built.archive.unlink(missing_ok=True)
 
 
-def test_nothing_is_in_the_image_but_what_it_is_made_of(archive: Path) -> None:
-    contents = {name: CANARY in stream.read() for name, stream in _everything(archive)}
+def test_nothing_is_in_an_image_but_what_it_is_made_of(image: Image) -> None:
+    contents = {name: CANARY in stream.read() for name, stream in _everything(image.archive)}
     assert {name for name, holds_canary in contents.items() if holds_canary} == set()
     ours = {name.split("/")[2] for name in contents if name.startswith("opt/ml-lifecycle/")}
-    assert ours == set(MADE_OF)
-    assert "opt/ml-lifecycle/dags/.airflowignore" in contents
+    # Models' code travels in the lake: only those who parse it have it.
+    assert ours == (LEFT | {"dags"} if image.target == "airflow" else LEFT)
+    assert ("opt/ml-lifecycle/dags/.airflowignore" in contents) == (image.target == "airflow")
+
+
+def test_it_does_not_run_as_root(image: Image) -> None:
+    described = json.loads(subprocess.check_output(["docker", "image", "inspect", image.tag]))
+    assert described[0]["Config"]["User"] == "lifecycle"
+    assert image.run("id", "-u").strip() == "50000"
+    assert image.run("sh", "-c", "test -w /opt/venv || echo kept").strip() == "kept"
+
+
+def test_it_holds_what_it_is_for_and_no_more(image: Image) -> None:
+    uses, lacks = {
+        "server": (
+            "ml_lifecycle.serving.rest, ml_lifecycle.adapters.feast_online, s3fs",
+            "airflow mlflow sklearn",
+        ),
+        "training": ("ml_lifecycle.training.pod, skl2onnx, s3fs", "airflow mlflow feast"),
+        "airflow": ("ml_lifecycle_airflow.dag_builder, ml_lifecycle_ui.plugin, mlflow, psycopg2, s3fs", ""),
+    }[image.target]
+    code = (
+        f"import {uses}\nfrom importlib.util import find_spec\nprint(*filter(find_spec, {lacks.split()!r}))"
+    )
+    assert image.run("python", "-c", code).split("\n")[-2] == ""
 
 
 def _everything(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:

@@ -199,9 +199,13 @@ class Lake:
         :raises LakeFileMissingError: there is no such file. Retry: no.
         """
         try:
-            return cast("BinaryIO", self._fs.open(self.full_path(path), "rb"))
+            file = self._fs.open(self.full_path(path), "rb")
         except _MISSING as error:
             raise LakeFileMissingError(f"no file {path!r} in {self.url}") from error
+        # What is only the beginning of other names, s3fs opens as well; the first read would fail.
+        if getattr(file, "details", {}).get("type") == "directory":
+            raise LakeFileMissingError(f"no file {path!r} in {self.url}")
+        return cast("BinaryIO", file)
 
     def list(self, prefix: str) -> Iterator[str]:
         """Relative paths of the files below ``prefix``, sorted, temporary ones left out."""

@@ -181,6 +181,7 @@ def _table(played: Played, access: Access) -> None:
         print(f"{line.stage:<{widths[0]}}  {line.run:<{widths[1]}}  {line.seconds:7.1f}  {line.result}")
     total = time.monotonic() - played.started
     print(f"\n{len(played.lines)} steps in {total / 60:.1f} minutes. Look at:")
-    print(f"  {access.airflow_url}/plugin/ml-lifecycle   the models' page")
-    print(f"  {access.airflow_url}/dags/{MODEL}__promote   who approved what")
+    airflow = access.airflow_page or access.airflow_url
+    print(f"  {airflow}/plugin/ml-lifecycle   the models' page")
+    print(f"  {airflow}/dags/{MODEL}__promote   who approved what")
     print(f"  {access.mlflow_url}/#/models/{MODEL}   the registry", flush=True)

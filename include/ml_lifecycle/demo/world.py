@@ -11,6 +11,7 @@ import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.demo.airflow import AirflowUser
+from ml_lifecycle.demo.files import landing_folder
 from ml_lifecycle.demo.flights import land
 from ml_lifecycle.records import Interval, Run, Snapshot
 from ml_lifecycle.serving.client import ModelClient
@@ -25,8 +26,10 @@ _JSON_TYPES = {"float": pl.Float64, "int": pl.Int64, "string": pl.String, "bool"
 class Access:
     """How to reach a stack from outside.
 
+    :param mlflow_url: as a browser finds it
     :param passwords: Airflow users' passwords by name
     :param model_folder: the example's folder
+    :param airflow_page: Airflow as a browser finds it, if that is another address than ``airflow_url``
     """
 
     airflow_url: str
@@ -38,6 +41,7 @@ class Access:
     production_url: str
     production_token: str
     production_online_store: str
+    airflow_page: str | None = None
 
     def user(self, name: str) -> AirflowUser:
         """Log in."""
@@ -57,7 +61,8 @@ class World:
     def land_until(self, moment: datetime) -> None:
         """Let the files arrive that an airline and a weather service had sent by ``moment``."""
         backlog = moment - self._landed
-        land(Path(self._lake.root) / "landing", self._landed, moment, every=max(DAY, backlog / 10))
+        with landing_folder(self._lake) as folder:
+            land(folder, self._landed, moment, every=max(DAY, backlog / 10))
         self._landed = moment
 
     def serve(self, window: Interval) -> int:

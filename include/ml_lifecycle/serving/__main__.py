@@ -62,7 +62,11 @@ def _fail(code: int, message: str) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ml_lifecycle.serving", description=__doc__)
-    parser.add_argument("--lake", required=True, help="URL of the environment's lake: a folder or s3://…")
+    parser.add_argument(
+        "--lake",
+        required=True,
+        help="URL of the environment's lake: a folder, or s3://…, reached as AWS's variables and files say",
+    )
     parser.add_argument("--environment", required=True, help="name of the environment, e.g. staging")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")

@@ -39,6 +39,7 @@ def _print_access(stack: Stack) -> None:
 
 def up() -> int:
     """Start the stack on ``.run`` and print where it is."""
+    from ml_lifecycle.adapters.lake import Lake
     from ml_lifecycle.demo.landing import land_examples
 
     stack = _stack(".run")
@@ -48,7 +49,7 @@ def up() -> int:
         return 0
     with _stopped_on_failure(stack):
         supervise.start(stack, _say)
-        land_examples(stack.lake / "landing", _say)
+        land_examples(Lake(str(stack.lake)), _say)
     _print_access(stack)
     return 0
 
