@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow.sdk.execution_time.comms import TaskStatesResult
@@ -50,7 +52,7 @@ class Pods:
         return [json.loads(path.read_text()) for path in files]
 
     def end(self, name: str, how: str) -> None:
-        """Have a pod evicted, or deleted from outside."""
+        """Have a pod evicted, or deleted from outside, perhaps with no grace."""
         token = (self.folder / "token").read_text().strip()
         pod = f"{self.url}/api/v1/namespaces/default/pods/{name}"
         headers = {"Authorization": f"Bearer {token}"}
@@ -58,7 +60,8 @@ class Pods:
             body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
             httpx.post(f"{pod}/eviction", json=body, headers=headers).raise_for_status()
         else:
-            httpx.delete(pod, headers=headers).raise_for_status()
+            grace = {"gracePeriodSeconds": "0"} if how == "delete at once" else {}
+            httpx.delete(pod, headers=headers, params=grace).raise_for_status()
 
     def uids(self) -> set[str]:
         """Of the pods that are there; localpods forgets those that were deleted a while ago."""
@@ -330,6 +333,40 @@ def test_too_many_interruptions_end_the_task_and_a_retry_goes_on(
     again["ti"].try_number = 2
     carry_out(operator(waiting, **way), again)
     assert from_json(Training, again["ti"].pushed["return_value"]).attempt == 2
+
+
+@BOTH_WAYS
+def test_a_pod_that_is_lost_with_its_node_is_given_up_and_publishes_nothing(
+    world: World, pods: Pods, context: Context, monkeypatch: pytest.MonkeyPatch, way: dict[str, Any]
+) -> None:
+    """The pod's keeper is stopped: it is deleted, and never said to have ended, until the node comes back."""
+    monkeypatch.setattr("ml_lifecycle_airflow.pod_watch.LOST_AFTER", timedelta(0))
+    go = world.root / "go"
+    task, now, before = operator(waiting_for(go, world), get_logs=False, **way), context("train"), pods.uids()
+    with executing(task, now, go) as attempt:
+        wait_for(lambda: len(running(pods, before)) == 1, attempt)
+        (lost,) = running(pods, before)
+        lock = pods.folder / "state" / "pods" / lost["uid"] / "lock"
+        wait_for(lambda: len(lock.read_text().split()) == 2, attempt)  # its ids: the keeper's, the pod's
+        keeper = psutil.Process(int(lock.read_text().split()[0]))
+        keeper.suspend()
+        try:
+            pods.end(lost["manifest"]["metadata"]["name"], "delete at once")
+            wait_for(lambda: len(pods.uids() - before) == 2, attempt)
+            go.touch()  # both train now, and the lost one writes its result
+            wait_until(attempt.done, "the task ends", 120)
+        finally:
+            keeper.resume()
+    attempt.result(0)
+    rows = attempts_of(world.database, task_job(world, world))
+    assert [row.outcome.kind for row in rows if row.outcome] == ["interrupted", "finished"]
+    assert "NodeLost" in str(rows[0].outcome)
+    assert from_json(Training, now["ti"].pushed["return_value"]).attempt == 2
+
+
+def running(pods: Pods, before: set[str]) -> list[dict[str, Any]]:
+    fresh = [record for record in pods.records() if record["uid"] not in before]
+    return [record for record in fresh if record["started_at"] and not record["finished_at"]]
 
 
 def test_a_worker_that_died_after_the_pod_s_end_loses_nothing(

@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException, AirflowTaskTimeout
@@ -22,9 +24,11 @@ from ml_lifecycle_airflow.operators.base import (
     required_folder,
 )
 from ml_lifecycle_airflow.pod_arguments import container_resources, pod_arguments, tolerations
+from ml_lifecycle_airflow.pod_watch import PodLostError, WatchfulPodManager, is_lost
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.triggers.base import BaseTrigger
     from kubernetes.client import V1Pod
 
     from ml_lifecycle.records import Training
@@ -41,6 +45,7 @@ log = logging.getLogger(__name__)
 _ENDED = frozenset({"failed", "success", "skipped", "removed", "restarting"})
 _ASKING_SECONDS = 3.0  # the supervisor kills a task five seconds after it has told it to stop
 _ATTEMPT = "ml-lifecycle/attempt"  # a pod's annotation
+LOST = "NodeLost"  # the reason that older versions of Kubernetes gave themselves
 
 
 class TrainOperator(KubernetesPodOperator):
@@ -112,7 +117,7 @@ class TrainOperator(KubernetesPodOperator):
             resources,
             attempts,
             context,
-            lambda: super(TrainOperator, self).trigger_reentry(context, event),
+            lambda: self._come_back(context, event),
         )
 
     def on_kill(self) -> None:
@@ -141,10 +146,24 @@ class TrainOperator(KubernetesPodOperator):
         """Remove a pod that has ended; one that trains is the next attempt's, whatever this one failed of."""
         if self.pod is not None:
             self._facts = self._look(self.pod)
+        if self._facts is not None and self._facts.reason == LOST:
+            self._forget(self.pod)
+            return
         if self._facts is not None and self._trains(self._facts):
             self.log.info("pod %s still trains and is left to the next attempt", self._facts.name)
             return
         super().cleanup(pod, remote_pod, xcom_result, context)
+
+    @cached_property
+    def pod_manager(self) -> WatchfulPodManager:
+        """The provider's, that does not wait for a pod that is lost with its node."""
+        return WatchfulPodManager(kube_client=self.client, callbacks=self.callbacks)
+
+    def defer(self, *, trigger: BaseTrigger, **kwargs: Any) -> NoReturn:
+        """Wait by a trigger that does not wait for a lost pod either."""
+        from ml_lifecycle_airflow.triggers.train import TrainTrigger
+
+        super().defer(trigger=TrainTrigger(**trigger.serialize()[1]), **kwargs)
 
     def find_pod(self, namespace: str, context: Context, *, exclude_checked: bool = True) -> V1Pod | None:
         """The pod of the attempt that is open; those of earlier ones, which may linger, are none."""
@@ -203,6 +222,27 @@ class TrainOperator(KubernetesPodOperator):
     def _run(self, context: Context) -> None:
         super().execute(context)
 
+    def _come_back(self, context: Context, event: dict[str, Any]) -> None:
+        from kubernetes.client import ApiException
+
+        if event["status"] == "error":
+            with suppress(ApiException):  # gone, or the API is away: the provider finds that out, too
+                self.pod = self.hook.get_pod(event["name"], event["namespace"])
+                self._facts = self._look(self.pod)
+                if self._facts.reason == LOST:
+                    self._forget(self.pod)
+                    raise PodLostError(event["message"])
+        super().trigger_reentry(context, event)
+
+    def _forget(self, pod: V1Pod) -> None:
+        """Have the cluster forget a pod whose node will not say that it has ended."""
+        from kubernetes.client import ApiException
+
+        with suppress(ApiException):  # it may have gone by itself
+            self.client.delete_namespaced_pod(
+                pod.metadata.name, pod.metadata.namespace, grace_period_seconds=0
+            )
+
     def _take_up(self, attempts: TrainingAttempts, context: Context) -> Training | None:
         """Go on with the pod of an attempt that an earlier worker left open, if it is still there.
 
@@ -255,14 +295,14 @@ class TrainOperator(KubernetesPodOperator):
         from ml_lifecycle.training.outcomes import pod_facts
 
         try:
-            now, gone = self.pod_manager.read_pod(pod), False
+            now, gone = self.client.read_namespaced_pod(pod.metadata.name, pod.metadata.namespace), False
         except ApiException as error:
             if error.status != 404:
                 raise
             now, gone = pod, True
-        return pod_facts(
-            self.client.api_client.sanitize_for_serialization(now), self.base_container_name, gone
-        )
+        plain = self.client.api_client.sanitize_for_serialization(now)
+        facts = pod_facts(plain, self.base_container_name, gone)
+        return replace(facts, reason=LOST) if not gone and is_lost(now) else facts
 
     # What a pod is made of
 
