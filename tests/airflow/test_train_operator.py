@@ -131,7 +131,15 @@ def carry_out(task: TrainOperator, context: Any) -> None:
         except TaskDeferred as deferral:
             call = coming_back(deferral, context)
             task = copy.copy(task)
-            for name in ("pod", "remote_pod", "pod_request_obj", "_attempt", "_facts", "_given"):
+            for name in (
+                "pod",
+                "remote_pod",
+                "pod_request_obj",
+                "_attempt",
+                "_attempt_number",
+                "_facts",
+                "_given",
+            ):
                 setattr(task, name, None)
         else:
             return

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException, AirflowTaskTimeout
 
 from ml_lifecycle_airflow.links import MlflowRunLink, ModelPageLink
@@ -23,13 +17,11 @@ from ml_lifecycle_airflow.operators.base import (
     final_errors_fail_at_once,
     required_folder,
 )
+from ml_lifecycle_airflow.operators.lasting_pod import ATTEMPT, LastingPodOperator
 from ml_lifecycle_airflow.pod_arguments import container_resources, pod_arguments, tolerations
-from ml_lifecycle_airflow.pod_watch import PodLostError, WatchfulPodManager, is_lost
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from airflow.triggers.base import BaseTrigger
-    from kubernetes.client import V1Pod
 
     from ml_lifecycle.records import Training
     from ml_lifecycle.spec.training import Pool
@@ -37,18 +29,12 @@ if TYPE_CHECKING:
     from ml_lifecycle.stages.train_attempts import TrainingAttempts
     from ml_lifecycle.training.cost import Prices
     from ml_lifecycle.training.job import Attempt, TrainingJob
-    from ml_lifecycle.training.outcomes import Launch, PodFacts
+    from ml_lifecycle.training.outcomes import Launch
 
 log = logging.getLogger(__name__)
 
-# What somebody's mark or clear makes of a task that runs. In every other state only its worker goes away.
-_ENDED = frozenset({"failed", "success", "skipped", "removed", "restarting"})
-_ASKING_SECONDS = 3.0  # the supervisor kills a task five seconds after it has told it to stop
-_ATTEMPT = "ml-lifecycle/attempt"  # a pod's annotation
-LOST = "NodeLost"  # the reason that older versions of Kubernetes gave themselves
 
-
-class TrainOperator(KubernetesPodOperator):
+class TrainOperator(LastingPodOperator):
     """Train in pods, one after another until one has left a result, and log it to MLflow.
 
     A pod gets lake URIs and digests, nothing else, and writes its result to the lake, manifest last; there is
@@ -65,14 +51,10 @@ class TrainOperator(KubernetesPodOperator):
     :param training: the spec's ``training`` section: image, resources, pools, recovery
     """
 
-    template_fields = (*KubernetesPodOperator.template_fields, "training_set")
+    template_fields = (*LastingPodOperator.template_fields, "training_set")
     operator_extra_links = (MlflowRunLink(), ModelPageLink())
     mlflow_run_url: str | None = None
-    _instance: Any = None
-    _timed_out = False
-    _ended_by_somebody = False
     _attempt: Attempt | None = None
-    _facts: PodFacts | None = None
     _given: tuple[list[Any], list[Any]] | None = None  # environment and secrets, without the attempt's own
 
     def __init__(
@@ -106,77 +88,10 @@ class TrainOperator(KubernetesPodOperator):
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
         """Come back from the trigger, in deferrable mode. Errors as in :meth:`execute`."""
         self._instance = context["ti"]
-        # A pod that did not start in time is a "timeout" as well, and no reason to end the task.
-        self._timed_out = event["status"] == "timeout" and time.time() >= event.get(
-            "_execution_deadline", math.inf
-        )
         resources = Resources(self.folder)
         attempts = self._attempts(resources, self._plan(resources, context))
-        self._attempt = attempts.open_attempt()
-        self._supervise(
-            resources,
-            attempts,
-            context,
-            lambda: self._come_back(context, event),
-        )
-
-    def on_kill(self) -> None:
-        """End the pod if somebody ended the task; leave it to the next attempt if only the worker stops.
-
-        Airflow calls this for both, and after a timeout.
-
-        :raises AirflowException: the worker stops: this attempt is over. Retry: yes, the pod is still there.
-        """
-        if self._killed or self.pod is None:
-            return
-        if self._ended():
-            self._ended_by_somebody = True
-            super().on_kill()
-            return
-        self._killed = True
-        raise AirflowException(f"the worker stops; pod {self.pod.metadata.name} goes on for the next attempt")
-
-    def cleanup(
-        self,
-        pod: V1Pod,
-        remote_pod: V1Pod,
-        xcom_result: dict[str, Any] | None = None,
-        context: Context | None = None,
-    ) -> None:
-        """Remove a pod that has ended; one that trains is the next attempt's, whatever this one failed of."""
-        if self.pod is not None:
-            self._facts = self._look(self.pod)
-        if self._facts is not None and self._facts.reason == LOST:
-            self._forget(self.pod)
-            return
-        if self._facts is not None and self._trains(self._facts):
-            self.log.info("pod %s still trains and is left to the next attempt", self._facts.name)
-            return
-        super().cleanup(pod, remote_pod, xcom_result, context)
-
-    @cached_property
-    def pod_manager(self) -> WatchfulPodManager:
-        """The provider's, that does not wait for a pod that is lost with its node."""
-        return WatchfulPodManager(kube_client=self.client, callbacks=self.callbacks)
-
-    def defer(self, *, trigger: BaseTrigger, **kwargs: Any) -> NoReturn:
-        """Wait by a trigger that does not wait for a lost pod either."""
-        from ml_lifecycle_airflow.triggers.train import TrainTrigger
-
-        super().defer(trigger=TrainTrigger(**trigger.serialize()[1]), **kwargs)
-
-    def find_pod(self, namespace: str, context: Context, *, exclude_checked: bool = True) -> V1Pod | None:
-        """The pod of the attempt that is open; those of earlier ones, which may linger, are none."""
-        number = str(self._attempt.number) if self._attempt is not None else None
-        found = [pod for pod in self._pods(namespace, context) if _number(pod) == number]
-        return found[0] if found else None
-
-    def get_or_create_pod(self, pod_request_obj: V1Pod, context: Context) -> V1Pod:
-        """Create it: whether there is one to go on with was found out before its attempt began."""
-        self.pod_manager.create_pod(pod=pod_request_obj)
-        return pod_request_obj
-
-    # One attempt after another
+        self._go_on_with(attempts.open_attempt())
+        self._supervise(resources, attempts, context, lambda: self._come_back(context, event))
 
     def _supervise(
         self, resources: Resources, attempts: TrainingAttempts, context: Context, run: Callable[[], object]
@@ -189,7 +104,7 @@ class TrainOperator(KubernetesPodOperator):
             try:
                 run()
             except AirflowTaskTimeout:
-                super().on_kill()
+                self._end_pod()
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the pod's own end says more
                 cause = error
@@ -209,39 +124,20 @@ class TrainOperator(KubernetesPodOperator):
     def _launch(self, resources: Resources, attempts: TrainingAttempts, context: Context) -> None:
         """Begin the next attempt, if its history allows one, and run its pod."""
         with final_errors_fail_at_once():
-            self._attempt, launch = attempts.begin(self._fitting_pools(resources.spec.training))
+            attempt, launch = attempts.begin(self._fitting_pools(resources.spec.training))
+        self._go_on_with(attempt)
         time.sleep(launch.delay_seconds)
         self._facts = self.pod = self.pod_request_obj = self.remote_pod = None
         self._remove_pods_of_others(context)
-        self._prepare(self._attempt, launch, resources)
-        self.log.info(
-            "attempt %d%s", self._attempt.number, f" in pool {launch.pool.name}" if launch.pool else ""
-        )
+        self._prepare(attempt, launch, resources)
+        self.log.info("attempt %d%s", attempt.number, f" in pool {launch.pool.name}" if launch.pool else "")
         self._run(context)
+
+    def _go_on_with(self, attempt: Attempt | None) -> None:
+        self._attempt, self._attempt_number = attempt, attempt.number if attempt is not None else None
 
     def _run(self, context: Context) -> None:
         super().execute(context)
-
-    def _come_back(self, context: Context, event: dict[str, Any]) -> None:
-        from kubernetes.client import ApiException
-
-        if event["status"] == "error":
-            with suppress(ApiException):  # gone, or the API is away: the provider finds that out, too
-                self.pod = self.hook.get_pod(event["name"], event["namespace"])
-                self._facts = self._look(self.pod)
-                if self._facts.reason == LOST:
-                    self._forget(self.pod)
-                    raise PodLostError(event["message"])
-        super().trigger_reentry(context, event)
-
-    def _forget(self, pod: V1Pod) -> None:
-        """Have the cluster forget a pod whose node will not say that it has ended."""
-        from kubernetes.client import ApiException
-
-        with suppress(ApiException):  # it may have gone by itself
-            self.client.delete_namespaced_pod(
-                pod.metadata.name, pod.metadata.namespace, grace_period_seconds=0
-            )
 
     def _take_up(self, attempts: TrainingAttempts, context: Context) -> Training | None:
         """Go on with the pod of an attempt that an earlier worker left open, if it is still there.
@@ -250,7 +146,7 @@ class TrainOperator(KubernetesPodOperator):
         """
         from ml_lifecycle.records import Training
 
-        self._attempt = attempts.open_attempt()
+        self._go_on_with(attempts.open_attempt())
         if self._attempt is None:
             return None
         self.pod = self.find_pod(self._namespace(context), context)
@@ -258,53 +154,6 @@ class TrainOperator(KubernetesPodOperator):
             return None
         ended = attempts.settle(self._attempt, None, "its pod is not there any more")
         return ended if isinstance(ended, Training) else None
-
-    def _raise_unless_it_ended(self, cause: Exception) -> None:
-        """Raise what is no news of a pod's end: the pod may well go on, and the next attempt with it.
-
-        :raises ServerUnavailableError: the Pods API does not answer. Retry: yes.
-        """
-        from airflow.sdk.exceptions import AirflowFailException
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import MaxRetryError
-
-        from ml_lifecycle.errors import LifecycleError, ServerUnavailableError
-        from ml_lifecycle.training.outcomes import refused
-
-        if isinstance(cause, LifecycleError | AirflowFailException):
-            raise cause
-        if isinstance(cause, ApiException) and self.pod is None:
-            self._facts = refused(str(self.name), cause.status, cause.body)
-            return
-        if isinstance(cause, MaxRetryError):
-            pool = cause.pool
-            raise ServerUnavailableError(
-                f"the Pods API at {pool.host}:{pool.port} (connection {self.kubernetes_conn_id!r}) does not "
-                f"answer: {cause.reason}"
-            ) from cause
-        if self._facts is not None and self._trains(self._facts):
-            raise cause
-
-    def _trains(self, facts: PodFacts) -> bool:
-        return facts.running and not facts.deleted and not self._timed_out
-
-    def _look(self, pod: V1Pod) -> PodFacts:
-        """What the cluster says of a pod now."""
-        from kubernetes.client import ApiException
-
-        from ml_lifecycle.training.outcomes import pod_facts
-
-        try:
-            now, gone = self.client.read_namespaced_pod(pod.metadata.name, pod.metadata.namespace), False
-        except ApiException as error:
-            if error.status != 404:
-                raise
-            now, gone = pod, True
-        plain = self.client.api_client.sanitize_for_serialization(now)
-        facts = pod_facts(plain, self.base_container_name, gone)
-        return replace(facts, reason=LOST) if not gone and is_lost(now) else facts
-
-    # What a pod is made of
 
     def _prepare(self, attempt: Attempt, launch: Launch, resources: Resources) -> None:
         from airflow.providers.cncf.kubernetes.secret import Secret
@@ -315,7 +164,7 @@ class TrainOperator(KubernetesPodOperator):
         self.name = self.name or f"train-{resources.spec.name}".replace("_", "-")
         self.cmds = list(attempt.job.command)
         self.arguments = []
-        self.annotations = {**(self.annotations or {}), _ATTEMPT: str(attempt.number)}
+        self.annotations = {**(self.annotations or {}), ATTEMPT: str(attempt.number)}
         self.container_resources = container_resources(
             resources.spec.training.resources, launch.memory_factor
         )
@@ -388,41 +237,6 @@ class TrainOperator(KubernetesPodOperator):
                 raise UnschedulableError("; ".join(reasons), now=False)
         return pools
 
-    # The cluster's pods of this task
-
-    def _namespace(self, context: Context) -> str:
-        return str(self.build_pod_request_obj(context).metadata.namespace)
-
-    def _pods(self, namespace: str, context: Context) -> list[V1Pod]:
-        selector = self._build_find_pod_label_selector(context, exclude_checked=True)
-        return list(self.client.list_namespaced_pod(namespace=namespace, label_selector=selector).items)
-
-    def _remove_pods_of_others(self, context: Context) -> None:
-        """Pods of earlier attempts can publish nothing any more; they would only cost."""
-        for pod in self._pods(self._namespace(context), context):
-            self.log.info("pod %s is of an earlier attempt and is removed", pod.metadata.name)
-            self.pod_manager.delete_pod(pod)
-
-    def _ended(self) -> bool:
-        """Whether somebody ended this task. Nobody, as far as is known, if Airflow does not answer."""
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-        one, states = self._instance, {}
-
-        def ask() -> None:
-            with suppress(Exception):  # an API server that is away must not end a training
-                states.update(
-                    RuntimeTaskInstance.get_task_states(
-                        one.dag_id, map_index=one.map_index, task_ids=[one.task_id], run_ids=[one.run_id]
-                    )
-                )
-
-        # A signal may have come in the middle of another question, which holds the only line.
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
-        asking.join(_ASKING_SECONDS)
-        return bool(_ENDED.intersection(states.get(one.run_id, {}).values()))
-
     def _finish(
         self, resources: Resources, attempts: TrainingAttempts, training: Training, context: Context
     ) -> None:
@@ -455,7 +269,3 @@ def _prices() -> Prices | None:
     except SpecError as error:
         log.warning("%s", error)
         return None
-
-
-def _number(pod: V1Pod) -> str | None:
-    return (pod.metadata.annotations or {}).get(_ATTEMPT)
