@@ -232,6 +232,7 @@ class Training(Record):
     :param profile_path: the reference profile (JSON)
     :param metrics_path: the metrics, and why others could not be computed (JSON)
     :param resources: wall and CPU seconds and peak memory in bytes, as measured in the pod
+    :param image: what the pod ran in, by digest; empty where there are no images
     :param reproducible: whether the same job ends in the same model, however often it is interrupted
     :param not_reproducible_because: why it does not, as ``train()`` or the frameworks said
     """
@@ -258,6 +259,7 @@ class Training(Record):
     packages: dict[str, str]
     resources: dict[str, float]
     mlflow_run_id: str | None = None
+    image: str = ""
     reproducible: bool = True
     not_reproducible_because: tuple[str, ...] = ()
 

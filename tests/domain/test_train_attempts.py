@@ -87,9 +87,10 @@ def test_what_is_settled_stays_settled(world: World) -> None:
 def test_a_result_is_published_with_its_usage(world: World) -> None:
     attempt, _ = world.attempts().begin([])
     world.run(attempt)
-    training = world.attempts().settle(attempt, None, "the pod is gone, and its result is there")
+    image = "registry/training@sha256:0f"
+    training = world.attempts().settle(attempt, PodFacts("train", gone=True, image=image), "")
     assert isinstance(training, Training)
-    assert training.attempt == 1
+    assert (training.attempt, training.image) == (1, image)
     (row,) = world.attempts().rows()
     assert row.outcome == Outcome("finished")
     assert row.usage == training.resources

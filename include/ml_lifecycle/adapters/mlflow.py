@@ -203,6 +203,7 @@ def _lineage(training: Training) -> dict[str, str]:
         f"{TAG}.run_id": training.run.run_id,
         f"{TAG}.requested_by": training.run.requested_by or "",
         f"{TAG}.packages": _json(training.packages).decode(),
+        f"{TAG}.image": training.image,
         f"{TAG}.reproducible": "; ".join(training.not_reproducible_because) or "true",
     }
 

@@ -99,9 +99,10 @@ def finished_training(lake: Lake, job: TrainingJob) -> Training | None:
     return replace(training, run=job.run)
 
 
-def collect_training(lake: Lake, attempt: Attempt) -> Training:
+def collect_training(lake: Lake, attempt: Attempt, image: str = "") -> Training:
     """Publish what the attempt's pod left behind, once it has ended; what is published already stays.
 
+    :param image: what the pod ran in, by digest, where the cluster says it
     :raises TrainingError: ``training.py`` failed, or ran out of memory. Retry: no.
     :raises FeatureError: the training set cannot be trained on. Retry: no.
     :raises ConversionError: the estimator does not convert to ONNX. Retry: no.
@@ -116,7 +117,7 @@ def collect_training(lake: Lake, attempt: Attempt) -> Training:
     result = _result_of(lake, attempt)
     if attempt.is_superseded(lake):
         raise StaleAttemptError(f"attempt {attempt.number} has ended, but a newer one has begun")
-    training = _training(lake, attempt, result)
+    training = _training(lake, attempt, result, image)
     lake.write_json(job.manifest_path, to_json(training))
     return training
 
@@ -146,7 +147,7 @@ def _result_of(lake: Lake, attempt: Attempt) -> PodResult:
         ) from None
 
 
-def _training(lake: Lake, attempt: Attempt, result: PodResult) -> Training:
+def _training(lake: Lake, attempt: Attempt, result: PodResult, image: str) -> Training:
     job = attempt.job
     if (result.job, result.attempt) != (job.digest, attempt.number):
         raise IntegrityError(
@@ -180,6 +181,7 @@ def _training(lake: Lake, attempt: Attempt, result: PodResult) -> Training:
         metrics=result.metrics,
         packages=result.packages,
         resources=result.usage,
+        image=image,
         reproducible=not result.not_reproducible_because,
         not_reproducible_because=result.not_reproducible_because,
     )

@@ -89,7 +89,7 @@ class TrainingAttempts:
         """
         usage = self._usage(attempt)
         try:
-            training = collect_training(self._lake, attempt)
+            training = collect_training(self._lake, attempt, facts.image if facts is not None else "")
         except PodFailedError:
             outcome = diagnose(facts, failure_of(self._lake, attempt), usage, cause)
         except IntegrityError as error:

@@ -101,6 +101,7 @@ class PodFacts:
     :param scheduled: it was given a node
     :param reason: the pod's; :param container_reason: why its container waits or ended
     :param disruption: what is behind an eviction, e.g. ``PreemptionByScheduler``
+    :param image: what it ran in, by digest, as the node says it
     :param message: whatever text came with the most telling of these
     """
 
@@ -117,6 +118,7 @@ class PodFacts:
     gone: bool = False
     disruption: str = ""
     memory_limit: str = ""
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def pod_facts(pod: Mapping[str, Any], container: str = "base", gone: bool = Fals
         gone=gone,
         disruption=str(disrupted.get("reason") or "") if disrupted.get("status") == "True" else "",
         memory_limit=str(limits.get("memory") or ""),
+        image=str(own.get("imageID") or ""),
     )
 
 
