@@ -58,14 +58,13 @@ class PodSetupError(LifecycleError):
 
 
 class UnschedulableError(LifecycleError):
-    """No node has room for a pod. Retry: yes if one had it empty (``now``), no if none ever could.
+    """No node had room for a pod in time. Retry: yes, when other pods have ended."""
 
-    :param now: whether it is for now only
-    """
+    retryable = True
 
-    def __init__(self, message: str, *, now: bool) -> None:
-        super().__init__(message)
-        self.retryable = now
+
+class NeverSchedulableError(LifecycleError):
+    """No node could run a pod even if it were empty. Retry: no, ask for less or make larger nodes."""
 
 
 class ConversionError(LifecycleError):

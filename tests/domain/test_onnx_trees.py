@@ -12,6 +12,7 @@ import pytest
 from lightgbm import LGBMClassifier, LGBMRegressor
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from tests.domain.frameworks_kit import NUMBERS, NUMERIC, encode, failed, gates, holdout, training_rows
@@ -276,5 +277,7 @@ def test_without_onnxmltools_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     rows, labels = training_rows("binary")
     model = lgb("binary").fit(rows[["distance", "wind"]], labels)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConversionError, match=r"install airflow-ml-lifecycle\[xgboost\]"):
+    with pytest.raises(ConversionError, match=r"install airflow-ml-lifecycle\[lightgbm\]"):
         convert(model, NUMBERS, "binary")
+    plain = LogisticRegression().fit(rows[["distance", "wind"]].fillna(0), labels)
+    assert convert(plain, NUMBERS, "binary"), "others do not need it"

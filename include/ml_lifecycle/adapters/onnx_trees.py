@@ -43,10 +43,7 @@ _ZERO_IS_MISSING = 1  # in bits 2 and 3 of LightGBM's decision_type
 
 
 def register() -> None:
-    """Teach skl2onnx the estimators of those of the two libraries that this process has imported.
-
-    :raises ConversionError: one is, and onnxmltools is not installed. Retry: no.
-    """
+    """Teach skl2onnx the estimators of those of the two libraries that this process has imported."""
     if (xgboost := sys.modules.get("xgboost")) is not None:
         for name in ("XGBClassifier", "XGBRFClassifier", "XGBRegressor", "XGBRFRegressor"):
             _register(getattr(xgboost, name, None), "xgboost", _convert_xgboost)
@@ -58,12 +55,17 @@ def register() -> None:
 def _register(estimator: type[Any] | None, extra: str, convert: Callable[..., None]) -> None:
     if estimator is None:  # half imported, or a namesake
         return
-    if importlib.util.find_spec("onnxmltools") is None:
+    name = estimator.__name__
+
+    def refuse(*_: Any) -> None:
         raise ConversionError(
-            f"{estimator.__name__} needs onnxmltools to become ONNX: "
+            f"{name} needs onnxmltools to become ONNX: "
             f"install airflow-ml-lifecycle[{extra}] in the pod's image"
         )
-    onnx_converters.register(estimator, convert, _is_classifier(estimator))
+
+    # Without it only these cannot be converted: other estimators of the same process can.
+    there = importlib.util.find_spec("onnxmltools") is not None
+    onnx_converters.register(estimator, convert if there else refuse, _is_classifier(estimator))
 
 
 def _is_classifier(estimator: type[Any]) -> bool:

@@ -159,7 +159,7 @@ def _result(user: AirflowUser, dag_id: str, run_id: str, task: TaskState) -> str
         "snapshot/1": lambda r: f"{sum(f['rows'] for t in r['tables'].values() for f in t['files'])} rows",
         "validation/1": lambda r: f"{r['rules']} rules, {len(r['failed'])} warnings",
         "training_set/1": lambda r: f"{r['train_rows']} rows, holdout {r['holdout_rows']}",
-        "training/1": lambda r: f"model {r['model_digest'][:12]}",
+        "training/2": lambda r: f"model {r['model_digest'][:12]}",
         "evaluation/1": lambda r: f"{len(r['gates'])} gates passed, skill {r['metrics']['skill']:+.3f}",
         "model_version/1": lambda r: f"version {r['version']}, {r['role']}",
         "evidence/1": lambda r: f"digest {r['digest'][:12]}",

@@ -292,7 +292,7 @@ def next_launch(
         tried = {ended.pool for ended in here if ended.outcome.kind == "unschedulable"}
         if again.pool is not None and again.pool.name not in tried:
             return again
-        return UnschedulableError(f"{outcome.message} ({_asked(resources, last)})", now=True)
+        return UnschedulableError(f"{outcome.message} ({_asked(resources, last)})")
     if outcome.kind == "memory":
         if recovery.memory_factor is not None and last.memory_factor == 1:
             return Launch(again.pool, recovery.memory_factor)

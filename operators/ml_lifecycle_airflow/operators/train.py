@@ -212,7 +212,7 @@ class TrainOperator(LastingPodOperator):
         """
         from kubernetes.client import ApiException
 
-        from ml_lifecycle.errors import UnschedulableError
+        from ml_lifecycle.errors import NeverSchedulableError
         from ml_lifecycle.training.placement import fitting, never_fits
 
         try:
@@ -234,7 +234,7 @@ class TrainOperator(LastingPodOperator):
             self.log.warning("%s", reason)
         if refused:
             with final_errors_fail_at_once():
-                raise UnschedulableError("; ".join(reasons), now=False)
+                raise NeverSchedulableError("; ".join(reasons))
         return pools
 
     def _finish(
