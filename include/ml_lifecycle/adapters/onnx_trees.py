@@ -57,7 +57,7 @@ def _register(estimator: type[Any] | None, extra: str, convert: Callable[..., No
         return
     name = estimator.__name__
 
-    def refuse(*_: Any) -> None:
+    def refuse(_scope: Any, _operator: Any, _container: Any) -> None:
         raise ConversionError(
             f"{name} needs onnxmltools to become ONNX: "
             f"install airflow-ml-lifecycle[{extra}] in the pod's image"
