@@ -66,11 +66,13 @@ full: full-secrets ## The same demo through docker-compose.yaml (needs Docker on
 	$(COMPOSE) build
 	$(COMPOSE) up --detach
 	$(COMPOSE) run --rm demo
-	@if [ "$(KEEP)" = no ]; then $(COMPOSE) down --volumes; else \
-	  echo "Airflow: http://localhost:$(AIRFLOW_PORT)  MLflow: http://localhost:$(MLFLOW_PORT)  users: .full/airflow-passwords.json  stop: make full-down"; fi
+	@if [ "$(KEEP)" = no ]; then $(COMPOSE) down --volumes; rm -rf .full; else \
+	  echo "Airflow http://localhost:$(AIRFLOW_PORT)  MLflow http://localhost:$(MLFLOW_PORT)  passwords .full/airflow-passwords.json"; \
+	  echo "stop    make full-down"; fi
 
 full-down: ## Stop what `make full` left up, and remove its state
 	$(COMPOSE) down --volumes
+	rm -rf .full
 
 full-secrets: ## Make the secrets that docker-compose.yaml mounts (pods in a cluster: KUBECONFIG=file POD_NAMESPACE=name)
 	@PYTHONPATH=include:operators $(PYTHON) -m ml_lifecycle_airflow.stack.full_secrets .full \

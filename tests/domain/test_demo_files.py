@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.demo.__main__ import main, read_access
+from ml_lifecycle.demo.__main__ import main, read_access, wait_for_stack
 from ml_lifecycle.demo.airflow import DemoError
 from ml_lifecycle.demo.files import landing_folder
 
@@ -68,13 +72,52 @@ def test_a_file_that_does_not_say_how_to_reach_a_stack(
     assert str(path) in capsys.readouterr().err
 
 
-def test_access_is_read_as_it_is_written(tmp_path: Path) -> None:
+def write_access(path: Path) -> Path:
     texts = ("airflow_url", "mlflow_url", "lake", "production_lake", "production_url", "production_token")
     fields = {name: name for name in (*texts, "production_online_store")}
-    path = tmp_path / "access.json"
     path.write_text(json.dumps(fields | {"passwords": {"admin": "x"}, "model_folder": "/dags/models/m"}))
-    access = read_access(path)
+    return path
+
+
+def test_access_is_read_as_it_is_written(tmp_path: Path) -> None:
+    access = read_access(write_access(tmp_path / "access.json"))
     assert access.passwords == {"admin": "x"}
     assert access.model_folder == Path("/dags/models/m")
     assert access.production_url == "production_url"
     assert access.airflow_page is None
+
+
+PARTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
+
+
+@pytest.fixture
+def stack() -> Iterator[tuple[str, dict[str, str]]]:
+    """A server that says what Airflow and a model server would; its URL, and its parts' states to be set."""
+    states = dict.fromkeys(PARTS, "healthy")
+
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({name: {"status": states[name]} for name in states}).encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", states
+        server.shutdown()
+
+
+def test_the_demo_begins_when_all_is_there(stack: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    url, states = stack
+    access = replace(read_access(write_access(tmp_path / "a.json")), airflow_url=url, production_url=url)
+    wait_for_stack(access, timeout=0)
+    states["triggerer"] = "unhealthy"
+    with pytest.raises(DemoError, match=r"not there after 0 s: triggerer$"):
+        wait_for_stack(access, timeout=0)
+    with pytest.raises(DemoError, match=r"the production server at http://127\.0\.0\.1:1 "):
+        wait_for_stack(replace(access, production_url="http://127.0.0.1:1"), timeout=0)
+    with pytest.raises(DemoError, match=r"Airflow at http://127\.0\.0\.1:1 "):
+        wait_for_stack(replace(access, airflow_url="http://127.0.0.1:1"), timeout=0)
