@@ -57,7 +57,7 @@ def _register(estimator: type[Any] | None, extra: str, convert: Callable[..., No
         return
     name = estimator.__name__
 
-    def refuse(_scope: Any, _operator: Any, _container: Any) -> None:
+    def refuse(scope: Any, operator: Any, container: Any) -> None:  # skl2onnx asks for these names
         raise ConversionError(
             f"{name} needs onnxmltools to become ONNX: "
             f"install airflow-ml-lifecycle[{extra}] in the pod's image"
