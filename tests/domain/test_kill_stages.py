@@ -32,7 +32,9 @@ from ml_lifecycle.stages.online_features import Materialisation
 LAKES = ("lake", "production")
 DATABASES = ("lifecycle", "online_staging", "online_production")
 # How long a training took; ids that Great Expectations and Evidently make up.
-VOLATILE = re.compile(r"lake/(training/.*/manifest\.json|validations/.*/report\.json|monitoring/.*\.html)")
+VOLATILE = re.compile(
+    r"lake/(training/.*/(manifest|usage)\.json|validations/.*/report\.json|monitoring/.*\.html)"
+)
 ERRORS = {"quarantine": "DataHaltedError"}
 SAMPLE = 1  # kills a task in the quick tests
 
