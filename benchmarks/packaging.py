@@ -2,9 +2,9 @@
 
     python benchmarks/packaging.py
 
-Times what the train task does about the code before it launches the pod, for ``flight_delay``: the folder is
-read and digested, and the package goes into the lake if it is not there yet. Beside it the least that could be
-done: the same files zipped and written once. No image is built, so that is all there is to wait for.
+Times what the train task does about the code before it launches the pod, for ``flight_delay``: the folder
+is read and digested, and the package goes into the lake if it is not there yet. Beside it the least that
+could be done: the same files zipped and written once. No image is built: that is all there is to wait for.
 """
 
 from __future__ import annotations
