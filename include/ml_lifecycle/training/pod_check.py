@@ -256,6 +256,7 @@ class _Trial:
         ended = self._run(2)
         if ended.code != 0:
             raise Broken(_said(f"exit code {ended.code}, expected 0", ended))
+        self._seconds = min(self._seconds, ended.seconds)  # the first one waited for a cold disk
         return self._same_model(1, 2)
 
     def _ends_when_asked(self) -> str:
