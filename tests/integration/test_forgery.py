@@ -24,6 +24,7 @@ from stack_kit import running_stack, wait_for_request
 from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.lineage import read_training
 from ml_lifecycle.delivery.releases import Releases
 from ml_lifecycle.demo.airflow import DONE, AirflowUser, DemoError
 from ml_lifecycle.errors import LifecycleError
@@ -358,7 +359,7 @@ def test_a_model_file_that_was_swapped_is_never_served(world: World) -> None:
     before = world.live()
     version, promotion = world.candidate(world.bob)
     evidence = from_json(Evidence, world.bob.result(PROMOTE, promotion, "evidence"))
-    path = f"{evidence.training_path}/model.onnx"
+    path = read_training(world.lake, evidence.training_path).model_path
     model = world.lake.read_bytes(path, evidence.model_digest)
     swapped = make_model(1.0)
     world.lake.write_bytes(path, swapped)
