@@ -134,6 +134,11 @@ class Plain:
 
         return Attempt(plan_training(self.folder, self.lake, self.load("features")), 1, "benchmark")
 
+    def plan(self) -> None:
+        """Write what the pod is given to ``pod.json``."""
+        environment = self.attempt().environment(self.lake.url)
+        (self.root / "pod.json").write_text(json.dumps(environment))
+
     def fit(self) -> None:
         """What the pod does, in this process."""
         from ml_lifecycle.training.pod import run_attempt

@@ -60,8 +60,7 @@ def measure(root: Path) -> dict[str, tuple[float, float]]:
     for name in BEFORE:
         stage(name)
     stage("plan")
-    (job,) = (root / "lake" / "training").glob("*/*/job.json")
-    environment["ML_LIFECYCLE_JOB"] = str(job.relative_to(root / "lake"))
+    environment |= json.loads((root / "pod.json").read_text())
     seconds, peak, _ = run([python, "-m", "ml_lifecycle.training.pod"], environment)
     found["train (the pod)"] = seconds, peak
     for name in AFTER:
