@@ -30,6 +30,7 @@ STAGES = (
     "ml_lifecycle.stages.validate",
     "ml_lifecycle.stages.features",
     "ml_lifecycle.stages.train",
+    "ml_lifecycle.stages.train_attempts",
     "ml_lifecycle.stages.evaluate",
     "ml_lifecycle.stages.register",
     "ml_lifecycle.stages.approve",
@@ -40,7 +41,7 @@ BY_COMMAND = {
     "scheduler": STAGES,
     "worker": STAGES,
     "dag-processor": BUILDER,
-    "triggerer": ("airflow.providers.cncf.kubernetes.triggers.pod", "ml_lifecycle_airflow.triggers.ingest"),
+    "triggerer": ("ml_lifecycle_airflow.triggers.train", "ml_lifecycle_airflow.triggers.ingest"),
 }
 
 

@@ -90,7 +90,8 @@ class Cluster:
 
     def printed(self, name: str, pattern: str) -> list[str]:
         """The groups of ``pattern`` once it is in the log."""
-        return list(wait_until(lambda: re.search(pattern, self.log(name))).groups())
+        found: Any = wait_until(lambda: re.search(pattern, self.log(name)))
+        return list(found.groups())
 
 
 def terminated(status: Any) -> tuple[int, str]:
@@ -99,4 +100,4 @@ def terminated(status: Any) -> tuple[int, str]:
 
 
 def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return bool(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)

@@ -142,7 +142,8 @@ def tracking_database(factory: pytest.TempPathFactory) -> str:
 def make_rows(n: int, task: TaskType, seed: int) -> pl.DataFrame:
     rng = np.random.default_rng(seed)
     distance, hour = rng.normal(500, 200, n), rng.integers(0, 24, n)
-    carrier = rng.choice(["AA", "BB", "CC", None], n)
+    carriers: Any = ["AA", "BB", "CC", None]
+    carrier = rng.choice(carriers, n)
     signal = distance + 20.0 * hour + np.where(carrier == "AA", 150.0, 0.0) + rng.normal(0, 30, n)
     label: Any = {
         "binary": (signal > 750).astype(np.int64),

@@ -1,6 +1,6 @@
 """How soon the next pod has a changed file of a model folder.
 
-    python benchmarks/packaging.py
+    python benchmarks/code_package.py
 
 Times what the train task does about the code before it launches the pod, for ``flight_delay``: the folder
 is read and digested, and the package goes into the lake if it is not there yet. Beside it the least that
