@@ -355,7 +355,8 @@ def test_a_pod_that_is_lost_with_its_node_is_given_up_and_publishes_nothing(
         wait_for(lambda: len(running(pods, before)) == 1, attempt)
         (lost,) = running(pods, before)
         lock = pods.folder / "state" / "pods" / lost["uid"] / "lock"
-        wait_for(lambda: len(lock.read_text().split()) == 2, attempt)  # its ids: the keeper's, the pod's
+        # Its ids: the keeper's and the pod's.
+        wait_for(lambda: lock.exists() and len(lock.read_text().split()) == 2, attempt)
         keeper = psutil.Process(int(lock.read_text().split()[0]))
         keeper.suspend()
         try:
