@@ -156,8 +156,11 @@ def coming_back(deferral: TaskDeferred, context: Any) -> Callable[[TrainOperator
     return lambda operator: getattr(operator, deferral.method_name)(context, event)
 
 
-BOTH_WAYS = pytest.mark.parametrize(
-    "way", [{}, {"deferrable": True, "poll_interval": 0.2}], ids=["blocking", "deferrable"]
+DEFERRABLE = {"deferrable": True, "poll_interval": 0.2}
+BOTH_WAYS = pytest.mark.parametrize("way", [{}, DEFERRABLE], ids=["blocking", "deferrable"])
+# The same, of which one way is enough for the quick tests.
+EITHER_WAY = pytest.mark.parametrize(
+    "way", [{}, pytest.param(DEFERRABLE, marks=pytest.mark.full)], ids=["blocking", "deferrable"]
 )
 
 
@@ -246,7 +249,7 @@ def test_a_pod_that_no_node_could_ever_run_is_not_launched(
     assert pods.uids() == before
 
 
-@BOTH_WAYS
+@EITHER_WAY
 def test_a_pod_for_which_there_is_no_room_in_time_says_what_it_waits_for(
     world: World, pods: Pods, context: Context, way: dict[str, Any]
 ) -> None:
@@ -286,7 +289,7 @@ def end_first_pods(pods: Pods, count: int, how: Callable[[str], None]) -> Callab
 
 
 @BOTH_WAYS
-@pytest.mark.parametrize("how", ["evict", "delete"])
+@pytest.mark.parametrize("how", ["evict", pytest.param("delete", marks=pytest.mark.full)])
 def test_a_pod_that_the_infrastructure_ends_is_followed_by_another(
     world: World, pods: Pods, context: Context, how: str, way: dict[str, Any]
 ) -> None:
@@ -319,7 +322,7 @@ def task_job(world: World, edited: World) -> str:
     return digest
 
 
-@BOTH_WAYS
+@EITHER_WAY
 def test_too_many_interruptions_end_the_task_and_a_retry_goes_on(
     world: World, pods: Pods, context: Context, way: dict[str, Any]
 ) -> None:
@@ -343,7 +346,7 @@ def test_too_many_interruptions_end_the_task_and_a_retry_goes_on(
     assert from_json(Training, again["ti"].pushed["return_value"]).attempt == 2
 
 
-@BOTH_WAYS
+@EITHER_WAY
 def test_a_pod_that_is_lost_with_its_node_is_given_up_and_publishes_nothing(
     world: World, pods: Pods, context: Context, monkeypatch: pytest.MonkeyPatch, way: dict[str, Any]
 ) -> None:

@@ -141,13 +141,13 @@ TERM, INT = signal.SIGTERM, signal.SIGINT
     ("at", "signals", "then", "grace", "resumes"),
     [
         (("step", 5), [TERM], "go on", "300", 8),
-        (("step", 5), [INT], "go on", "300", 8),
-        (("step", 1), [TERM], "go on", "300", 4),
+        pytest.param(("step", 5), [INT], "go on", "300", 8, marks=pytest.mark.full),
+        pytest.param(("step", 1), [TERM], "go on", "300", 4, marks=pytest.mark.full),
         (("save", 4), [TERM], "go on", "300", 4),
-        (("save", 12), [TERM], "go on", "300", 12),
+        pytest.param(("save", 12), [TERM], "go on", "300", 12, marks=pytest.mark.full),
         (("step", 5), [TERM], "hang", "2", 4),  # it thought that there was time
         (("step", 5), [TERM], "end", "0.5", 4),
-        (("step", 0), [TERM], "end", "300", 0),  # nothing is measured yet
+        pytest.param(("step", 0), [TERM], "end", "300", 0, marks=pytest.mark.full),  # nothing is measured yet
         (("step", 6), [TERM, TERM], "hang", "300", 4),
     ],
 )

@@ -55,7 +55,14 @@ def checked(command: PodCommand, task: TaskType = "binary") -> dict[str, Check]:
     return {check.demand: check for check in check_pod(command, task, {})}
 
 
-@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        "binary",
+        pytest.param("multiclass", marks=pytest.mark.full),
+        pytest.param("regression", marks=pytest.mark.full),
+    ],
+)
 def test_our_own_pod_keeps_the_contract(task: TaskType) -> None:
     found = checked(Here(), task)
     assert len(found) == 10
