@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
-from ml_lifecycle.errors import IntegrityError, LifecycleError, PodFailedError
+from ml_lifecycle.errors import IntegrityError, LifecycleError
 from ml_lifecycle.ledger.attempts import AttemptRow, attempts_of, close_attempt, history_of, open_attempt
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import TRAINING, append_entry
@@ -54,7 +54,7 @@ class TrainingAttempts:
 
     def open_attempt(self) -> Attempt | None:
         """The attempt that is under way, or whose end nobody has seen."""
-        rows = [row for row in self._rows() if row.outcome is None]
+        rows = [row for row in self.rows() if row.outcome is None]
         return self._attempt(rows[-1].number) if rows else None
 
     def begin(self, pools: Sequence[Pool]) -> tuple[Attempt, Launch]:
@@ -64,7 +64,7 @@ class TrainingAttempts:
         :raises LifecycleError: the history forbids another: what the task should end with.
         """
         launch = next_launch(
-            self._spec.recovery, pools, self._spec.resources, history_of(self._rows()), self._try_number
+            self._spec.recovery, pools, self._spec.resources, history_of(self.rows()), self._try_number
         )
         if isinstance(launch, LifecycleError):
             raise launch
@@ -90,8 +90,6 @@ class TrainingAttempts:
         usage = self._usage(attempt)
         try:
             training = collect_training(self._lake, attempt, facts.image if facts is not None else "")
-        except PodFailedError:
-            outcome = diagnose(facts, failure_of(self._lake, attempt), usage, cause)
         except IntegrityError as error:
             outcome = Outcome("integrity", str(error))
         except LifecycleError:
@@ -107,7 +105,7 @@ class TrainingAttempts:
         """What the owner's attempts came to, once one has finished."""
         runs = [
             Run(row.pool, row.memory_factor, row.outcome.kind == "interrupted", row.usage)
-            for row in self._rows()
+            for row in self.rows()
             if row.outcome is not None
         ]
         return cost_of(runs, self._spec.resources, prices)
@@ -125,14 +123,11 @@ class TrainingAttempts:
                 key=self._owner,
             )
 
-    def rows(self) -> tuple[AttemptRow, ...]:
-        """All attempts of the owner, oldest first."""
-        return self._rows()
-
     def _close(self, attempt: Attempt, outcome: Outcome, usage: Mapping[str, float]) -> None:
         close_attempt(self._database, self.job.digest, attempt.number, outcome, dict(usage), self._now())
 
-    def _rows(self) -> tuple[AttemptRow, ...]:
+    def rows(self) -> tuple[AttemptRow, ...]:
+        """All attempts of the owner, oldest first."""
         return attempts_of(self._database, self.job.digest, self._owner)
 
     def _attempt(self, number: int) -> Attempt:
