@@ -57,6 +57,21 @@ class PodSetupError(LifecycleError):
     """A pod can never start as it is asked for: no such image, command or secret. Retry: no."""
 
 
+class TrialPrunedError(LifecycleError):
+    """A trial of a search measures worse than those before it, and is given up. Retry: no."""
+
+
+class TrialsUnderWayError(LifecycleError):
+    """A trial learns from others that have not ended yet. Retry: yes, when they have."""
+
+    retryable = True
+
+    def __init__(self, number: int, waited_for: tuple[int, ...]) -> None:
+        names = ", ".join(map(str, waited_for))
+        super().__init__(f"trial {number} learns from trial {names}, which has not ended yet")
+        self.waited_for = waited_for
+
+
 class UnschedulableError(LifecycleError):
     """No node had room for a pod in time. Retry: yes, when other pods have ended."""
 

@@ -235,6 +235,7 @@ class Training(Record):
     :param image: what the pod ran in, by digest; empty where there are no images
     :param reproducible: whether the same job ends in the same model, however often it is interrupted
     :param not_reproducible_because: why it does not, as ``train()`` or the frameworks said
+    :param search_path: folder of the search that found the parameters; empty without one
     """
 
     schema: ClassVar[str] = "training/2"
@@ -262,6 +263,7 @@ class Training(Record):
     image: str = ""
     reproducible: bool = True
     not_reproducible_because: tuple[str, ...] = ()
+    search_path: str = ""
 
 
 @dataclass(frozen=True)

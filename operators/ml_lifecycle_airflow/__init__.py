@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ml_lifecycle_airflow.operators.monitor import MonitorOperator, NotifyOperator, RetrainOperator
     from ml_lifecycle_airflow.operators.register import RegisterOperator, RequestPromotionOperator
     from ml_lifecycle_airflow.operators.score import ScoreOperator
+    from ml_lifecycle_airflow.operators.search import PlanSearchOperator, SearchOperator, TrialOperator
     from ml_lifecycle_airflow.operators.train import TrainOperator
     from ml_lifecycle_airflow.operators.validate import ValidateOperator
     from ml_lifecycle_airflow.sensors.approve import ApprovalSensor
@@ -42,14 +43,17 @@ _HOMES = {
     "MaterialiseOperator": "operators.features",
     "MonitorOperator": "operators.monitor",
     "NotifyOperator": "operators.monitor",
+    "PlanSearchOperator": "operators.search",
     "PrepareFeaturesOperator": "operators.features",
     "RegisterOperator": "operators.register",
     "RequestPromotionOperator": "operators.register",
     "RetrainOperator": "operators.monitor",
     "RollbackOperator": "operators.deploy",
     "ScoreOperator": "operators.score",
+    "SearchOperator": "operators.search",
     "TrainOperator": "operators.train",
     "TrainingSetOperator": "operators.features",
+    "TrialOperator": "operators.search",
     "ValidateOperator": "operators.validate",
     "lifecycle_dags": "dag_builder",
 }
@@ -65,14 +69,17 @@ __all__ = [
     "MaterialiseOperator",
     "MonitorOperator",
     "NotifyOperator",
+    "PlanSearchOperator",
     "PrepareFeaturesOperator",
     "RegisterOperator",
     "RequestPromotionOperator",
     "RetrainOperator",
     "RollbackOperator",
     "ScoreOperator",
+    "SearchOperator",
     "TrainOperator",
     "TrainingSetOperator",
+    "TrialOperator",
     "ValidateOperator",
     "lifecycle_dags",
 ]

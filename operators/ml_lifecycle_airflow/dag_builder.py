@@ -26,13 +26,17 @@ from ml_lifecycle_airflow.operators.ingest import IngestOperator
 from ml_lifecycle_airflow.operators.monitor import MonitorOperator, NotifyOperator, RetrainOperator
 from ml_lifecycle_airflow.operators.register import RegisterOperator, RequestPromotionOperator
 from ml_lifecycle_airflow.operators.score import ScoreOperator
+from ml_lifecycle_airflow.operators.search import PlanSearchOperator, SearchOperator, TrialOperator
 from ml_lifecycle_airflow.operators.train import TrainOperator
 from ml_lifecycle_airflow.operators.validate import ValidateOperator
 from ml_lifecycle_airflow.sensors.approve import ApprovalSensor
 from ml_lifecycle_airflow.sensors.ingest import DataArrivalSensor
 
 if TYPE_CHECKING:
+    from airflow.sdk import XComArg
+
     from ml_lifecycle.spec.folder import ModelFolder
+    from ml_lifecycle.spec.search import Search
 
 _AS_OF = Param(
     None,
@@ -106,14 +110,14 @@ def _train(model: ModelFolder, dag_id: str) -> DAG:
         ingested = IngestOperator(task_id="ingest", outlets=[asset(spec.name, "snapshot")])
         validated = ValidateOperator(task_id="validate", snapshot=ingested.output)
         joined = TrainingSetOperator(task_id="features", snapshot=ingested.output)
-        trained = TrainOperator(
-            task_id="train",
-            training_set=joined.output,
-            training=spec.training,
-            kubernetes_conn_id=spec.connections.pods,
+        pods: dict[str, Any] = {
+            "training": spec.training,
+            "kubernetes_conn_id": spec.connections.pods,
             # A killed pod is still listed for a while, and a retry that comes sooner would reattach to it.
-            retry_delay=timedelta(minutes=1),
-        )
+            "retry_delay": timedelta(minutes=1),
+        }
+        search = None if spec.training.search is None else _search(spec.training.search, joined, pods)
+        trained = TrainOperator(task_id="train", training_set=joined.output, search=search, **pods)
         evaluated = EvaluateOperator(task_id="evaluate", training=trained.output)
         registered = RegisterOperator(
             task_id="register",
@@ -128,6 +132,16 @@ def _train(model: ModelFolder, dag_id: str) -> DAG:
         )
         arrived >> ingested >> validated >> joined >> trained >> evaluated >> registered >> promotion
     return dag
+
+
+def _search(search: Search, joined: TrainingSetOperator, pods: dict[str, Any]) -> XComArg:
+    planned = PlanSearchOperator(task_id="plan_search", training_set=joined.output)
+    tried = TrialOperator.partial(
+        task_id="trial", plan=planned.output, max_active_tis_per_dagrun=search.parallel, **pods
+    ).expand(number=list(range(search.trials)))
+    found = SearchOperator(task_id="search", plan=planned.output)
+    tried >> found
+    return found.output
 
 
 def _promote(model: ModelFolder, dag_id: str) -> DAG:

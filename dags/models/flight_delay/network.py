@@ -103,4 +103,5 @@ def train_network(
                 loss_of(network(rows[batch])[:, 0], truth[batch]).backward()
                 optimizer.step()
                 schedule.step()
+        checkpoints.measure(make_pipeline(encode, TorchClassifier(network, [0, 1])))
     return make_pipeline(encode, TorchClassifier(network, [0, 1]))

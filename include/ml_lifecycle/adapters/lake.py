@@ -208,8 +208,9 @@ class Lake:
         return cast("BinaryIO", file)
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Relative paths of the files below ``prefix``, sorted, temporary ones left out."""
+        """Relative paths of the files below ``prefix``, sorted, temporary ones left out; never cached."""
         root = self.full_path(prefix)
+        self._fs.invalidate_cache(root)
         for found in sorted(self._fs.find(root) if self._fs.exists(root) else []):
             name = str(found)
             if not os.path.basename(name).startswith("."):

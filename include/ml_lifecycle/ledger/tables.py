@@ -142,6 +142,15 @@ attempts = Table(
     Column("usage", Text),
 )
 
+# Optuna's journal of each search, entry by entry.
+study_entries = Table(
+    "study_entries",
+    metadata,
+    Column("study", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("entry", Text, nullable=False),
+)
+
 windows = Table(
     "windows",
     metadata,

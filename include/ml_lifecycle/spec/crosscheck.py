@@ -32,6 +32,12 @@ def check_model(model: Parsed[ModelSpec], folder_name: str, files: Mapping[str, 
                 f"{gate.metric!r} is not a metric of {spec.task} models",
                 suggest(gate.metric, known),
             )
+    if (search := spec.training.search) and search.metric not in (known := TASK_METRICS[spec.task]):
+        yield model.problem(
+            ("training", "search", "metric"),
+            f"{search.metric!r} is not a metric of {spec.task} models",
+            suggest(search.metric, known),
+        )
     if spec.task != "binary" and spec.evaluation.threshold != 0.5:
         yield model.problem(
             ("evaluation", "threshold"), f"only binary models decide at a threshold, this one is {spec.task}"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ml_lifecycle.quantity import parse_quantity
+from ml_lifecycle.spec.search import Search
 from ml_lifecycle.spec.types import (
     Cpu,
     FieldError,
@@ -148,7 +149,8 @@ class Recovery(Strict):
 class Training(Strict):
     """How the model is trained.
 
-    :param parameters: handed to ``training.py``'s ``train()`` unchanged
+    :param parameters: handed to ``training.py``'s ``train()`` unchanged, or those of ``search`` over them
+    :param search: which of them are tried out before each training; null trains with ``parameters``
     :param image: container image of the pod; None leaves the connection's default
     :param lock: optional lock file in the model folder that the pod's environment is made from
     :param timeout: of one pod; one that is ended by it may have left checkpoints to a retry
@@ -159,6 +161,7 @@ class Training(Strict):
     """
 
     parameters: dict[str, Any] = Field(default_factory=dict)
+    search: Search | None = None
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     resources: Resources = Resources()
     timeout: PositiveDuration = timedelta(hours=1)

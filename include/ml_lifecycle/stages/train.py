@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ml_lifecycle.adapters import mlflow
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, sha256
@@ -33,24 +34,37 @@ from ml_lifecycle.training.job import (
     threads_of,
 )
 from ml_lifecycle.training.outcomes import ERRORS
+from ml_lifecycle.training.search import Search, TrialTerms
 
 log = logging.getLogger(__name__)
 
 
-def plan_training(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> TrainingJob:
+def plan_training(
+    folder: ModelFolder,
+    lake: Lake,
+    training_set: TrainingSet,
+    *,
+    search: Search | None = None,
+    trial: tuple[TrialTerms, dict[str, Any]] | None = None,
+) -> TrainingJob:
     """Write the packed folder and the job to the lake; doing it again changes nothing.
 
+    :param search: train with the parameters it found, not with the spec's
+    :param trial: the job is this trial of a search, with these parameters
     :raises SpecError: the folder's files changed since it was loaded. Retry: no, load it again.
     """
     spec = folder.spec
     threads = threads_of(spec.training.resources.cpu)
+    parameters = search.parameters if search is not None else spec.training.parameters
+    terms, parameters = trial if trial is not None else (None, parameters)
     digest = digest_of(
         {
             "schema": TrainingJob.schema,
             "training_set": training_set.digest,
             "code": folder.code_digest,
             "task": spec.task,
-            "parameters": spec.training.parameters,
+            "parameters": parameters,
+            **({"trial": [terms.search, terms.number]} if terms is not None else {}),
             "seed": spec.training.seed,
             "image": spec.training.image,
             "lock": spec.training.lock,
@@ -68,9 +82,11 @@ def plan_training(folder: ModelFolder, lake: Lake, training_set: TrainingSet) ->
         code_digest=folder.code_digest,
         spec_digest=folder.spec_digest,
         task=spec.task,
-        parameters=spec.training.parameters,
+        parameters=parameters,
         seed=spec.training.seed,
         threads=threads,
+        search_path=search.path if search is not None else "",
+        trial=terms,
     )
     if lake.exists(job.manifest_path):
         return job
@@ -178,6 +194,7 @@ def _training(lake: Lake, attempt: Attempt, result: PodResult, image: str) -> Tr
         profile_path=paths["profile.json"],
         metrics_path=paths["metrics.json"],
         parameters=job.parameters,
+        search_path=job.search_path,
         metrics=result.metrics,
         packages=result.packages,
         resources=result.usage,

@@ -7,7 +7,7 @@ next one settles what was left open. Of one owner at most one attempt is open.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
@@ -103,12 +103,7 @@ class TrainingAttempts:
 
     def cost(self, prices: Prices | None) -> Cost:
         """What the owner's attempts came to, once one has finished."""
-        runs = [
-            Run(row.pool, row.memory_factor, row.outcome.kind == "interrupted", row.usage)
-            for row in self.rows()
-            if row.outcome is not None
-        ]
-        return cost_of(runs, self._spec.resources, prices)
+        return cost_of(runs_of(self.rows()), self._spec.resources, prices)
 
     def record_cost(self, cost: Cost) -> None:
         """Write it to the ledger, once for each task that trained."""
@@ -139,3 +134,12 @@ class TrainingAttempts:
         except (LakeFileMissingError, IntegrityError):
             return {}
         return {str(name): float(value) for name, value in found.items()}
+
+
+def runs_of(rows: Iterable[AttemptRow]) -> list[Run]:
+    """Those that are over, as :func:`~ml_lifecycle.training.cost.cost_of` asks for them."""
+    return [
+        Run(row.pool, row.memory_factor, row.outcome.kind == "interrupted", row.usage)
+        for row in rows
+        if row.outcome is not None
+    ]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ml_lifecycle.adapters.lake import Lake, no_room_said
 from ml_lifecycle.errors import LifecycleError, NoSpaceError, ServerUnavailableError, StaleAttemptError
@@ -88,8 +88,17 @@ class Costs:
         }
 
 
+class Gauge(Protocol):
+    """Measures an estimator that is not finished yet."""
+
+    def measure(self, step: int, estimator: Any) -> None:
+        """Errors as in :meth:`Checkpoints.measure`."""
+
+
 class Checkpoints:
     """The checkpoints of one job, for one attempt at it; ``train()`` uses :meth:`segments`.
+
+    :ivar gauge: given to a trial of a search, which :meth:`measure` measures by; None otherwise
 
     :param folder: the folder in the lake that they lie in
     :param attempt: this attempt's number, higher than that of every attempt before it
@@ -111,11 +120,14 @@ class Checkpoints:
         self.pace = Pace()
         self.costs = Costs()
         self.when_saved: Callable[[], None] = lambda: None
+        self.gauge: Gauge | None = None
         self._files = CheckpointFiles(lake, folder, attempt, stale)
         self._seed = seed
         self._scratch = scratch
         self._local = scratch / "state"
         self._loops = 0
+        self._steps_before = 0  # of the loops before this one
+        self._step = 0  # that the running segment ends with, all loops counted
         self._reasons: tuple[str, ...] | None = None
         self._unwritten_reasons = False
         self._ended_by: LifecycleError | None = None
@@ -150,8 +162,33 @@ class Checkpoints:
                 f"{type(state).__name__} has no {' and no '.join(missing)}(path): a state needs both"
             )
         plan = Plan(self._loops, steps, every)
+        before = self._steps_before
         self._loops += 1
-        return self._run(state, plan)
+        self._steps_before += steps
+        return self._run(state, plan, before)
+
+    def measure(self, estimator: Any) -> None:
+        """In a trial of a search, measure the estimator as it is, and end a trial that is worse than others.
+
+        Call it last in a segment, with an estimator that answers rows as ``train()`` was given them: what
+        they went through is part of it, as in a pipeline. In any other training this does nothing, see
+        :attr:`measures`. Whatever is measured, the model stays the same.
+
+        :raises TrialPrunedError: the trial is given up. Retry: no.
+        :raises TrainingError: the estimator does not answer such rows. Retry: no.
+        """
+        if self.gauge is None:
+            return
+        try:
+            self.gauge.measure(self._step, estimator)
+        except LifecycleError as error:
+            self._ended_by = error
+            raise
+
+    @property
+    def measures(self) -> bool:
+        """Whether :meth:`measure` does anything, where making the estimator takes time."""
+        return self.gauge is not None
 
     def not_reproducible(self, reason: str) -> None:
         """Say that the same job may end in another model, and why; it stands on the training's record."""
@@ -188,7 +225,7 @@ class Checkpoints:
         except Exception as error:  # noqa: BLE001 - each filesystem has its own errors; it only takes room
             log.warning("the checkpoints were not removed: %s", error)
 
-    def _run(self, state: State, plan: Plan) -> Iterator[Segment]:
+    def _run(self, state: State, plan: Plan, before: int) -> Iterator[Segment]:
         step = self._resume(state, plan)
         try:
             while step < plan.steps:
@@ -196,6 +233,7 @@ class Checkpoints:
                 segment = Segment(index, step, stop, seed_of(self._seed, plan.loop, index), self._stepped)
                 seed_chance(segment.seed)
                 self.pace.begin(len(segment), time.monotonic())
+                self._step = before + stop
                 yield segment
                 step = stop
                 self._save_and_reload(state, plan, step)

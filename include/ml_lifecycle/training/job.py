@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.quantity import parse_quantity
 from ml_lifecycle.records import Record, Run, TaskType, Training, from_json
+from ml_lifecycle.training.search import TrialTerms
 
 LAKE_VARIABLE = "ML_LIFECYCLE_LAKE"
 LAKE_OPTIONS_VARIABLE = "ML_LIFECYCLE_LAKE_OPTIONS"
@@ -36,6 +37,8 @@ class TrainingJob(Record):
     :param digest: of the training set, the code and all that the result depends on: names the result
     :param path: the folder in the lake that job and result lie in
     :param threads: how many a numerical library may use: the result must not depend on the node's cores
+    :param search_path: folder of the search whose best parameters these are; empty without one
+    :param trial: which trial of a search this is; None if the model is to be used
     """
 
     schema: ClassVar[str] = "training_job/2"
@@ -51,6 +54,8 @@ class TrainingJob(Record):
     parameters: dict[str, Any]
     seed: int
     threads: int
+    search_path: str = ""
+    trial: TrialTerms | None = None
 
     @property
     def job_path(self) -> str:
@@ -66,6 +71,10 @@ class TrainingJob(Record):
     def checkpoints_path(self) -> str:
         """The folder of the checkpoints, which all attempts share."""
         return f"{self.path}/checkpoints"
+
+    def measured_file(self, step: int) -> str:
+        """Where a trial's pod writes what it measured at a step, while it trained."""
+        return f"{self.path}/measured/{step:012d}.json"
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -187,13 +196,21 @@ class Failure(Record):
 
     :param kind: ``user_error`` (``training.py``), ``memory``, ``data`` (the training set), ``conversion``
         (to ONNX) and ``integrity`` (bytes in the lake) stay with a retry; the others may go. ``superseded``:
-        a newer attempt has begun
+        a newer attempt has begun. ``pruned``: it was a trial, and worse than others
     :param traceback: the frames from ``training.py`` on, paths relative to the model folder
     """
 
     schema: ClassVar[str] = "training_failure/1"
     kind: Literal[
-        "user_error", "memory", "data", "conversion", "integrity", "interrupted", "superseded", "error"
+        "user_error",
+        "memory",
+        "data",
+        "conversion",
+        "integrity",
+        "interrupted",
+        "superseded",
+        "pruned",
+        "error",
     ]
     message: str
     traceback: tuple[str, ...] = ()
@@ -215,3 +232,11 @@ def published_training(lake: Lake, job: TrainingJob) -> Training | None:
         return from_json(Training, lake.read_json(job.manifest_path))
     except LakeFileMissingError:
         return None
+
+
+def read_measured(lake: Lake, job: TrainingJob) -> dict[int, float]:
+    """What a trial's pods measured while they trained, by step."""
+    return {
+        int(PurePosixPath(path).stem): float(lake.read_json(path)["value"])
+        for path in lake.list(f"{job.path}/measured")
+    }

@@ -22,6 +22,7 @@ from ml_lifecycle.errors import (
     PodSetupError,
     StaleAttemptError,
     TrainingError,
+    TrialPrunedError,
     UnschedulableError,
 )
 from ml_lifecycle.spec.training import Pool, Recovery, Resources
@@ -39,6 +40,7 @@ OutcomeKind = Literal[
     "never_started",  # scheduled or not, its code did not run
     "unschedulable",  # no node had room in time
     "setup",  # it can never start: no such image, command or secret
+    "pruned",  # a trial of a search that was worse than others
     "superseded",  # a newer attempt of the same owner has begun
     "unknown",
 ]
@@ -83,6 +85,7 @@ ERRORS: dict[str, type[LifecycleError]] = {
     "integrity": IntegrityError,
     "setup": PodSetupError,
     "superseded": StaleAttemptError,
+    "pruned": TrialPrunedError,
 }
 """What an outcome, or a pod's own failure, of a kind is raised as; the others are :class:`PodFailedError`."""
 

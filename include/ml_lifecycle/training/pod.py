@@ -26,12 +26,14 @@ from ml_lifecycle.errors import (
     IntegrityError,
     StaleAttemptError,
     TrainingError,
+    TrialPrunedError,
 )
 from ml_lifecycle.metrics import Answers, class_indices, measure_all
 from ml_lifecycle.profiles.profile import SCORE_COLUMN, Profile, make_profile
 from ml_lifecycle.records import ColumnSpec, TrainingSet, from_json, to_json
 from ml_lifecycle.training.checkpoints import Checkpoints
 from ml_lifecycle.training.fit import classes_of, fit, labels_of, load_train, user_frames
+from ml_lifecycle.training.gauge import TrialGauge
 from ml_lifecycle.training.interruption import end_when_told
 from ml_lifecycle.training.job import (
     LAKE_OPTIONS_VARIABLE,
@@ -53,6 +55,7 @@ _KINDS: dict[type[BaseException], str] = {
     ConversionError: "conversion",
     IntegrityError: "integrity",
     StaleAttemptError: "superseded",
+    TrialPrunedError: "pruned",
 }
 
 
@@ -78,7 +81,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
             failure = _failure(error, folder)
             lake.write_json(attempt.failure_path, to_json(failure))
             log.error("%s: %s", failure.kind, failure.text)
-            return 1
+            return 0 if failure.kind == "pruned" else 1  # a trial that was given up did all it should
     return 0
 
 
@@ -125,10 +128,11 @@ def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage, checkpoints: 
         raise FeatureError(f"there are {rows.height} training rows and {holdout.height} holdout rows")
     served = as_served(rows, training_set.columns)
     labels = labels_of(rows, training_set.label_column, job.task)
+    asked = as_served(holdout, training_set.columns)
+    if job.trial is not None:
+        checkpoints.gauge = TrialGauge(lake, job, asked, holdout[training_set.label_column])
     estimator, model = _fit_and_convert(job, folder, training_set.columns, served, labels, checkpoints)
-    reference = make_reference(
-        estimator, as_served(holdout, training_set.columns), training_set.columns, job.task
-    )
+    reference = make_reference(estimator, asked, training_set.columns, job.task)
     classes = classes_of(estimator, job.task)
     outputs = reference.outputs[: reference.holdout_rows]
     truth = _truth(holdout[training_set.label_column], classes)

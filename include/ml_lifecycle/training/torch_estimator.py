@@ -5,6 +5,7 @@ Imported by a ``training.py`` that trains with PyTorch, and by nothing else.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,9 @@ class TorchEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         return answers
 
     def _as_served(self) -> nn.Module:
-        return self.module.to(device="cpu", dtype=torch.float32).eval()
+        """The module for answers; one that still trains is copied, and stays where and how it is."""
+        module = copy.deepcopy(self.module) if self.module.training else self.module
+        return module.to(device="cpu", dtype=torch.float32).eval()
 
 
 class TorchClassifier(ClassifierMixin, TorchEstimator):  # type: ignore[misc]

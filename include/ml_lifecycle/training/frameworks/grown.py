@@ -7,6 +7,7 @@ its own on top of them, and the models are joined at the end. Nothing is compute
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Measure = Callable[[Callable[[], Any]], None]
+"""Called after a segment, with what makes the estimator as it is then."""
 
 
 class Grown:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ml_lifecycle.training.checkpoints import Checkpoints
-from ml_lifecycle.training.frameworks.grown import Array, Grown, refuse
+from ml_lifecycle.training.frameworks.grown import Array, Grown, Measure, refuse
 
 _FEW_ROWS = 50
 # What fit() handles itself, or must be each segment's own.
@@ -16,10 +16,17 @@ _NOT_THE_BOOSTERS = ("n_estimators", "class_weight", "importance_type", "random_
 
 
 def fit(
-    estimator: Any, rows: Any, labels: Any, checkpoints: Checkpoints, every: int | None, sample_weight: Any
+    estimator: Any,
+    rows: Any,
+    labels: Any,
+    checkpoints: Checkpoints,
+    every: int | None,
+    sample_weight: Any,
+    measure: Measure,
 ) -> Any:
     """Fit an ``LGBMClassifier`` or ``LGBMRegressor``; errors as in :func:`fit_in_segments`."""
     import lightgbm
+    from sklearn.base import clone
 
     labels = np.asarray(labels)
     targets, classes = labels, None
@@ -38,6 +45,14 @@ def fit(
             booster.update()
         grown.add(booster.model_to_string().encode(), _raw_scores(booster))
         del booster
+        measure(lambda: _loaded(clone(estimator), grown, rows, labels, classes))
+    return _loaded(estimator, grown, rows, labels, classes)
+
+
+def _loaded(estimator: Any, grown: Grown, rows: Any, labels: Array, classes: Array | None) -> Any:
+    """The estimator with the trees there are."""
+    import lightgbm
+
     _fit_on_few(estimator, rows, labels, classes)
     # There is no public way to hand a booster to an estimator; all else about it is as fit() left it.
     estimator._Booster = lightgbm.Booster(model_str=_joined([model.decode() for model in grown.models]))

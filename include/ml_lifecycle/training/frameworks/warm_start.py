@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_lifecycle.spec.folder_modules import name_here
 from ml_lifecycle.training.checkpoints import Checkpoints
-from ml_lifecycle.training.frameworks.grown import refuse
+from ml_lifecycle.training.frameworks.grown import Measure, refuse
 
 _SEGMENTS = 5
 
@@ -45,7 +45,13 @@ class _Unpickler(pickle.Unpickler):
 
 
 def fit(
-    estimator: Any, rows: Any, labels: Any, checkpoints: Checkpoints, every: int | None, sample_weight: Any
+    estimator: Any,
+    rows: Any,
+    labels: Any,
+    checkpoints: Checkpoints,
+    every: int | None,
+    sample_weight: Any,
+    measure: Measure,
 ) -> Any:
     """Fit an estimator with ``warm_start``; errors as in :func:`fit_in_segments`.
 
@@ -67,6 +73,7 @@ def fit(
         state.value.fit(rows, labels, **weighted)
         if (state.value.n_iter_ if histograms else len(state.value.estimators_)) < segment.stop:
             break  # it has stopped early
+        measure(lambda: state.value)
     return state.value.set_params(
         **{name: before[name] for name in ("warm_start", size, *_seeded(before, 0))}
     )

@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 
 from ml_lifecycle.training.checkpoints import Checkpoints
-from ml_lifecycle.training.frameworks.grown import Grown, refuse
+from ml_lifecycle.training.frameworks.grown import Grown, Measure, refuse
 
 
 def fit(
-    estimator: Any, rows: Any, labels: Any, checkpoints: Checkpoints, every: int | None, sample_weight: Any
+    estimator: Any,
+    rows: Any,
+    labels: Any,
+    checkpoints: Checkpoints,
+    every: int | None,
+    sample_weight: Any,
+    measure: Measure,
 ) -> Any:
     """Fit an ``XGBClassifier`` or ``XGBRegressor``; errors as in :func:`fit_in_segments`."""
     import xgboost
+    from sklearn.base import clone
 
     parameters = _parameters(estimator, labels)
     data = _matrix(estimator, parameters, rows, labels, sample_weight)
@@ -29,6 +36,12 @@ def fit(
         # The scores are at hand: the booster has just grown on them.
         grown.add(bytes(booster.save_raw("json")), booster.predict(data, output_margin=True))
         del booster
+        measure(lambda: _loaded(clone(estimator), grown))
+    return _loaded(estimator, grown)
+
+
+def _loaded(estimator: Any, grown: Grown) -> Any:
+    """The estimator with the trees there are."""
     asked = estimator.get_params(deep=False)
     estimator.load_model(bytearray(_joined(grown.models)))
     for name in asked.keys() - {"objective"}:  # of what loading overwrites, fit() sets the objective only
