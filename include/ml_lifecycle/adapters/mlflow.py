@@ -58,7 +58,7 @@ def log_training(
 ) -> str:
     """The id of the training's MLflow run, which is made, or finished, if need be.
 
-    :param files: artifacts, by name
+    :param files: artifacts, by name or by folder and name
     :param metrics: more than the training's own
     :raises ServerUnavailableError: MLflow does not answer. Retry: yes.
     """
@@ -103,6 +103,7 @@ def _finish_run(
         )
         with tempfile.TemporaryDirectory() as folder:
             for name, data in {**files, "packages.json": _json(training.packages)}.items():
+                Path(folder, name).parent.mkdir(exist_ok=True)
                 Path(folder, name).write_bytes(data)
             client.log_artifacts(run_id, folder)
         client.set_terminated(run_id, "FINISHED")

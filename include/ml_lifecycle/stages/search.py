@@ -180,9 +180,7 @@ def finish_search(
         return replace(from_json(Search, lake.read_json(f"{path}/manifest.json")), run=plan.run)
     spec = _spec(folder)
     with database.read() as connection:
-        study = SharedStudy(connection, plan.digest, spec)
-        tried, pictures = study.tried(), study.plots()
-        log = journal(connection, plan.digest)
+        tried = SharedStudy(connection, plan.digest, spec).tried()
     open_ones = [trial.number for trial in tried if trial.state == "running"]
     open_ones += range(len(tried), spec.trials)
     if open_ones:
@@ -193,6 +191,9 @@ def finish_search(
     best = best_of(spec.metric, tried)
     if best is None or best.value is None:
         raise TrainingError(_all_failed(tried))
+    with database.read() as connection:
+        pictures = SharedStudy(connection, plan.digest, spec).plots()
+        log = journal(connection, plan.digest)
     files = {"trials.json": json_bytes([asdict(trial) for trial in tried]), "study.log": log, **pictures}
     for name, data in files.items():
         lake.write_bytes(f"{path}/{name}", data)

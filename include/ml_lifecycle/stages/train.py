@@ -221,9 +221,17 @@ def log_training(
         "profile.json": lake.read_bytes(training.profile_path),
         "metrics.json": lake.read_bytes(training.metrics_path),
     }
-    tags, metrics = dict(tags or {}), {}
+    tags, metrics = dict(tags or {}), dict[str, float]()
+    if training.search_path:
+        found = from_json(Search, lake.read_json(f"{training.search_path}/manifest.json"))
+        for name, digest in found.files.items():
+            files[f"search/{name}"] = lake.read_bytes(f"{found.path}/{name}", digest)
+        tags["search.digest"] = found.digest
+        metrics |= {"search.value": found.value, "search.trials": float(sum(found.trials.values()))}
+        metrics |= {f"search.cost.{name}": value for name, value in found.cost.items()}
+        metrics |= {"search.baseline": found.baseline} if found.baseline is not None else {}
     if cost is not None:
-        metrics = {f"cost.{name}": value for name, value in cost.figures.items()}
+        metrics |= {f"cost.{name}": value for name, value in cost.figures.items()}
         tags |= {"cost.currency": cost.currency} if cost.currency else {}
         tags |= {"cost.advice": "; ".join(cost.advice)} if cost.advice else {}
     run_id = mlflow.log_training(tracking_uri, training, files, tags, metrics)

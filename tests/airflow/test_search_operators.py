@@ -1,0 +1,201 @@
+"""A search as Airflow runs it: the shape of the DAG, trials in real pods, and what their ends mean."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
+from airflow.sdk.execution_time.comms import TaskStatesResult
+from training_world import make_training_set
+
+from ml_lifecycle.adapters.optuna import SharedStudy
+from ml_lifecycle.errors import PodFailedError
+from ml_lifecycle.ledger.ledger import TRAINING, Ledger
+from ml_lifecycle.records import Training, from_json, to_json
+from ml_lifecycle.stages.search import plan_search
+from ml_lifecycle.training.search import Search, Trial, Tried
+from ml_lifecycle_airflow.dag_builder import lifecycle_dags
+from ml_lifecycle_airflow.operators.search import PlanSearchOperator, SearchOperator, TrialOperator
+from ml_lifecycle_airflow.operators.train import TrainOperator
+
+from .conftest import World
+from .test_train_operator import EITHER_WAY, Pods, carry_out, pods, server  # noqa: F401 - fixtures
+
+Context = Callable[..., Any]
+SEARCH = """parameters: {max_iter: 8}
+  search:
+    trials: 3
+    parallel: 2
+    metric: rmse
+    validation: 4d
+    space: {max_iter: {low: 1, high: 30}}"""
+
+
+@pytest.fixture
+def searching(world: World) -> World:
+    return world.edit("model.yaml", "parameters: {max_iter: 8}", SEARCH)
+
+
+@pytest.fixture
+def plan(searching: World) -> dict[str, Any]:
+    made = plan_search(searching.folder, searching.lake, make_training_set(searching.lake, searching.folder))
+    return to_json(made)
+
+
+def trial(world: World, plan: dict[str, Any], number: int, **arguments: Any) -> TrialOperator:
+    return TrialOperator(
+        task_id="trial",
+        folder=world.path,
+        plan=plan,
+        number=number,
+        training=world.folder.spec.training,
+        kubernetes_conn_id=world.folder.spec.connections.pods,
+        **arguments,
+    )
+
+
+def tried(world: World, plan: dict[str, Any]) -> tuple[Tried, ...]:
+    spec = world.folder.spec.training.search
+    assert spec is not None
+    with world.database.read() as connection:
+        return SharedStudy(connection, plan["digest"], spec).tried()
+
+
+def test_a_search_stands_between_features_and_training(searching: World) -> None:
+    (searching.folder.path / "dag.py").write_text("")
+    dag = lifecycle_dags(str(searching.folder.path / "dag.py"))["delays__train"]
+    assert dag.get_task("plan_search").upstream_task_ids == {"features"}
+    assert dag.get_task("search").upstream_task_ids == {"plan_search", "trial"}
+    assert dag.get_task("train").upstream_task_ids == {"features", "search"}
+    mapped = dag.get_task("trial")
+    assert mapped.is_mapped
+    assert mapped.max_active_tis_per_dagrun == 2
+    assert mapped.expand_input.value == {"number": [0, 1, 2]}
+
+
+def test_without_a_search_there_is_no_such_task(world: World) -> None:
+    dag = lifecycle_dags(str(world.folder.path / "dag.py"))["delays__train"]
+    assert not {"plan_search", "trial", "search"} & set(dag.task_ids)
+    assert dag.get_task("train").upstream_task_ids == {"features"}
+
+
+@EITHER_WAY
+def test_a_whole_search(searching: World, pods: Pods, context: Context, way: dict[str, Any]) -> None:  # noqa: F811
+    given = to_json(make_training_set(searching.lake, searching.folder))
+    plan = PlanSearchOperator(task_id="plan_search", folder=searching.path, training_set=given).execute(
+        context("plan_search")
+    )
+    for number in range(3):
+        there = context("trial")
+        there["ti"].map_index = number
+        carry_out(trial(searching, plan, number, **way), there)
+        ended = from_json(Trial, there["ti"].pushed["return_value"])
+        assert (ended.number, ended.state) == (number, "finished")
+    found = SearchOperator(task_id="search", folder=searching.path, plan=plan).execute(context("search"))
+    search = from_json(Search, found)
+    assert search.trials == {"finished": 3}
+    assert search.cost["attempts"] == 3
+    assert search.cost["wall_seconds"] > 0
+
+    there = context("train")
+    task = TrainOperator(
+        task_id="train",
+        folder=searching.path,
+        training_set=given,
+        search=found,
+        training=searching.folder.spec.training,
+        kubernetes_conn_id=searching.folder.spec.connections.pods,
+        **way,
+    )
+    carry_out(task, there)
+    training = from_json(Training, there["ti"].pushed["return_value"])
+    assert training.parameters == search.parameters
+    assert training.search_path == search.path
+    found_files = mlflow_files(pods, str(training.mlflow_run_id))
+    assert {"search/history.png", "search/study.log", "search/trials.json"} <= found_files
+    subjects = {entry.subject for entry in Ledger(searching.database).entries() if entry.kind == TRAINING}
+    assert subjects == {search.digest, training.digest}
+
+
+def mlflow_files(pods: Pods, run_id: str) -> set[str]:  # noqa: F811
+    from mlflow import MlflowClient
+
+    client = MlflowClient(json.loads(os.environ["AIRFLOW_CONN_ML_LIFECYCLE_MLFLOW"])["extra"]["url"])
+    return {file.path for file in client.list_artifacts(run_id, "search")}
+
+
+def test_a_trial_waits_without_a_worker_for_those_it_learns_from(
+    searching: World, plan: dict[str, Any], context: Context, supervisor: Any
+) -> None:
+    supervisor.send.return_value = TaskStatesResult(task_states={"manual__1": {"trial_0": "running"}})
+    with pytest.raises(AirflowRescheduleException) as caught:
+        trial(searching, plan, 2).execute(context("trial"))
+    assert caught.value.reschedule_date - datetime.now(UTC) < timedelta(minutes=1)
+    assert tried(searching, plan) == (), "nothing was decided yet"
+
+
+@pytest.mark.parametrize("state", ["failed", "upstream_failed", "skipped"])
+def test_a_trial_does_not_wait_for_one_whose_task_has_failed(
+    searching: World, plan: dict[str, Any], context: Context, supervisor: Any, state: str
+) -> None:
+    supervisor.send.return_value = TaskStatesResult(task_states={"manual__1": {"trial_0": state}})
+    with pytest.raises(AirflowFailException, match="the tasks of 0 have failed: clear them with this one"):
+        trial(searching, plan, 2).execute(context("trial"))
+
+
+FAILING = """
+def train(training_set, labels, parameters, seed):
+    raise ValueError(f"{parameters['max_iter']} is not to my liking")
+"""
+
+
+def test_a_trial_that_fails_by_its_parameters_is_a_result(
+    searching: World,
+    pods: Pods,  # noqa: F811
+    context: Context,
+) -> None:
+    (searching.folder.path / "training.py").write_text(FAILING)
+    searching = searching.edit("model.yaml", "parallel: 2", "parallel: 3")
+    plan = to_json(
+        plan_search(searching.folder, searching.lake, make_training_set(searching.lake, searching.folder))
+    )
+    for number in range(3):
+        there = context("trial")
+        there["ti"].map_index = number
+        carry_out(trial(searching, plan, number), there)
+        ended = from_json(Trial, there["ti"].pushed["return_value"])
+        assert ended.state == "failed"
+        assert "is not to my liking" in ended.message
+
+    launched = pods.uids()
+    there = context("trial")
+    there["ti"].try_number = 2
+    trial(searching, plan, 0).execute(there)
+    assert from_json(Trial, there["ti"].pushed["return_value"]).state == "failed"
+    assert pods.uids() == launched, "what is known is not tried again"
+
+    with pytest.raises(AirflowFailException, match=r"of 3 trials none finished; trial 0 with .* 8 is not to"):
+        SearchOperator(task_id="search", folder=searching.path, plan=plan).execute(context("search"))
+
+
+def test_a_trial_that_the_cluster_ends_is_none(
+    searching: World,
+    plan: dict[str, Any],
+    pods: Pods,  # noqa: F811
+    context: Context,
+) -> None:
+    """It has not ended, whatever its task says: a later try goes on with it."""
+    broken = trial(searching, plan, 0, image_pull_secrets=None, cmds=None)
+    broken._prepare = lambda *_: (_ for _ in ()).throw(PodFailedError("no cluster"))  # type: ignore[method-assign]
+    with pytest.raises(PodFailedError, match="no cluster"):
+        broken.execute(context("trial"))
+    assert [one.state for one in tried(searching, plan)] == ["running"]
+    there = context("trial")
+    there["ti"].try_number = 2
+    carry_out(trial(searching, plan, 0), there)
+    assert [one.state for one in tried(searching, plan)] == ["finished"]
