@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,17 @@ import psutil
 import pytest
 from localpods_kit import ENVIRONMENT, SLEEP, Cluster, alive, manifest, terminated
 from waiting import wait_until
+
+from ml_lifecycle.localpods.__main__ import listen
+
+
+def test_no_answer_waits_for_the_acknowledgement_of_its_own_head() -> None:
+    with (
+        listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.fixture(scope="module")

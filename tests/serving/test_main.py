@@ -13,6 +13,7 @@ import pytest
 from waiting import wait_until
 
 from ml_lifecycle.serving.__main__ import EXIT_PORT, EXIT_USAGE, TOKEN_VARIABLE
+from ml_lifecycle.serving.server import listen
 from tests.serving.conftest import Publisher, Server, logged, row
 
 
@@ -81,3 +82,12 @@ def test_vectors_need_neither_pandas_nor_feast(publisher: Publisher, start: Call
     assert "/onnxruntime/" in mapped
     for package in ("pandas", "pyarrow", "sklearn", "google/_upb"):
         assert f"/{package}/" not in mapped
+
+
+def test_no_answer_waits_for_the_acknowledgement_of_its_own_head() -> None:
+    with (
+        listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
