@@ -47,7 +47,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     root = tmp_path_factory.mktemp("scheduling")
     dags, hold = root / "dags", root / "hold"
     alert = {"metric": "volume", "below": 1e9, "action": "retrain"}
-    folder = write_model(dags, monitoring={"window": "1d", "alerts": [alert]})
+    folder = write_model(
+        dags,
+        monitoring={"window": "1d", "alerts": [alert]},
+        training={"recovery": {"interruptions": 0}},  # each try of the task is one pod
+    )
     code = folder / "training.py"
     training = code.read_text().replace("def train(", "def fit(")
     code.write_text(HELD.format(hold=str(hold), training=training))
