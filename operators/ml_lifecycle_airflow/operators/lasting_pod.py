@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException
 
+from ml_lifecycle.quantity import parse_grace
 from ml_lifecycle_airflow.pod_watch import PodLostError, WatchfulPodManager, is_lost
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ class LastingPodOperator(KubernetesPodOperator):
     _facts: PodFacts | None = None
     _timed_out = False
     _ended_by_somebody = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.termination_grace_period is not None:
+            try:
+                parse_grace(self.termination_grace_period)
+            except ValueError as error:
+                raise ValueError(f"task {self.task_id!r}: termination_grace_period: {error}") from error
 
     def on_kill(self) -> None:
         """End the pod if somebody ended the task; leave it to the next attempt if only the worker stops.
@@ -176,6 +185,13 @@ class LastingPodOperator(KubernetesPodOperator):
 
     def _namespace(self, context: Context) -> str:
         return str(self.build_pod_request_obj(context).metadata.namespace)
+
+    def _grace_seconds(self, context: Context) -> float:
+        """From SIGTERM to SIGKILL, as the pod gets it: a template or Airflow's pod policy may say it, too."""
+        from ml_lifecycle.training.job import GRACE_SECONDS
+
+        given = self.build_pod_request_obj(context).spec.termination_grace_period_seconds
+        return GRACE_SECONDS if given is None else float(given)
 
     def _pods(self, namespace: str, context: Context) -> list[V1Pod]:
         selector = self._build_find_pod_label_selector(context, exclude_checked=True)

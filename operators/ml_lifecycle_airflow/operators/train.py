@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +130,8 @@ class TrainOperator(LastingPodOperator):
         time.sleep(launch.delay_seconds)
         self._facts = self.pod = self.pod_request_obj = self.remote_pod = None
         self._remove_pods_of_others(context)
-        self._prepare(attempt, launch, resources)
+        told = replace(attempt, grace_seconds=self._grace_seconds(context))
+        self._prepare(told, launch, resources)
         self.log.info("attempt %d%s", attempt.number, f" in pool {launch.pool.name}" if launch.pool else "")
         self._run(context)
 
