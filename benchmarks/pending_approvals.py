@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import psutil
 from common import REPOSITORY, table
@@ -24,8 +23,9 @@ from idle_memory import members, pss, role
 sys.path.insert(0, str(REPOSITORY / "tests" / "domain"))
 sys.path.insert(0, str(REPOSITORY / "tests" / "integration"))
 from pending_kit import Candidates, write_asking_dag
+from scheduling_kit import Operator
 from small_model import DAY, START, land, write_model
-from stack_kit import log_in, running_stack
+from stack_kit import running_stack
 from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
@@ -76,13 +76,6 @@ def monitored(user: AirflowUser, run_id: str) -> float:
     return time.monotonic() - began
 
 
-def waiting(user: AirflowUser) -> int:
-    """How many people are asked now."""
-    query: dict[str, Any] = {"state": "awaiting_input", "limit": 1}
-    found = user._call("GET", "/dags/asks/dagRuns/~/taskInstances", params=query)
-    return int(found["total_entries"])
-
-
 def main() -> int:
     """Measure, print, and say by the exit code whether the limits hold."""
     approvals = int(sys.argv[1]) if len(sys.argv) > 1 else 500
@@ -92,7 +85,8 @@ def main() -> int:
         small = write_model(dags)
         write_asking_dag(dags)
         with running_stack(Path(temporary, "stack"), dags) as stack:
-            lake, user = Lake(str(stack.lake)), log_in(stack, "admin")
+            lake = Lake(str(stack.lake))
+            user = Operator(stack.airflow_url, "admin", stack.password("admin"))
             candidates = Candidates(stack, small, Path(temporary, "copies"))
             land(lake, days=11)
             user.wait_for_dags({"small__train", "small__monitor", "asks"}, PATIENCE)
@@ -103,7 +97,7 @@ def main() -> int:
             began = time.monotonic()
             for number in range(approvals):
                 user.trigger("asks", f"{number:04d}", candidates.make(f"pending_{number:04d}"))
-            wait_until(lambda: waiting(user) == approvals, "all are asked", PATIENCE)
+            wait_until(lambda: user.waiting("asks") == approvals, "all are asked", PATIENCE)
             asking = time.monotonic() - began
             many, beside = measure(stack, seconds), monitored(user, "beside")
     columns = [none[0], many[0], none[1], many[1]]

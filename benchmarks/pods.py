@@ -18,21 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from common import REPOSITORY, table
 
-for tests in ("domain", "airflow"):
-    sys.path.insert(0, str(REPOSITORY / "tests" / tests))
+sys.path.insert(0, str(REPOSITORY / "tests" / "domain"))
+sys.path.insert(0, str(REPOSITORY / "tests" / "airflow"))
+from task_context import make_context
 
 LIMITS = {"blocking": 0.3, "deferrable": 1.5}
 WAYS: dict[str, dict[str, Any]] = {"blocking": {}, "deferrable": {"deferrable": True, "poll_interval": 0.5}}
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def job_of(root: Path, seed: int) -> tuple[Any, Any, Any]:
@@ -70,40 +67,6 @@ def bare(root: Path, seed: int) -> tuple[float, str]:
     return time.monotonic() - began, lake.read_json(attempt.result_path)["files"]["model.onnx"]
 
 
-def context(run: str) -> Any:
-    """What Airflow gives a task."""
-    fields = {
-        "dag_id": "delays__train",
-        "run_id": run,
-        "run_type": "manual",
-        "run_after": NOW,
-        "conf": {},
-        "data_interval_start": NOW - timedelta(days=1),
-        "data_interval_end": NOW,
-        "triggering_user_name": None,
-    }
-    instance = SimpleNamespace(
-        id=uuid.uuid4(),
-        dag_id="delays__train",
-        run_id=run,
-        task_id="train",
-        map_index=-1,
-        try_number=1,
-        start_date=NOW,
-        xcom_push=lambda **_: None,
-    )
-    from airflow.sdk import DAG
-
-    return {
-        "dag_run": SimpleNamespace(**fields),
-        "run_id": run,
-        "ti": instance,
-        "task_instance": instance,
-        "dag": DAG("delays__train", schedule=None),
-        "task_state_store": None,
-    }
-
-
 def operated(root: Path, seed: int, way: dict[str, Any]) -> tuple[float, str]:
     """Seconds of the operator in forked children until the result is published, and the model's digest."""
     from airflow.sdk.exceptions import TaskDeferred
@@ -112,7 +75,7 @@ def operated(root: Path, seed: int, way: dict[str, Any]) -> tuple[float, str]:
     from ml_lifecycle_airflow.operators.train import TrainOperator
 
     folder, training_set, _ = job_of(root, seed)
-    given = context(f"run-{seed}-{len(way)}")
+    given = make_context("train", run_id=f"run-{seed}-{len(way)}")
 
     class Timed(TrainOperator):
         def _finish(self, resources: Any, attempts: Any, training: Any, context: Any) -> None:

@@ -55,6 +55,16 @@ def parse_amount(resource: str, value: object) -> int:
     return ceil(number)
 
 
+def parse_grace(value: object) -> int:
+    """Seconds between SIGTERM and SIGKILL, whole as Kubernetes has them.
+
+    :raises ValueError: it is none. Retry: no.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SECONDS:
+        raise ValueError(f"{shown(value)} is no grace period; expected whole seconds such as 30")
+    return value
+
+
 def insufficient(wanted: Amounts, free: Amounts) -> list[str]:
     """The resources that ``free`` has too little of, sorted; asking for none of something always fits."""
     return sorted(name for name, amount in wanted.items() if amount > 0 and amount > free.get(name, 0))

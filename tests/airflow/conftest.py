@@ -12,17 +12,16 @@ import json
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import polars as pl
 import pytest
+from task_context import NOW, make_context
 from training_world import make_folder
 
 # Airflow reads it when it is first imported, and writes its configuration there.
@@ -35,7 +34,6 @@ from ml_lifecycle.ledger.database import Database  # noqa: E402
 from ml_lifecycle.records import ModelVersion, Monitoring, Snapshot, to_json  # noqa: E402
 from ml_lifecycle.spec.folder import ModelFolder, load_folder  # noqa: E402
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 APPROVERS = "users: [ann, ben, cem]"
 
 
@@ -124,41 +122,5 @@ def supervisor() -> Any:
 
 @pytest.fixture
 def context() -> Callable[..., Any]:
-    """A task's context: a run of ``delays__train`` at ``NOW``, with the fields a test gives it."""
-
-    from airflow.sdk import DAG
-
-    def make(task_id: str = "task", **fields: Any) -> Any:
-        run = {
-            "dag_id": "delays__train",
-            "run_id": "manual__1",
-            "run_type": "manual",
-            "run_after": NOW,
-            "conf": {},
-            "data_interval_start": NOW - timedelta(days=1),
-            "data_interval_end": NOW,
-            "triggering_user_name": None,
-            **fields,
-        }
-        pushed: dict[str, Any] = {}
-        instance = SimpleNamespace(
-            id=uuid.uuid4(),
-            dag_id=run["dag_id"],
-            run_id=run["run_id"],
-            task_id=task_id,
-            map_index=-1,
-            try_number=1,
-            start_date=NOW,
-            pushed=pushed,
-            xcom_push=lambda key, value, **_: pushed.update({key: value}),
-        )
-        return {
-            "dag_run": SimpleNamespace(**run),
-            "run_id": run["run_id"],
-            "ti": instance,
-            "task_instance": instance,
-            "dag": DAG(str(run["dag_id"]), schedule=None),
-            "task_state_store": None,
-        }
-
-    return make
+    """Makes a task's context."""
+    return make_context

@@ -11,6 +11,7 @@ from training_world import make_training_set
 from ml_lifecycle.errors import SpecError
 from ml_lifecycle.localpods.connection import connection_json
 from ml_lifecycle.records import to_json
+from ml_lifecycle_airflow.operators.lasting_pod import grace_seconds
 from ml_lifecycle_airflow.operators.train import TrainOperator
 
 from .conftest import World
@@ -61,6 +62,41 @@ def test_everything_of_the_section_is_in_the_pod(
 def test_an_argument_given_to_the_operator_goes_before_the_spec(world: World) -> None:
     task = operator(world, "  pod: {startup_timeout_seconds: 30}\n", startup_timeout_seconds=5)
     assert task.startup_timeout_seconds == 5
+
+
+TEMPLATE = "{pod_template_dict: {spec: {terminationGracePeriodSeconds: 300, containers: [{name: base}]}}}"
+
+
+@pytest.mark.parametrize(
+    ("in_spec", "argument", "seconds"),
+    [
+        ("{}", None, 30),
+        ("{termination_grace_period: 10}", None, 10),
+        ("{termination_grace_period: 10}", 0, 0),
+        (TEMPLATE, None, 300),
+        (TEMPLATE, 10, 10),
+    ],
+)
+def test_a_pod_is_told_the_grace_period_that_it_has(
+    world: World,
+    context: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    in_spec: str,
+    argument: int | None,
+    seconds: int,
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ML_LIFECYCLE_PODS", connection_json("http://127.0.0.1:1", "token"))
+    given = {} if argument is None else {"termination_grace_period": argument}
+    task = operator(world, f"  pod: {in_spec}\n", kubernetes_conn_id="ml_lifecycle_pods", **given)
+    assert grace_seconds(task.build_pod_request_obj(context("train"))) == seconds
+    in_manifest = task.build_pod_request_obj(context("train")).spec.termination_grace_period_seconds
+    assert (30 if in_manifest is None else in_manifest) == seconds
+
+
+@pytest.mark.parametrize("value", [-1, "soon", 1.5])
+def test_a_grace_period_that_is_none_is_an_error(world: World, value: object) -> None:
+    with pytest.raises(ValueError, match=r"task 'train': termination_grace_period: .* expected whole sec"):
+        operator(world, "", termination_grace_period=value)
 
 
 def test_a_name_that_is_no_argument_is_an_error_with_the_nearest(world: World) -> None:

@@ -179,7 +179,10 @@ def test_a_pod_gets_uris_and_digests_trains_and_is_not_started_twice(
     world: World, pods: Pods, context: Context
 ) -> None:
     limited = world.edit(
-        "model.yaml", "  seed: 5\n", "  seed: 5\n  resources: {cpu: 500m, memory: 1Gi}\n  timeout: 5m\n"
+        "model.yaml",
+        "  seed: 5\n",
+        "  seed: 5\n  resources: {cpu: 500m, memory: 1Gi}\n  timeout: 5m\n"
+        "  pod: {termination_grace_period: 10}\n",
     )
     before, now = pods.uids(), context("train")
     operator(limited).execute(now)
@@ -201,6 +204,7 @@ def test_a_pod_gets_uris_and_digests_trains_and_is_not_started_twice(
         *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
     }
     assert values["OMP_NUM_THREADS"] == "1", "half a core is one thread, whatever the node has"
+    assert values["ML_LIFECYCLE_GRACE_SECONDS"] == str(spec["terminationGracePeriodSeconds"]) == "10"
     assert values["ML_LIFECYCLE_LAKE"] == world.lake.url
     (secret,) = [entry for entry in container["env"] if entry["name"] == "ML_LIFECYCLE_LAKE_OPTIONS"]
     assert secret["valueFrom"]["secretKeyRef"] == {"name": "lake-options", "key": "json"}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from postgres_kit import PostgresServer
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import StatementError
+from waiting import wait_until
 
 from ml_lifecycle.ledger.database import (
     Database,
@@ -97,10 +97,7 @@ def test_a_writer_that_waited_sees_what_the_other_wrote(postgres: PostgresServer
     with ThreadPoolExecutor(1) as pool:
         with database.write() as connection:
             second = pool.submit(Ledger(database).append, "note", "delays", {}, NOW)
-            deadline = time.monotonic() + 20
-            while not somebody_waits():
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            wait_until(somebody_waits, "the second writer waits")
             first = append_entry(connection, "note", "delays", {}, NOW)
         assert second.result(20).previous == first.digest
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic, sleep
 
 import numpy as np
 import polars as pl
@@ -24,6 +23,7 @@ from tests.domain.training_world import (
     pod_environment,
     run_pod,
 )
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.onnx import as_served, feeds, open_session, predict
@@ -325,9 +325,7 @@ def test_an_interrupted_pod_may_be_tried_again(
     command = [sys.executable, *job.command[1:]]
     with subprocess.Popen(command, env=pod_environment(lake, job), stdout=subprocess.DEVNULL) as process:
         try:
-            deadline = monotonic() + 60
-            while not started.exists() and process.poll() is None and monotonic() < deadline:
-                sleep(0.02)
+            wait_until(lambda: started.exists() or process.poll() is not None, "it trains")
             assert started.exists()
             process.send_signal(sent)
             assert process.wait(timeout=10) == code

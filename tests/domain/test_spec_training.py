@@ -61,6 +61,10 @@ def test_a_whole_section(tmp_path: Path) -> None:
         ("  recovery: {interruption: 3}\n", "did you mean 'interruptions'?"),
         ("  pod: {image: mine}\n", "image cannot be given here: use training.image"),
         ("  pod: {cmds: [sh]}\n", "cmds cannot be given here: the operator itself decides it"),
+        *(
+            (f"  pod: {{termination_grace_period: {value}}}\n", "termination_grace_period: ")
+            for value in ("-1", "soon", "'30'", "1.5", "true", "2147483648")
+        ),
         ("  pod: {labels: {a: '{{ var.value.secret }}'}}\n", "looks like a template: a spec is data"),
         ("  pod: {env_vars: [{name: a, value: '{% x %}'}]}\n", "looks like a template: a spec is data"),
     ],

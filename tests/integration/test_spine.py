@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ import httpx
 import psutil
 import pytest
 from stack_kit import free_ports, running_stack
+from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.releases import Releases
@@ -134,11 +134,8 @@ def test_a_killed_process_is_restarted(stack: Stack) -> None:
     assert restarted is not None
     assert restarted != killed
     # Alive at once; ready when it has loaded the published route again.
-    deadline = time.monotonic() + 60
     ready = f"{stack.server_url('production')}/v2/health/ready"
-    while httpx.get(ready, trust_env=False).status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: httpx.get(ready, trust_env=False).status_code == 200, "the route is loaded again")
 
 
 @pytest.mark.full

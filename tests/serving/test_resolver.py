@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +13,9 @@ from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import sha256
 from ml_lifecycle.errors import FeatureError
+from ml_lifecycle.serving.dataplane import DataPlane
+from ml_lifecycle.serving.metrics import Metrics
+from ml_lifecycle.serving.routes import RouteFollower, RouteLoader
 from ml_lifecycle.serving.server import create_app
 from tests.serving.conftest import TOKEN, Publisher, logged
 
@@ -142,6 +147,52 @@ def test_the_store_of_a_route_that_is_no_longer_live_is_closed(
     wait_until(lambda: len(MemoryReader.closed) == 2)
     assert MemoryReader.closed == [b"registry 1", b"registry 2"]
     assert client.post("/v2/models/late/infer", json=by_keys(["JFK"], [2])).status_code == 200
+
+
+def test_routes_are_followed_while_the_store_is_slow(publisher: Publisher) -> None:
+    """A slow read ends on the reader that it began with, which is closed after it."""
+    reading, go = threading.Event(), threading.Event()
+
+    class SlowReader(MemoryReader):
+        made: list[tuple[bytes, str, str]] = []
+        closed: list[bytes] = []
+        is_closed = False
+
+        def read(
+            self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]
+        ) -> Mapping[str, list[object]]:
+            reading.set()
+            assert go.wait(300)
+            assert not self.is_closed
+            return super().read(entities, as_of)
+
+        def close(self) -> None:
+            self.is_closed = True
+            super().close()
+
+    plane, loader = DataPlane(), RouteLoader(publisher.lake, "memory://", SlowReader)
+    follower = RouteFollower(publisher.lake, plane, loader, Metrics("test"))
+    with_registry(publisher)
+    follower.poll()
+    before = plane.served("late").pick().resolver
+    keys = {"origin": ["EWR"], "flight": [1]}
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(before.resolve, keys, [RECEIVED])
+        try:
+            assert reading.wait(60)
+            with_registry(publisher, 2, b"another registry")
+            threads.submit(follower.poll).result(60)
+            assert plane.served("late").route.revision == 2
+            assert SlowReader.closed == []
+        finally:
+            go.set()
+        assert slow.result(60).origin == "online_store"
+    wait_until(lambda: SlowReader.closed)
+    assert SlowReader.closed == [REGISTRY]
+    # By a route that was live a moment ago: with a reader of its own, which nobody else would close.
+    before.resolve(keys, [RECEIVED])
+    assert SlowReader.closed == [REGISTRY, REGISTRY]
+    assert len(SlowReader.made) == 3
 
 
 def test_features_are_read_as_of_each_rows_moment(publisher: Publisher, client: TestClient) -> None:

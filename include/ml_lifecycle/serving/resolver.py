@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -62,9 +63,11 @@ class Resolver:
             lake.read_bytes(variant.registry_path, variant.registry_digest) if variant.registry_path else None
         )
         self._reader: Reader | None = None
-        self._closed = False
         # Online store clients make no promise about threads.
         self._lock = threading.Lock()
+        self._users = 0  # who has the lock or waits for it
+        self._closed = False
+        self._counting = threading.Lock()  # of the two above; held for a moment only
 
     def prepare(self, previous: Resolver) -> None:
         """Make the reader now if ``previous`` was asked for entity keys: the next request will be too."""
@@ -79,18 +82,44 @@ class Resolver:
 
     def _warm(self) -> None:
         try:
-            with self._lock:
+            with self._used():
                 if not self._closed:
                     self.open()
         except Exception:  # whatever it is, the next request by entity keys meets it too and answers with it
             log.exception("the online store cannot be read yet")
 
     def close(self) -> None:
-        """Close the reader; who asks after all, by a route that was live a moment ago, makes another."""
-        with self._lock:
-            reader, self._reader, self._closed = self._reader, None, True
+        """Close the reader, or leave that to the last one who uses it: a slow store holds nobody else up.
+
+        Who asks after all, by a route that was live a moment ago, makes another and closes it.
+        """
+        with self._counting:
+            self._closed = True
+        self._close_unused()
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        """For one at a time; the last to leave a closed resolver closes the reader."""
+        with self._counting:
+            self._users += 1
+        try:
+            with self._lock:
+                yield
+        finally:
+            with self._counting:
+                self._users -= 1
+            self._close_unused()
+
+    def _close_unused(self) -> None:
+        with self._counting:
+            if self._users or not self._closed:
+                return
+            reader, self._reader = self._reader, None
         if reader is not None:
-            reader.close()
+            try:
+                reader.close()
+            except Exception:  # each online store's client raises its own; what was read is good all the same
+                log.exception("a reader of the online store does not close")
 
     def open(self) -> Reader:
         """The reader, made at the first call.
@@ -115,7 +144,7 @@ class Resolver:
         :raises FeaturesUnavailableError: the online store did not answer. Retry: yes.
         """
         try:
-            with self._lock:
+            with self._used():
                 found = self.open().read(entities, as_of)
         except ServingError:
             raise

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ml_lifecycle.quantity import parse_quantity
+from ml_lifecycle.quantity import parse_grace, parse_quantity
 from ml_lifecycle.spec.search import Search
 from ml_lifecycle.spec.types import (
     Cpu,
@@ -178,6 +178,15 @@ class Training(Strict):
         names = [pool.name for pool in self.pools]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise FieldError("pools", f"{', '.join(twice)} is there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _pod_s_grace_period_is_one(self) -> Training:
+        if (given := self.pod.get("termination_grace_period")) is not None:
+            try:
+                parse_grace(given)
+            except ValueError as error:
+                raise FieldError("pod", f"termination_grace_period: {error}") from error
         return self
 
     @model_validator(mode="after")

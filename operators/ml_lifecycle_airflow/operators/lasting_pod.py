@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException
 
+from ml_lifecycle.quantity import parse_grace
 from ml_lifecycle_airflow.pod_watch import PodLostError, WatchfulPodManager, is_lost
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ class LastingPodOperator(KubernetesPodOperator):
     _facts: PodFacts | None = None
     _timed_out = False
     _ended_by_somebody = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.termination_grace_period is not None:
+            try:
+                parse_grace(self.termination_grace_period)
+            except ValueError as error:
+                raise ValueError(f"task {self.task_id!r}: termination_grace_period: {error}") from error
 
     def on_kill(self) -> None:
         """End the pod if somebody ended the task; leave it to the next attempt if only the worker stops.
@@ -181,9 +190,9 @@ class LastingPodOperator(KubernetesPodOperator):
         selector = self._build_find_pod_label_selector(context, exclude_checked=True)
         return list(self.client.list_namespaced_pod(namespace=namespace, label_selector=selector).items)
 
-    def _remove_pods_of_others(self, context: Context) -> None:
+    def _remove_pods_of_others(self, namespace: str, context: Context) -> None:
         """Pods of earlier attempts can publish nothing any more; they would only cost."""
-        for pod in self._pods(self._namespace(context), context):
+        for pod in self._pods(namespace, context):
             self.log.info("pod %s is of an earlier attempt and is removed", pod.metadata.name)
             self.pod_manager.delete_pod(pod)
 
@@ -210,3 +219,11 @@ class LastingPodOperator(KubernetesPodOperator):
 
 def _number(pod: V1Pod) -> str | None:
     return (pod.metadata.annotations or {}).get(ATTEMPT)
+
+
+def grace_seconds(pod: V1Pod) -> float:
+    """From SIGTERM to SIGKILL as the built pod has it: a template or Airflow's pod policy may say it, too."""
+    from ml_lifecycle.training.job import GRACE_SECONDS
+
+    given = pod.spec.termination_grace_period_seconds
+    return GRACE_SECONDS if given is None else float(given)

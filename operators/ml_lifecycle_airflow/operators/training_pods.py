@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowTaskTimeout
 
 from ml_lifecycle_airflow.operators.base import Resources, final_errors_fail_at_once, required_folder
-from ml_lifecycle_airflow.operators.lasting_pod import ATTEMPT, LastingPodOperator
+from ml_lifecycle_airflow.operators.lasting_pod import ATTEMPT, LastingPodOperator, grace_seconds
 from ml_lifecycle_airflow.pod_arguments import container_resources, pod_arguments, tolerations
 
 if TYPE_CHECKING:
@@ -122,8 +123,9 @@ class TrainingPodsOperator(LastingPodOperator):
         self._go_on_with(attempt)
         time.sleep(launch.delay_seconds)
         self._facts = self.pod = self.pod_request_obj = self.remote_pod = None
-        self._remove_pods_of_others(context)
-        self._prepare(attempt, launch, resources)
+        shape = self.build_pod_request_obj(context)
+        self._remove_pods_of_others(shape.metadata.namespace, context)
+        self._prepare(replace(attempt, grace_seconds=grace_seconds(shape)), launch, resources)
         self.log.info("attempt %d%s", attempt.number, f" in pool {launch.pool.name}" if launch.pool else "")
         self._run(context)
 

@@ -314,20 +314,26 @@ def _end_left_pods(stack: Stack) -> None:
         subprocess.run([*command, *where], check=False, capture_output=True)
 
 
+def _wait_while(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while holds() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def stop(stack: Stack, say: Callable[[str], None]) -> int:
     """Stop everything; returns how many processes had to be killed because supervisord left them."""
     supervisor = _supervisor(stack)
     if supervisor is not None:
         os.kill(supervisor, signal.SIGTERM)
-        deadline = time.monotonic() + 90
-        while _supervisor(stack) is not None and time.monotonic() < deadline:
-            time.sleep(0.2)
+        # The process itself: it takes its pid file away, and then still has to end.
+        _wait_while(lambda: supervisor in processes(stack), 90)
     left = processes(stack)
     for pid in left:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+    _wait_while(lambda: bool(processes(stack)), 10)
     _end_left_pods(stack)
     say("stopped" + (f"; {len(left)} processes had to be killed" if left else ""))
     return len(left)
