@@ -157,14 +157,16 @@ def coming_back(deferral: TaskDeferred, context: Any) -> Callable[[TrainOperator
 
 
 DEFERRABLE = {"deferrable": True, "poll_interval": 0.2}
-BOTH_WAYS = pytest.mark.parametrize("way", [{}, DEFERRABLE], ids=["blocking", "deferrable"])
-# The same, of which one way is enough for the quick tests.
-EITHER_WAY = pytest.mark.parametrize(
+# Each holds both ways; the quick tests take one of them, and between them both.
+BLOCKING_QUICKLY = pytest.mark.parametrize(
     "way", [{}, pytest.param(DEFERRABLE, marks=pytest.mark.full)], ids=["blocking", "deferrable"]
+)
+DEFERRABLE_QUICKLY = pytest.mark.parametrize(
+    "way", [pytest.param({}, marks=pytest.mark.full), DEFERRABLE], ids=["blocking", "deferrable"]
 )
 
 
-@BOTH_WAYS
+@DEFERRABLE_QUICKLY
 def test_both_ways_end_in_the_same_record(
     world: World, pods: Pods, context: Context, way: dict[str, Any]
 ) -> None:
@@ -217,7 +219,7 @@ def test_a_pod_gets_uris_and_digests_trains_and_is_not_started_twice(
     assert again["ti"].pushed["return_value"] == now["ti"].pushed["return_value"]
 
 
-@BOTH_WAYS
+@BLOCKING_QUICKLY
 def test_an_error_in_training_py_fails_at_once_with_its_traceback(
     world: World, pods: Pods, context: Context, way: dict[str, Any]
 ) -> None:
@@ -253,7 +255,7 @@ def test_a_pod_that_no_node_could_ever_run_is_not_launched(
     assert pods.uids() == before
 
 
-@EITHER_WAY
+@BLOCKING_QUICKLY
 def test_a_pod_for_which_there_is_no_room_in_time_says_what_it_waits_for(
     world: World, pods: Pods, context: Context, way: dict[str, Any]
 ) -> None:
@@ -292,7 +294,7 @@ def end_first_pods(pods: Pods, count: int, how: Callable[[str], None]) -> Callab
     return look
 
 
-@BOTH_WAYS
+@DEFERRABLE_QUICKLY
 @pytest.mark.parametrize("how", ["evict", pytest.param("delete", marks=pytest.mark.full)])
 def test_a_pod_that_the_infrastructure_ends_is_followed_by_another(
     world: World, pods: Pods, context: Context, how: str, way: dict[str, Any]
@@ -326,7 +328,7 @@ def task_job(world: World, edited: World) -> str:
     return digest
 
 
-@EITHER_WAY
+@BLOCKING_QUICKLY
 def test_too_many_interruptions_end_the_task_and_a_retry_goes_on(
     world: World, pods: Pods, context: Context, way: dict[str, Any]
 ) -> None:
@@ -350,7 +352,7 @@ def test_too_many_interruptions_end_the_task_and_a_retry_goes_on(
     assert from_json(Training, again["ti"].pushed["return_value"]).attempt == 2
 
 
-@EITHER_WAY
+@BLOCKING_QUICKLY
 def test_a_pod_that_is_lost_with_its_node_is_given_up_and_publishes_nothing(
     world: World, pods: Pods, context: Context, monkeypatch: pytest.MonkeyPatch, way: dict[str, Any]
 ) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from faults import FaultKit
-from flight_truth import Truth
 from flight_world import World, three_weeks, whole_year
 from localpods_kit import Cluster
 from toy_loop import Attempts, Sum
@@ -50,11 +49,6 @@ _IMPORTED = (
 @pytest.fixture(scope="session")
 def year(tmp_path_factory: pytest.TempPathFactory) -> World:
     return whole_year(tmp_path_factory.mktemp("year"))
-
-
-@pytest.fixture(scope="session")
-def truth(year: World) -> Truth:
-    return Truth(year.landing)
 
 
 @pytest.fixture(scope="session")

@@ -191,7 +191,7 @@ class Truth:
         return found
 
     def draw(self, count: int, seed: int) -> list[Question]:
-        """Flights of the whole year, with a share of those that are hard."""
+        """Flights of the whole time, with a share of those that are hard as far as there are any."""
         chance = random.Random(seed)
         every = sorted(self.flights)
         hard: list[Sequence[str]] = [
@@ -204,7 +204,7 @@ class Truth:
         ]
         chosen: dict[str, None] = {}
         for flights in hard:
-            chosen |= dict.fromkeys(chance.sample(flights, count // 12))
+            chosen |= dict.fromkeys(chance.sample(flights, min(count // 12, len(flights))))
         rest = iter(chance.sample(every, len(every)))
         while len(chosen) < count:
             chosen |= {next(rest): None}

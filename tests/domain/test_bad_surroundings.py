@@ -134,6 +134,7 @@ def test_a_bad_command_exits_with_1_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.full  # a process of its own, that imports everything
 def test_a_folder_below_one_whose_name_is_no_text_is_told_about(tmp_path: Path) -> None:
     parent = tmp_path / "b\udcff"
     parent.mkdir()

@@ -222,6 +222,7 @@ def test_readers_go_on_while_a_writer_writes(place: Place) -> None:
         writer.execute("ROLLBACK")
 
 
+@pytest.mark.full  # what test_online_features kills quickly is written by the same code
 def test_a_materialisation_that_is_killed_leaves_readers_and_the_next_one_whole(place: Place) -> None:
     registry = place.write(user_rows(("a", hours(1), 1.0)))
     user_rows(*((f"u{n}", hours(2), 2.0) for n in range(20)), ("a", hours(2), 2.0)).write_parquet(

@@ -43,8 +43,15 @@ def trained(weeks: World, path: Path, parameters: str) -> tuple[World, Training]
 NETWORK = "{trainer: network, epochs: 3, batch_rows: 256}"
 
 
-def test_the_network_learns_and_is_served_as_it_answered(weeks: World, tmp_path: Path) -> None:
-    world, training = trained(weeks, tmp_path / "network", NETWORK)
+@pytest.fixture(scope="module")
+def network(weeks: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Training]:
+    return trained(weeks, tmp_path_factory.mktemp("network"), NETWORK)
+
+
+def test_the_network_learns_and_is_served_as_it_answered(
+    weeks: World, network: tuple[World, Training], tmp_path: Path
+) -> None:
+    world, training = network
     _, trees = trained(weeks, tmp_path / "trees", "{max_iter: 30, min_samples_leaf: 100}")
     # Ten days are few to learn from, and the holdout's days are later than usual: hard for both.
     assert training.metrics["log_loss"] < trees.metrics["log_loss"] + 0.03
@@ -67,11 +74,18 @@ def test_the_network_learns_and_is_served_as_it_answered(weeks: World, tmp_path:
     assert failed(results) == []
 
 
-def test_the_network_depends_on_data_and_seed_alone(weeks: World, tmp_path: Path) -> None:
-    world, first = trained(weeks, tmp_path / "first", NETWORK)
+def test_the_network_depends_on_data_and_seed_alone(network: tuple[World, Training], tmp_path: Path) -> None:
+    world, first = network
     world.lake.delete(f"{first.path}/manifest.json")
     again = train_here(world.lake, world.folder, tmp_path / "again", world.training_set(AS_OF)).training
     assert again.model_digest == first.model_digest
+
+
+@pytest.mark.full
+def test_other_settings_make_another_network(
+    weeks: World, network: tuple[World, Training], tmp_path: Path
+) -> None:
+    _, first = network
     _, other = trained(weeks, tmp_path / "other", NETWORK.replace("epochs: 3", "epochs: 2"))
     assert other.model_digest != first.model_digest
 

@@ -149,7 +149,8 @@ def interrupt(folder: Path, training: str, faults: FaultKit, kills: int) -> int:
     raise AssertionError("there is no end of lives")
 
 
-@pytest.mark.parametrize("training", TRAININGS)
+# One that is fitted in segments, and one that steps; the full test kills all six, and far more often.
+@pytest.mark.parametrize("training", ["xgboost", "torch"])
 def test_killed_a_few_times_it_ends_in_the_same_weights(
     tmp_path: Path, faults: FaultKit, training: str
 ) -> None:

@@ -19,11 +19,6 @@ from ml_lifecycle.stages.features import build_scoring_rows
 INSTANT = timedelta(microseconds=1)
 
 
-@pytest.fixture(scope="module")
-def questions(truth: Truth) -> list[Question]:
-    return truth.draw(1000, seed=2013)
-
-
 def differences(rows: pl.DataFrame, questions: list[Question], truth: Truth) -> dict[str, list[object]]:
     """By feature, what a row holds and what it should."""
     asked = {question.flight_id: question for question in questions}
@@ -39,44 +34,64 @@ def differences(rows: pl.DataFrame, questions: list[Question], truth: Truth) -> 
     return found
 
 
-def test_every_feature_of_a_thousand_flights_is_what_was_known(
-    year: World, truth: Truth, questions: list[Question]
+@pytest.mark.parametrize(
+    ("name", "ends", "count", "trained_on", "missing"),
+    [
+        ("weeks", january(21), 400, 250, ("route_late_share_28d", "seats")),
+        pytest.param(
+            *("year", YEAR_ENDS, 1000, 800, ("temperature", "route_late_share_28d", "seats")),
+            marks=pytest.mark.full,
+        ),
+    ],
+    ids=["weeks", "year"],
+)
+def test_every_feature_of_many_flights_is_what_was_known(
+    request: pytest.FixtureRequest,
+    name: str,
+    ends: datetime,
+    count: int,
+    trained_on: int,
+    missing: tuple[str, ...],
 ) -> None:
+    world: World = request.getfixturevalue(name)
+    truth, snapshot = Truth(world.landing), world.snapshot(ends)
+    questions = [question for question in truth.draw(count, seed=2013) if question.moment < ends]
     ids = [question.flight_id for question in questions]
-    snapshot = year.snapshot(YEAR_ENDS)
-    scored, columns = build_scoring_rows(year.folder, year.lake, snapshot, Interval(STORY_STARTS, YEAR_ENDS))
+    scored, columns = build_scoring_rows(world.folder, world.lake, snapshot, Interval(STORY_STARTS, ends))
     drawn = scored.filter(pl.col("flight_id").is_in(ids))
     # Of the year's first flights only those before 8 o'clock on New Year's Day were published too late.
     assert sorted(drawn["flight_id"]) == sorted(ids)
     assert {column.name for column in columns} == as_served(truth.features(questions[0])).keys()
     assert differences(drawn, questions, truth) == {}
-    for name in ("temperature", "route_late_share_28d", "seats"):
-        assert 0 < drawn[name].is_nan().sum() < 500, f"missing values of {name} should be among the drawn"
+    for feature in missing:
+        assert 0 < drawn[feature].is_nan().sum() < count / 2, f"missing values of {feature} should be drawn"
 
-    trained = year.rows(year.training_set(YEAR_ENDS)).filter(pl.col("flight_id").is_in(ids))
-    assert trained.height > 800
+    trained = world.rows(world.training_set(ends)).filter(pl.col("flight_id").is_in(ids))
+    assert trained.height > trained_on
     assert differences(trained, questions, truth) == {}
     for row in trained.to_dicts():
         assert truth.late(row["flight_id"])[0] == row["late"]
 
 
 @pytest.mark.parametrize(
-    "as_of",
+    ("name", "as_of"),
     [
-        datetime(2013, 5, 29, 8, tzinfo=UTC),
-        pytest.param(datetime(2013, 11, 4, 8, tzinfo=UTC), marks=pytest.mark.proof),
-        pytest.param(YEAR_ENDS, marks=pytest.mark.proof),
+        ("weeks", january(20)),
+        pytest.param("year", datetime(2013, 5, 29, 8, tzinfo=UTC), marks=pytest.mark.full),
+        pytest.param("year", datetime(2013, 11, 4, 8, tzinfo=UTC), marks=pytest.mark.proof),
+        pytest.param("year", YEAR_ENDS, marks=pytest.mark.proof),
     ],
 )
 def test_no_row_of_the_example_s_training_has_a_label_that_was_not_yet_known(
-    year: World, truth: Truth, as_of: datetime
+    request: pytest.FixtureRequest, name: str, as_of: datetime
 ) -> None:
-    made = year.training_set(as_of)
+    world: World = request.getfixturevalue(name)
+    truth, made = Truth(world.landing), world.training_set(as_of)
     spans = {made.train_path: (made.holdout.start, None, made.train_end)}
     spans[made.holdout_path] = (as_of, made.holdout.start, made.holdout.end)
     for path, (known_before, first, end) in spans.items():
         found = set()
-        for row in pl.read_parquet(year.lake.full_path(path)).select("flight_id", "late").to_dicts():
+        for row in pl.read_parquet(world.lake.full_path(path)).select("flight_id", "late").to_dicts():
             late, known_at = truth.late(row["flight_id"])
             assert (late, known_at < known_before) == (row["late"], True), row
             found.add(row["flight_id"])
@@ -167,7 +182,7 @@ def check_that_nothing_later_shows(world: World, moment: datetime, as_of: dateti
     assert in_bytes(changed.rows(made[1])) == in_bytes(world.rows(made[0]))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.full)])
 def test_altering_whatever_is_known_later_changes_nothing(weeks: World, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     # The hour at which a day is predicted is the sharpest moment: weather is observed at that very instant.

@@ -51,7 +51,7 @@ def new_job(
     return lake, plan_training(folder, lake, make_training_set(lake, folder))
 
 
-@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize("task", ["binary", pytest.param("multiclass", marks=pytest.mark.full), "regression"])
 def test_a_pod_leaves_a_model_that_answers_as_the_estimator_did(tmp_path: Path, task: TaskType) -> None:
     lake, job = new_job(tmp_path, task=task)
     ended = run_pod(lake, job)

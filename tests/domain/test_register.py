@@ -149,7 +149,9 @@ def test_older_data_than_the_champions_are_for_the_record(binary: Trained, track
     assert same.role == "candidate"
 
 
-@pytest.mark.parametrize("order", [("newer", "older"), ("older", "newer")])
+@pytest.mark.parametrize(
+    "order", [("newer", "older"), pytest.param(("older", "newer"), marks=pytest.mark.full)]
+)
 def test_of_trainings_that_end_in_any_order_the_newest_data_become_the_candidate(
     tracking_uri: str, tmp_path: Path, order: tuple[str, str]
 ) -> None:

@@ -93,11 +93,15 @@ DRIVER = """
 
 
     sleep = "import os, time; print('pid', os.getpid()); time.sleep(600)"
-    if sys.argv[1:]:
-        name, attempt = sys.argv[1], int(sys.argv[2])
-        code = {"reattached": sleep, "repeated": "raise SystemExit(3)"}[name]
+
+
+    def attempted(name, code, attempt):
         task = operator(name, code, on_finish_action="keep_pod")
-        print(outcome(lambda: task.execute(context(task, attempt))))
+        return outcome(lambda: task.execute(context(task, attempt)))
+
+
+    if sys.argv[1:]:
+        print(attempted("reattached", sleep, int(sys.argv[1])))
         sys.exit()
     results = {}
     task = operator("good", "for i in range(3): print('line', i)")
@@ -109,6 +113,7 @@ DRIVER = """
     task = operator("killed", sleep, termination_grace_period=1)
     results["killed"] = interrupted(task, lambda task: task.on_kill())
     results["evicted"] = interrupted(operator("evicted", sleep), evict)
+    results["repeated"] = [attempted("repeated", "raise SystemExit(3)", attempt) for attempt in (1, 2)]
     with open(os.environ["RESULTS"], "w") as file:
         json.dump(results, file)
 """
@@ -137,10 +142,10 @@ class Driver:
             "RESULTS": str(self.home / "results.json"),
         }
 
-    def run(self, *arguments: str) -> str:
+    def run(self) -> str:
         """Run it to its end; returns what it printed."""
         done = subprocess.run(
-            self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=900
+            self.command(), env=self.environment, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -215,17 +220,17 @@ def test_an_evicted_pod_fails_the_task_and_says_why(driver: Driver, driven: Any)
 
 
 def test_the_next_attempt_of_a_killed_worker_finds_the_pod_again(driver: Driver) -> None:
-    _killed_once_it_says(driver, "reached Running phase", "reattached", "1")
-    _killed_once_it_says(driver, "Found matching pod", "reattached", "2")
+    _killed_once_it_says(driver, "reached Running phase", attempt="1")
+    _killed_once_it_says(driver, "Found matching pod", attempt="2")
     (pod,) = driver.pods("reattached")
     assert pod.status.phase == "Running"
 
 
-def _killed_once_it_says(driver: Driver, text: str, *arguments: str) -> None:
-    log = driver.home / f"{'-'.join(arguments)}.log"
+def _killed_once_it_says(driver: Driver, text: str, attempt: str) -> None:
+    log = driver.home / f"{attempt}.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            driver.command(*arguments), env=driver.environment, stdout=output, stderr=output
+            driver.command(attempt), env=driver.environment, stdout=output, stderr=output
         )
     try:
         wait_until(lambda: text in log.read_text() or process.poll() is not None, text, seconds=600)
@@ -235,7 +240,8 @@ def _killed_once_it_says(driver: Driver, text: str, *arguments: str) -> None:
     assert text in log.read_text()
 
 
-def test_the_next_attempt_after_a_failed_pod_makes_another(driver: Driver) -> None:
-    assert "returned a failure" in driver.run("repeated", "1")
-    assert "returned a failure" in driver.run("repeated", "2")
+def test_the_next_attempt_after_a_failed_pod_makes_another(driver: Driver, driven: Any) -> None:
+    first, second = driven[0]["repeated"]
+    assert "returned a failure" in first
+    assert "returned a failure" in second
     assert len({pod.metadata.uid for pod in driver.pods("repeated")}) == 2
