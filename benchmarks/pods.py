@@ -18,6 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,10 +104,10 @@ def operated(root: Path, seed: int, way: dict[str, Any]) -> tuple[float, str]:
             return {"digest": done.code}
 
     began = time.monotonic()
-    said = in_a_fork(partial(call, "execute"))
+    said = forked(partial(call, "execute"))
     while "trigger" in said:
         event = asyncio.run(first_event(*said["trigger"]))
-        said = in_a_fork(partial(call, said["method"], event))
+        said = forked(partial(call, said["method"], event))
     return time.monotonic() - began, said["digest"]
 
 
@@ -117,7 +120,7 @@ async def first_event(path: str, arguments: dict[str, Any]) -> Any:
         return event.payload
 
 
-def in_a_fork(work: Any) -> Any:
+def forked(work: Any) -> Any:
     """Run it in a child of this process, and return what it returns."""
     import pickle
 
@@ -125,9 +128,13 @@ def in_a_fork(work: Any) -> Any:
     child = os.fork()
     if not child:
         os.close(reader)
-        with os.fdopen(writer, "wb") as file:
-            pickle.dump(work(), file)
-        os._exit(0)
+        try:
+            with os.fdopen(writer, "wb") as file:
+                pickle.dump(work(), file)
+        except BaseException:  # noqa: BLE001 - nothing of the parent's may run here
+            traceback.print_exc()
+        finally:
+            os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as file:
         found = pickle.load(file)
@@ -135,44 +142,51 @@ def in_a_fork(work: Any) -> Any:
     return found
 
 
+@contextmanager
+def localpods(root: Path) -> Iterator[Any]:
+    """A Pods API and a lifecycle database in ``root``, and all that a task imports, imported."""
+    os.environ |= {
+        "AIRFLOW_HOME": str(root / "airflow"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "NO_PROXY": "127.0.0.1",
+    }
+    from localpods_kit import Cluster
+
+    from ml_lifecycle.ledger.database import Database
+    from ml_lifecycle.localpods.connection import connection_json
+    from ml_lifecycle_airflow.preload import preload
+
+    preload(["airflow", "scheduler"])
+    cluster = Cluster(root)
+    try:
+        token = (root / "token").read_text().strip()
+        database = f"sqlite:///{root / 'lifecycle.db'}"
+        Database(database).migrate()
+        os.environ |= {
+            "AIRFLOW_CONN_ML_LIFECYCLE_PODS": connection_json(str(cluster.http.base_url), token),
+            "AIRFLOW_CONN_ML_LIFECYCLE_DATABASE": json.dumps({"extra": {"url": database}}),
+        }
+        yield cluster
+    finally:
+        cluster.stop()
+
+
 def main() -> int:
     """Measure, print, and say by the exit code whether the limits hold."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    with tempfile.TemporaryDirectory(prefix="pods-") as temporary:
+    found: dict[str, list[float]] = {"bare": [], "blocking": [], "deferrable": []}
+    with tempfile.TemporaryDirectory(prefix="pods-") as temporary, localpods(Path(temporary)):
         root = Path(temporary)
-        os.environ |= {"AIRFLOW_HOME": str(root / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-        os.environ |= {"NO_PROXY": "127.0.0.1"}
-        from localpods_kit import Cluster
-
-        from ml_lifecycle.ledger.database import Database
-        from ml_lifecycle.localpods.connection import connection_json
-        from ml_lifecycle_airflow.preload import preload
-
-        os.environ["AIRFLOW__CORE__EXECUTOR"] = "LocalExecutor"
-        preload(["airflow", "scheduler"])
-        cluster = Cluster(root)
-        try:
-            token = (root / "token").read_text().strip()
-            database = f"sqlite:///{root / 'lifecycle.db'}"
-            Database(database).migrate()
-            os.environ |= {
-                "AIRFLOW_CONN_ML_LIFECYCLE_PODS": connection_json(str(cluster.http.base_url), token),
-                "AIRFLOW_CONN_ML_LIFECYCLE_LAKE": json.dumps({"extra": {"url": str(root / "lake")}}),
-                "AIRFLOW_CONN_ML_LIFECYCLE_DATABASE": json.dumps({"extra": {"url": database}}),
-            }
-            found: dict[str, list[float]] = {"bare": [], "blocking": [], "deferrable": []}
-            for run in range(runs):
-                seconds, model = bare(root / f"bare-{run}", run)
-                found["bare"].append(seconds)
-                for name, way in WAYS.items():
-                    os.environ["AIRFLOW_CONN_ML_LIFECYCLE_LAKE"] = json.dumps(
-                        {"extra": {"url": str(root / f"{name}-{run}" / "lake")}}
-                    )
-                    seconds, same = operated(root / f"{name}-{run}", run, way)
-                    assert same == model, "both sides come to the same model"
-                    found[name].append(seconds)
-        finally:
-            cluster.stop()
+        for run in range(runs):
+            seconds, model = bare(root / f"bare-{run}", run)
+            found["bare"].append(seconds)
+            for name, way in WAYS.items():
+                lake = {"url": str(root / f"{name}-{run}" / "lake")}
+                os.environ["AIRFLOW_CONN_ML_LIFECYCLE_LAKE"] = json.dumps({"extra": lake})
+                seconds, same = operated(root / f"{name}-{run}", run, way)
+                assert same == model, "both sides come to the same model"
+                found[name].append(seconds)
     floor = statistics.median(found["bare"])
     rows = [("the pod's command by hand", f"{floor:.2f}", "", "")]
     added = {name: statistics.median(found[name]) - floor for name in LIMITS}

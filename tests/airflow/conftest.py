@@ -11,8 +11,10 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,15 +24,18 @@ from unittest import mock
 import polars as pl
 import pytest
 from task_context import NOW, make_context
-from training_world import make_folder
+from training_world import make_folder, tracking_database
+from waiting import wait_until
 
 # Airflow reads it when it is first imported, and writes its configuration there.
 _HOME = tempfile.mkdtemp(prefix="airflow-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ |= {"AIRFLOW_HOME": _HOME, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
 
+import ml_lifecycle  # noqa: E402
 from ml_lifecycle.adapters.lake import Lake  # noqa: E402
 from ml_lifecycle.ledger.database import Database  # noqa: E402
+from ml_lifecycle.localpods.connection import connection_json  # noqa: E402
 from ml_lifecycle.records import ModelVersion, Monitoring, Snapshot, to_json  # noqa: E402
 from ml_lifecycle.spec.folder import ModelFolder, load_folder  # noqa: E402
 
@@ -124,3 +129,48 @@ def supervisor() -> Any:
 def context() -> Callable[..., Any]:
     """Makes a task's context."""
     return make_context
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("localpods")
+    secret = folder / "secrets" / "default" / "lake-options"
+    secret.mkdir(parents=True, mode=0o700)
+    (secret / "json").write_text("{}")
+    for path in (folder / "secrets", *(folder / "secrets").rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    command = [sys.executable, "-m", "ml_lifecycle.localpods", "--stop-pods-on-exit"]
+    for option, name in (
+        ("state-dir", "state"),
+        ("secrets-dir", "secrets"),
+        ("token-file", "token"),
+        ("port-file", "port"),
+    ):
+        command += [f"--{option}", str(folder / name)]
+    source = str(Path(ml_lifecycle.__file__).parents[1])
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": source})
+    wait_until(lambda: (folder / "port").exists() or process.poll() is not None, "the Pods API starts")
+    assert process.poll() is None, "the Pods API did not start"
+    from .pods_kit import Pods  # here: it imports Airflow
+
+    yield Pods(f"http://127.0.0.1:{(folder / 'port').read_text().strip()}", folder)
+    process.terminate()
+    process.wait(15)
+
+
+@pytest.fixture
+def pods(
+    server: Any,
+    world: World,
+    connect: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:
+    """The connections of a training: pods, MLflow, and a lake whose options are a secret."""
+    token = (server.folder / "token").read_text().strip()
+    monkeypatch.setenv("AIRFLOW_CONN_ML_LIFECYCLE_PODS", connection_json(server.url, token))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    connect("ml_lifecycle_mlflow", extra={"url": tracking_database(tmp_path_factory)})
+    connect("ml_lifecycle_lake", extra={"url": world.lake.url, "pod_secret": "lake-options/json"})
+    return server

@@ -24,7 +24,7 @@ from ml_lifecycle_airflow.operators.search import PlanSearchOperator, SearchOper
 from ml_lifecycle_airflow.operators.train import TrainOperator
 
 from .conftest import World
-from .test_train_operator import EITHER_WAY, Pods, carry_out, pods, server  # noqa: F401 - fixtures
+from .pods_kit import DEFERRABLE_QUICKLY, Pods, carry_out
 
 Context = Callable[..., Any]
 SEARCH = """parameters: {max_iter: 8}
@@ -84,8 +84,8 @@ def test_without_a_search_there_is_no_such_task(world: World) -> None:
     assert dag.get_task("train").upstream_task_ids == {"features"}
 
 
-@EITHER_WAY
-def test_a_whole_search(searching: World, pods: Pods, context: Context, way: dict[str, Any]) -> None:  # noqa: F811
+@DEFERRABLE_QUICKLY
+def test_a_whole_search(searching: World, pods: Pods, context: Context, way: dict[str, Any]) -> None:
     given = to_json(make_training_set(searching.lake, searching.folder))
     plan = PlanSearchOperator(task_id="plan_search", folder=searching.path, training_set=given).execute(
         context("plan_search")
@@ -122,7 +122,7 @@ def test_a_whole_search(searching: World, pods: Pods, context: Context, way: dic
     assert subjects == {search.digest, training.digest}
 
 
-def mlflow_files(pods: Pods, run_id: str) -> set[str]:  # noqa: F811
+def mlflow_files(pods: Pods, run_id: str) -> set[str]:
     from mlflow import MlflowClient
 
     client = MlflowClient(json.loads(os.environ["AIRFLOW_CONN_ML_LIFECYCLE_MLFLOW"])["extra"]["url"])
@@ -156,7 +156,7 @@ def train(training_set, labels, parameters, seed):
 
 def test_a_trial_that_fails_by_its_parameters_is_a_result(
     searching: World,
-    pods: Pods,  # noqa: F811
+    pods: Pods,
     context: Context,
 ) -> None:
     (searching.folder.path / "training.py").write_text(FAILING)
@@ -186,7 +186,7 @@ def test_a_trial_that_fails_by_its_parameters_is_a_result(
 def test_a_trial_that_the_cluster_ends_is_none(
     searching: World,
     plan: dict[str, Any],
-    pods: Pods,  # noqa: F811
+    pods: Pods,
     context: Context,
 ) -> None:
     """It has not ended, whatever its task says: a later try goes on with it."""

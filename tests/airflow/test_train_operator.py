@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import copy
-import importlib
-import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 from airflow.sdk.execution_time.comms import TaskStatesResult
-from training_world import make_training_set, tracking_database
+from training_world import make_training_set
 from waiting import wait_until
 
-import ml_lifecycle
 from ml_lifecycle.errors import PodFailedError, ServerUnavailableError, UnschedulableError
 from ml_lifecycle.ledger.attempts import attempts_of
 from ml_lifecycle.ledger.ledger import TRAINING, Ledger
@@ -36,79 +27,9 @@ from ml_lifecycle.training.cost import Cost
 from ml_lifecycle_airflow.operators.train import TrainOperator
 
 from .conftest import World
+from .pods_kit import BLOCKING_QUICKLY, DEFERRABLE_QUICKLY, Pods, carry_out
 
 Context = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Pods:
-    """A running Pods API: its folder holds a record of every pod it was asked for."""
-
-    url: str
-    folder: Path
-
-    def records(self) -> list[dict[str, Any]]:
-        files = sorted(self.folder.glob("state/pods/*/pod.json"), key=lambda path: path.stat().st_mtime)
-        return [json.loads(path.read_text()) for path in files]
-
-    def end(self, name: str, how: str) -> None:
-        """Have a pod evicted, or deleted from outside, perhaps with no grace."""
-        token = (self.folder / "token").read_text().strip()
-        pod = f"{self.url}/api/v1/namespaces/default/pods/{name}"
-        headers = {"Authorization": f"Bearer {token}"}
-        if how == "evict":
-            body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
-            httpx.post(f"{pod}/eviction", json=body, headers=headers).raise_for_status()
-        else:
-            grace = {"gracePeriodSeconds": "0"} if how == "delete at once" else {}
-            httpx.delete(pod, headers=headers, params=grace).raise_for_status()
-
-    def uids(self) -> set[str]:
-        """Of the pods that are there; localpods forgets those that were deleted a while ago."""
-        return {record["uid"] for record in self.records()}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
-    folder = tmp_path_factory.mktemp("localpods")
-    secret = folder / "secrets" / "default" / "lake-options"
-    secret.mkdir(parents=True, mode=0o700)
-    (secret / "json").write_text("{}")
-    for path in (folder / "secrets", *(folder / "secrets").rglob("*")):
-        path.chmod(0o700 if path.is_dir() else 0o600)
-    command = [sys.executable, "-m", "ml_lifecycle.localpods", "--stop-pods-on-exit"]
-    for option, name in (
-        ("state-dir", "state"),
-        ("secrets-dir", "secrets"),
-        ("token-file", "token"),
-        ("port-file", "port"),
-    ):
-        command += [f"--{option}", str(folder / name)]
-    source = str(Path(ml_lifecycle.__file__).parents[1])
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": source})
-    wait_until(lambda: (folder / "port").exists() or process.poll() is not None, "the Pods API starts")
-    assert process.poll() is None, "the Pods API did not start"
-    yield Pods(f"http://127.0.0.1:{(folder / 'port').read_text().strip()}", folder)
-    process.terminate()
-    process.wait(15)
-
-
-@pytest.fixture
-def pods(
-    server: Pods,
-    world: World,
-    connect: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Pods:
-    """The connections of a training: pods, MLflow, and a lake whose options are a secret."""
-    token = (server.folder / "token").read_text().strip()
-    monkeypatch.setenv("AIRFLOW_CONN_ML_LIFECYCLE_PODS", connection_json(server.url, token))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("KUBECONFIG", raising=False)
-    connect("ml_lifecycle_mlflow", extra={"url": tracking_database(tmp_path_factory)})
-    connect("ml_lifecycle_lake", extra={"url": world.lake.url, "pod_secret": "lake-options/json"})
-    return server
 
 
 def operator(world: World, **arguments: Any) -> TrainOperator:
@@ -120,50 +41,6 @@ def operator(world: World, **arguments: Any) -> TrainOperator:
         kubernetes_conn_id=world.folder.spec.connections.pods,
         **arguments,
     )
-
-
-def carry_out(task: TrainOperator, context: Any) -> None:
-    """What Airflow does: execute it, and whenever it defers run the trigger and come back anew."""
-    call = lambda operator: operator.execute(context)  # noqa: E731
-    while True:
-        try:
-            call(task)
-        except TaskDeferred as deferral:
-            call = coming_back(deferral, context)
-            task = copy.copy(task)
-            for name in (
-                "pod",
-                "remote_pod",
-                "pod_request_obj",
-                "_attempt",
-                "_attempt_number",
-                "_facts",
-                "_given",
-            ):
-                setattr(task, name, None)
-        else:
-            return
-
-
-def coming_back(deferral: TaskDeferred, context: Any) -> Callable[[TrainOperator], None]:
-    async def first() -> Any:
-        path, arguments = deferral.trigger.serialize()
-        module, _, name = path.rpartition(".")
-        async for event in getattr(importlib.import_module(module), name)(**arguments).run():
-            return event.payload
-
-    event = asyncio.run(first())
-    return lambda operator: getattr(operator, deferral.method_name)(context, event)
-
-
-DEFERRABLE = {"deferrable": True, "poll_interval": 0.2}
-# Each holds both ways; the quick tests take one of them, and between them both.
-BLOCKING_QUICKLY = pytest.mark.parametrize(
-    "way", [{}, pytest.param(DEFERRABLE, marks=pytest.mark.full)], ids=["blocking", "deferrable"]
-)
-DEFERRABLE_QUICKLY = pytest.mark.parametrize(
-    "way", [pytest.param({}, marks=pytest.mark.full), DEFERRABLE], ids=["blocking", "deferrable"]
-)
 
 
 @DEFERRABLE_QUICKLY

@@ -1,8 +1,11 @@
-"""The arrival trigger: survives serialisation, looks until the data are there, says so once."""
+"""The triggers: survive serialisation, look until there is something to say, say so once."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from importlib import import_module
@@ -12,8 +15,10 @@ import pytest
 
 from ml_lifecycle.records import Interval, Run, to_json
 from ml_lifecycle_airflow.triggers.ingest import DataArrivalTrigger
+from ml_lifecycle_airflow.triggers.train import TrainTrigger
 
 from .conftest import NOW, World
+from .pods_kit import Pods
 
 RUN = Run("delays", "train/1", NOW, Interval(NOW - timedelta(days=1), NOW))
 
@@ -81,3 +86,51 @@ def test_a_connection_that_is_missing_ends_it_with_one_error(
     (event,) = events(trigger(timed))
     assert event["status"] == "error"
     assert "'ml_lifecycle_lake' needs" in event["message"]
+
+
+def test_a_training_s_pod_is_asked_about_over_one_connection(
+    pods: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the client's costs 40 ms of CPU, which a triggerer with a hundred of these does not have."""
+    from kubernetes_asyncio.client import ApiClient
+
+    made: list[ApiClient] = []
+    asked = asyncio.Event()
+    calls = itertools.count(1)
+    make, call = ApiClient.__init__, ApiClient.call_api
+
+    def making(client: ApiClient, *arguments: Any, **named: Any) -> None:
+        made.append(client)
+        make(client, *arguments, **named)
+
+    async def calling(client: ApiClient, *arguments: Any, **named: Any) -> Any:
+        if next(calls) == 20:
+            asked.set()
+        return await call(client, *arguments, **named)
+
+    monkeypatch.setattr(ApiClient, "__init__", making)
+    monkeypatch.setattr(ApiClient, "call_api", calling)
+    name = pods.pending("waits")
+    trigger = TrainTrigger(
+        pod_name=name,
+        pod_namespace="default",
+        trigger_start_time=NOW,
+        base_container_name="base",
+        kubernetes_conn_id="ml_lifecycle_pods",
+        connection_extras=json.loads(os.environ["AIRFLOW_CONN_ML_LIFECYCLE_PODS"])["extra"],
+        startup_check_interval=0.02,
+    )
+
+    async def watch() -> None:
+        async def run() -> None:
+            async for event in trigger.run():
+                raise AssertionError(f"there was room: {event}")
+
+        running = asyncio.create_task(run())
+        await asyncio.wait_for(asked.wait(), 20)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(watch())
+    (client,) = made
+    assert client.rest_client.pool_manager.closed, "it is let go of"
