@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -404,3 +405,33 @@ def test_a_training_set_that_is_none_fails_at_once(world: World, context: Contex
     )
     with pytest.raises(AirflowFailException, match="expected a record of schema 'training_set/1'"):
         task.execute(context("train"))
+
+
+def test_a_cluster_that_does_not_name_its_nodes_now_is_asked_again_by_a_retry(
+    world: World, pods: Pods, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after an attempt that was interrupted: it is not taken for that one's end, again and again."""
+    from kubernetes.client import ApiException
+
+    go = world.root / "go"
+    task, before = operator(waiting_for(go, world)), pods.uids()
+    looks, look = itertools.count(), task._fitting_pools
+
+    def away_at_second(training: Any) -> Any:
+        if next(looks) == 1:
+            raise ApiException(status=500, reason="etcd is away")
+        return look(training)
+
+    monkeypatch.setattr(task, "_fitting_pools", away_at_second)
+    end = end_first_pods(pods, 1, lambda name: pods.end(name, "evict"))
+
+    def failed() -> bool:
+        end()
+        return attempt.done()
+
+    with executing(task, context("train"), go) as attempt:
+        wait_until(failed, "the task fails", 60)
+    with pytest.raises(ApiException, match="etcd is away"):
+        attempt.result(0)
+    assert next(looks) == 2
+    assert len(pods.uids() - before) == 1

@@ -106,8 +106,8 @@ class World:
             return SharedStudy(connection, self.plan.digest, spec).tried()
 
 
-def world_at(place: Path, parameters: str = PARAMETERS, training: str | None = None) -> World:
-    database = Database(f"sqlite:///{place}.db")
+def world_at(place: Path, parameters: str = PARAMETERS, training: str | None = None, url: str = "") -> World:
+    database = Database(url or f"sqlite:///{place}.db")
     database.migrate()
     folder = make_folder(place, parameters=parameters, training=training)
     lake = Lake(str(place / "lake"))
@@ -352,8 +352,8 @@ def test_a_trial_that_is_begun_again_is_the_same(make_world: Callable[..., World
     assert world.tried()[0] == known, "what is over stays as it was"
 
 
-def test_two_that_begin_at_once_add_one_trial(make_world: Callable[..., World]) -> None:
-    world = make_world()
+def test_two_that_begin_at_once_add_one_trial(make_world: Callable[..., World], database_url: str) -> None:
+    world = make_world(url=database_url)
     with ThreadPoolExecutor(4) as pool:
         begun = list(pool.map(world.begin, [0, 1, 0, 1]))
     assert begun[0][0] == begun[2][0]
@@ -361,8 +361,8 @@ def test_two_that_begin_at_once_add_one_trial(make_world: Callable[..., World]) 
     assert [trial.number for trial in world.tried()] == [0, 1]
 
 
-def test_another_database_tries_the_same(make_world: Callable[..., World]) -> None:
-    worlds = [make_world(), make_world()]
+def test_another_database_tries_the_same(make_world: Callable[..., World], database_url: str) -> None:
+    worlds = [make_world(), make_world(url=database_url)]
     for world, order in zip(worlds, ([0, 1], [1, 0]), strict=True):
         jobs = [world.begin(number)[0] for number in range(2)]
         for number in order:

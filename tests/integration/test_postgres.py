@@ -31,7 +31,7 @@ from ml_lifecycle.serving.client import ModelClient
 from ml_lifecycle_airflow.stack import supervise
 from ml_lifecycle_airflow.stack.config import DATABASES, Stack
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.full
 
 TRAINING_TASKS = ("ingest", "validate", "features", "train", "evaluate", "register")
 

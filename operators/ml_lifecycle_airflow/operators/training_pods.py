@@ -107,7 +107,8 @@ class TrainingPodsOperator(LastingPodOperator):
                 raise cause or AirflowException("somebody ended the task, and its pod with it")
             if cause is not None:
                 self._raise_unless_it_ended(cause)
-            assert self._attempt is not None, "begun by _launch, or taken up"
+            if self._attempt is None:
+                raise cause or AirflowException("no attempt was begun")
             ended = attempts.settle(self._attempt, self._facts, str(cause or ""))
             if isinstance(ended, Training):
                 self._finish(resources, attempts, ended, context)
@@ -118,11 +119,12 @@ class TrainingPodsOperator(LastingPodOperator):
 
     def _launch(self, resources: Resources, attempts: TrainingAttempts, context: Context) -> None:
         """Begin the next attempt, if its history allows one, and run its pod."""
+        self._go_on_with(None)  # what goes wrong from here on is not the end of the one before
+        self._facts = self.pod = self.pod_request_obj = self.remote_pod = None
         with final_errors_fail_at_once():
             attempt, launch = attempts.begin(self._fitting_pools(resources.spec.training))
         self._go_on_with(attempt)
         time.sleep(launch.delay_seconds)
-        self._facts = self.pod = self.pod_request_obj = self.remote_pod = None
         shape = self.build_pod_request_obj(context)
         self._remove_pods_of_others(shape.metadata.namespace, context)
         self._prepare(replace(attempt, grace_seconds=grace_seconds(shape)), launch, resources)

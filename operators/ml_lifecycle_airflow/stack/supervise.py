@@ -280,8 +280,8 @@ class ProgramState:
 
 
 def program_states(stack: Stack) -> list[ProgramState]:
-    """Every program's state, by name; none when no supervisor answers."""
-    from xmlrpc.client import ServerProxy
+    """Every program's state, by name; none when no supervisor answers, or only that it is ending."""
+    from xmlrpc.client import Fault, ServerProxy
 
     from supervisor.xmlrpc import SupervisorTransport
 
@@ -289,7 +289,7 @@ def program_states(stack: Stack) -> list[ProgramState]:
     try:
         # The address is not used: the transport knows the socket.
         found: Any = ServerProxy("http://127.0.0.1", transport).supervisor.getAllProcessInfo()
-    except OSError:
+    except (OSError, Fault):
         return []
     finally:
         transport.close()
