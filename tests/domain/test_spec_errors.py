@@ -55,6 +55,13 @@ FILES = {
     "globals().update(lifecycle_dags(__file__))\n",
 }
 
+
+def searching(dimension: str, metric: str = "skill") -> str:
+    """The beginning of ``training:`` with a search along one dimension."""
+    space = f"space: {{depth: {dimension}}}"
+    return f"training:\n  search: {{trials: 3, metric: {metric}, validation: 2d, {space}}}\n"
+
+
 # What is wrong, the file, what is replaced in it (None: all of it) by what (None: the file is removed).
 CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
     ("unknown key", "model.yaml", "metric: skill", "metrc: skill"),
@@ -166,6 +173,18 @@ CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
         "labels:\n",
         "monitoring: {alerts: [{metric: psi, above: 0.1, below: 1}]}\nlabels:\n",
     ),
+    ("search: metric of another task", "model.yaml", "training:\n", searching("{low: 1, high: 9}", "rmse")),
+    ("search: low above high", "model.yaml", "training:\n", searching("{low: 9, high: 1}")),
+    ("search: neither choices nor numbers", "model.yaml", "training:\n", searching("{}")),
+    ("search: both choices and numbers", "model.yaml", "training:\n", searching("{choices: [1, 2], low: 1}")),
+    (
+        "search: a logarithm of nothing",
+        "model.yaml",
+        "training:\n",
+        searching("{low: 0, high: 1, log: true}"),
+    ),
+    ("search: list of choices", "model.yaml", "training:\n", searching("[1, 2]")),
+    ("search: a list among the choices", "model.yaml", "training:\n", searching("{choices: [[1], 2]}")),
     ("known_at alone", "model.yaml", "    event_time: visited_at\n", "    known_at: visited_at\n"),
     ("unknown contract", "model.yaml", "contract: visits", "contract: visit"),
     ("column not in the contract", "model.yaml", "event_time: visited_at", "event_time: visit_at"),
