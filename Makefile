@@ -10,7 +10,9 @@ COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 AIRFLOW_PORT ?= 8080
 MLFLOW_PORT ?= 5001
 POD_NAMESPACE ?= default
-export AIRFLOW_PORT MLFLOW_PORT
+# What pods' images are built on: as all others, unless it is said, e.g. CUDA's.
+TRAINING_BASE ?= $(BASE)
+export AIRFLOW_PORT MLFLOW_PORT TRAINING_BASE
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo up down status test test-full proof lint full full-down full-secrets constraints clean

@@ -29,6 +29,7 @@ from ml_lifecycle_airflow.operators.score import ScoreOperator
 from ml_lifecycle_airflow.operators.search import PlanSearchOperator, SearchOperator, TrialOperator
 from ml_lifecycle_airflow.operators.train import TrainOperator
 from ml_lifecycle_airflow.operators.validate import ValidateOperator
+from ml_lifecycle_airflow.pod_arguments import scheduling_arguments
 from ml_lifecycle_airflow.sensors.approve import ApprovalSensor
 from ml_lifecycle_airflow.sensors.ingest import DataArrivalSensor
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from airflow.sdk import XComArg
 
     from ml_lifecycle.spec.folder import ModelFolder
-    from ml_lifecycle.spec.search import Search
+    from ml_lifecycle.spec.training import Training
 
 _AS_OF = Param(
     None,
@@ -116,7 +117,7 @@ def _train(model: ModelFolder, dag_id: str) -> DAG:
             # A killed pod is still listed for a while, and a retry that comes sooner would reattach to it.
             "retry_delay": timedelta(minutes=1),
         }
-        search = None if spec.training.search is None else _search(spec.training.search, joined, pods)
+        search = None if spec.training.search is None else _search(spec.training, joined, pods)
         trained = TrainOperator(task_id="train", training_set=joined.output, search=search, **pods)
         evaluated = EvaluateOperator(task_id="evaluate", training=trained.output)
         registered = RegisterOperator(
@@ -134,11 +135,14 @@ def _train(model: ModelFolder, dag_id: str) -> DAG:
     return dag
 
 
-def _search(search: Search, joined: TrainingSetOperator, pods: dict[str, Any]) -> XComArg:
+def _search(training: Training, joined: TrainingSetOperator, pods: dict[str, Any]) -> XComArg:
+    search = training.search
+    assert search is not None, "asked before"
     planned = PlanSearchOperator(task_id="plan_search", training_set=joined.output)
-    tried = TrialOperator.partial(
-        task_id="trial", plan=planned.output, max_active_tis_per_dagrun=search.parallel, **pods
-    ).expand(number=list(range(search.trials)))
+    given = {**scheduling_arguments(training), **pods, "max_active_tis_per_dagrun": search.parallel}
+    tried = TrialOperator.partial(task_id="trial", plan=planned.output, **given).expand(
+        number=list(range(search.trials))
+    )
     found = SearchOperator(task_id="search", plan=planned.output)
     tried >> found
     return found.output

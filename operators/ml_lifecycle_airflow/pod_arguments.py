@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.sdk import BaseOperator
 
 from ml_lifecycle.errors import SpecError
 from ml_lifecycle.spec.problems import suggest
@@ -79,6 +80,15 @@ def tolerations(pool: Pool) -> list[V1Toleration]:
     from kubernetes.client import V1Toleration
 
     return [V1Toleration(**toleration.model_dump()) for toleration in pool.tolerations]
+
+
+def scheduling_arguments(training: TrainingSpec) -> dict[str, Any]:
+    """Those of ``training.pod`` that Airflow's scheduler reads, such as ``queue`` and ``pool``.
+
+    Of a mapped task it reads them where the task is mapped, not in what the task is made from.
+    """
+    known = inspect.signature(BaseOperator.__init__).parameters
+    return {name: value for name, value in training.pod.items() if name in known}
 
 
 def _own(given: Mapping[str, Any]) -> dict[str, Any]:

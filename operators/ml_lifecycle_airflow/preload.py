@@ -29,6 +29,8 @@ STAGES = (
     "ml_lifecycle.stages.ingest",
     "ml_lifecycle.stages.validate",
     "ml_lifecycle.stages.features",
+    "optuna",
+    "ml_lifecycle.stages.search",
     "ml_lifecycle.stages.train",
     "ml_lifecycle.stages.train_attempts",
     "ml_lifecycle.stages.evaluate",

@@ -33,6 +33,7 @@ def make_context(task_id: str = "task", **fields: Any) -> Any:
         task_id=task_id,
         map_index=-1,
         try_number=1,
+        max_tries=2,
         start_date=NOW,
         pushed=pushed,
         xcom_push=lambda key, value, **_: pushed.update({key: value}),

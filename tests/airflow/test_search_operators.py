@@ -14,12 +14,13 @@ from airflow.sdk.execution_time.comms import TaskStatesResult
 from training_world import make_training_set
 
 from ml_lifecycle.adapters.optuna import SharedStudy
-from ml_lifecycle.errors import PodFailedError
+from ml_lifecycle.errors import PodFailedError, TrialPrunedError
 from ml_lifecycle.ledger.ledger import TRAINING, Ledger
 from ml_lifecycle.records import Training, from_json, to_json
-from ml_lifecycle.stages.search import plan_search
-from ml_lifecycle.training.search import Search, Trial, Tried
+from ml_lifecycle.stages.search import begin_trial, end_trial, plan_search
+from ml_lifecycle.training.search import Search, SearchPlan, Trial, Tried
 from ml_lifecycle_airflow.dag_builder import lifecycle_dags
+from ml_lifecycle_airflow.operators.base import Resources
 from ml_lifecycle_airflow.operators.search import PlanSearchOperator, SearchOperator, TrialOperator
 from ml_lifecycle_airflow.operators.train import TrainOperator
 
@@ -139,13 +140,67 @@ def test_a_trial_waits_without_a_worker_for_those_it_learns_from(
     assert tried(searching, plan) == (), "nothing was decided yet"
 
 
-@pytest.mark.parametrize("state", ["failed", "upstream_failed", "skipped"])
-def test_a_trial_does_not_wait_for_one_whose_task_has_failed(
+@pytest.mark.parametrize("state", ["failed", "upstream_failed", "skipped", "success"])
+def test_a_trial_does_not_wait_for_one_whose_task_is_over(
     searching: World, plan: dict[str, Any], context: Context, supervisor: Any, state: str
 ) -> None:
     supervisor.send.return_value = TaskStatesResult(task_states={"manual__1": {"trial_0": state}})
-    with pytest.raises(AirflowFailException, match="the tasks of 0 have failed: clear them with this one"):
+    with pytest.raises(AirflowFailException, match="the tasks of 0 are over: clear them with this one"):
         trial(searching, plan, 2).execute(context("trial"))
+
+
+def test_a_trial_that_ends_just_then_is_not_taken_for_one_that_was_given_up(
+    searching: World,
+    plan: dict[str, Any],
+    context: Context,
+    supervisor: Any,
+) -> None:
+    resources = searching.folder, searching.lake, searching.database, from_json(SearchPlan, plan)
+    job, _ = begin_trial(*resources, 0)
+
+    def ends_meanwhile(_: Any) -> TaskStatesResult:
+        end_trial(*resources, job, TrialPrunedError("worse"))
+        return TaskStatesResult(task_states={"manual__1": {"trial_0": "success"}})
+
+    supervisor.send.side_effect = ends_meanwhile
+    begun, _ = trial(searching, plan, 2)._begin(Resources(searching.path), context("trial"))
+    assert begun.trial is not None
+    assert begun.trial.number == 2
+
+
+def test_what_the_spec_says_to_the_scheduler_holds_for_trials(searching: World) -> None:
+    said = searching.edit("model.yaml", "  search:", "  pod: {queue: cluster, pool: gpus}\n  search:")
+    dag = lifecycle_dags(str(said.folder.path / "dag.py"))["delays__train"]
+    for task in (dag.get_task("trial"), dag.get_task("train")):
+        assert (task.queue, task.pool) == ("cluster", "gpus")
+
+
+ENDLESS = """
+def train(training_set, labels, parameters, seed):
+    import time
+    time.sleep(600)
+"""
+
+
+def test_a_trial_that_never_ends_is_over_with_its_last_try(
+    searching: World,
+    pods: Pods,
+    context: Context,
+) -> None:
+    (searching.folder.path / "training.py").write_text(ENDLESS)
+    searching = searching.edit("model.yaml", "  search:", "  timeout: 3s\n  search:")
+    plan = to_json(
+        plan_search(searching.folder, searching.lake, make_training_set(searching.lake, searching.folder))
+    )
+    there = context("trial")
+    with pytest.raises(PodFailedError, match="ran past its deadline"):
+        trial(searching, plan, 0).execute(there)
+    assert [one.state for one in tried(searching, plan)] == ["running"]
+    there["ti"].try_number = there["ti"].max_tries + 1
+    trial(searching, plan, 0).execute(there)
+    (ended,) = tried(searching, plan)
+    assert ended.state == "failed"
+    assert "ran past its deadline" in ended.message
 
 
 FAILING = """

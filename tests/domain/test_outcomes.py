@@ -143,7 +143,7 @@ ENDS: dict[str, tuple[dict[str, Any], Failure | None, OutcomeKind, str]] = {
     "it went without a word": (
         pod(state=ended(9)),
         None,
-        "unknown",
+        "crashed",
         "exit code 9 and left neither",
     ),
     "an error nobody knows": (

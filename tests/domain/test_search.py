@@ -194,7 +194,7 @@ def test_the_first_trial_has_the_specs_own_parameters_where_the_space_allows() -
         ({"low": 1, "high": 9, "step": 2}, [1, 3, 9], [2, 0, 11, 3.0, True, "3"]),
         ({"low": 0.0, "high": 1.0, "step": 0.1}, [0.0, 0.3, 0.7, 1, 1.0], [0.35, 1.1, "0.3"]),
         ({"low": 1e-4, "high": 1, "log": True}, [0.01, 1, 1e-4], [0, 2]),
-        ({"choices": ["a", 1, True]}, ["a", 1, True], ["b", 1.0, False, 2]),
+        ({"choices": ["a", 1, False]}, ["a", 1, False], ["b", 1.0, True, 2, 0]),
     ],
 )
 def test_what_a_dimension_allows(dimension: dict, values: list, others: list) -> None:
@@ -407,10 +407,33 @@ def test_trials_that_fail_are_told_and_the_search_goes_on(make_world: Callable[.
 
 def test_a_search_whose_first_trials_all_fail_ends(make_world: Callable[..., World]) -> None:
     world = make_world()
-    for number in range(2):
+    for number in range(5):
         world.end(world.begin(number)[0], TrainingError("no such column"))
-    with pytest.raises(TrainingError, match=r"of 1 trials none finished; trial 0 with .*no such column"):
-        world.begin(2)
+    with pytest.raises(TrainingError, match=r"of 5 trials none finished; trial 0 with .*no such column"):
+        world.begin(5)
+
+
+def test_one_that_did_not_fail_is_enough_to_go_on(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    for number in range(5):
+        error = TrialPrunedError("worse") if number == 3 else TrainingError("too deep")
+        world.end(world.begin(number)[0], error)
+    world.begin(5)
+
+
+def test_what_a_trial_leaves_is_its_result_not_its_checkpoints(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    job, _ = world.begin(0)
+    world.lake.write_bytes(f"{job.checkpoints_path}/left", b"by a pod that was given up")
+    world.end(job, TrialPrunedError("worse"))
+    assert list(world.lake.list(job.checkpoints_path)) == []
+
+
+def test_another_version_of_the_spec_is_another_search(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    later = plan_search(replace(world.folder, spec_digest="1" * 64), world.lake, world.training_set)
+    assert later.digest != world.plan.digest
+    assert from_json(SearchPlan, world.lake.read_json(f"{later.path}/manifest.json")) == later
 
 
 @pytest.mark.parametrize(

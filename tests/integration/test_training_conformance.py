@@ -46,10 +46,10 @@ def nodes(cluster: PodCluster) -> list[dict[str, Any]]:
     return found
 
 
-def test_an_exit_code_is_no_verdict(cluster: PodCluster) -> None:
+def test_a_code_of_its_own_is_a_crash(cluster: PodCluster) -> None:
     pod = cluster.ended(cluster.create("exit", "raise SystemExit(3)"))
     kind, message = outcome(cluster, pod)
-    assert kind == "unknown"
+    assert kind == "crashed"
     assert "ended with exit code 3" in message
 
 

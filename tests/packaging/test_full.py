@@ -104,6 +104,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FullStack]:
         zip(("AIRFLOW_PORT", "MLFLOW_PORT", "PRODUCTION_PORT"), map(str, free_ports(3)), strict=True)
     )
     project = {"COMPOSE_PROJECT_NAME": f"full{secrets.token_hex(4)}", "SECRETS": str(folder)}
+    if base := os.environ.get("BASE"):  # as make does
+        project["TRAINING_BASE"] = os.environ.get("TRAINING_BASE", base)
     made = FullStack(compose, ports | project, folder)
     try:
         made.run("build")

@@ -56,7 +56,7 @@ def suggest(search: Search, seed: int, tried: Sequence[Tried], base: Mapping[str
     known = number - search.parallel
     sampler_seed = seed_of(seed, number)
     sampler: Any = (
-        optuna.samplers.TPESampler(seed=sampler_seed, multivariate=True)
+        optuna.samplers.TPESampler(seed=sampler_seed, multivariate=True, constant_liar=True)
         if search.sampler == "tpe"
         else optuna.samplers.RandomSampler(seed=sampler_seed)
     )

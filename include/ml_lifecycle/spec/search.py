@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ml_lifecycle.spec.types import FieldError, Name, PositiveDuration, Strict, Text
 
 _ROUNDING = 1e-8  # of a step, in floating point
 
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")  # noqa: TRY004 - what Pydantic takes
+    return value
+
+
+Number = Annotated[int | float, Field(allow_inf_nan=False), BeforeValidator(_no_truth_value)]
 Value = bool | int | float | str
 
 
@@ -22,18 +30,18 @@ class Dimension(Strict):
     """
 
     choices: tuple[Value, ...] | None = Field(default=None, min_length=1)
-    low: int | float | None = None
-    high: int | float | None = None
+    low: Number | None = None
+    high: Number | None = None
     log: bool = False
-    step: int | float | None = Field(default=None, gt=0)
+    step: Annotated[Number, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _choices_or_numbers(self) -> Dimension:
         if self.choices is not None:
             if self.low is not None or self.high is not None or self.log or self.step is not None:
                 raise FieldError("choices", "goes without low, high, log and step")
-            if len(set(map(repr, self.choices))) < len(self.choices):
-                raise FieldError("choices", "holds a value twice")
+            if twice := [one for place, one in enumerate(self.choices) if one in self.choices[:place]]:
+                raise FieldError("choices", f"{twice[0]!r} is there twice; true counts as 1, and false as 0")
             return self
         if self.low is None or self.high is None:
             raise ValueError("needs choices, or low and high")
@@ -45,6 +53,8 @@ class Dimension(Strict):
             raise FieldError("low", "must be above 0 with log")
         if self.whole and self.step is not None and self.step != int(self.step):
             raise FieldError("step", "must be a whole number, as low and high are")
+        if not self.allows(self.high if self.whole else float(self.high)):
+            raise FieldError("step", f"{self.high:g} is not {self.low:g} and so many steps of {self.step:g}")
         return self
 
     @property
@@ -93,7 +103,8 @@ class Search(Strict):
         have ended: the same search tries the same parameters, however long each trial takes
     :param metric: what the best is best by, e.g. ``log_loss``, ``roc_auc``, ``rmse``
     :param validation: length of the newest span of training rows that trials are measured on. It begins
-        ``labels.delay`` after the rows that they train on; the holdout is not touched
+        ``labels.delay`` after the rows that they train on, whose labels count as known by then; the holdout
+        is not touched
     :param space: what each of ``training.parameters``, or a further one, may be
     :param sampler: how parameters are chosen: by what went well (Tree-structured Parzen Estimator), or at
         random
@@ -101,7 +112,7 @@ class Search(Strict):
     """
 
     trials: int = Field(ge=1, le=1000)
-    parallel: int = Field(default=1, ge=1)
+    parallel: int = Field(default=1, ge=1, le=100)
     metric: Name
     validation: PositiveDuration
     space: dict[Text, Dimension] = Field(min_length=1)

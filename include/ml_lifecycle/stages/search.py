@@ -9,14 +9,15 @@ have ended, and the same search tries the same parameters however long each tria
 first adds the trials up to its own, in one transaction.
 
 **What a failure means.** ``train()`` may fail with some parameters: such a trial is told to the study as
-failed, and the search goes on, unless all so far failed. What the infrastructure does to a trial is told to
-nobody: its task fails, and once it is cleared the search goes on where it was.
+failed, and the search goes on, unless the first ones all failed. What the infrastructure does to a trial is
+told to nobody: its task fails, and once it is cleared the search goes on where it was.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -47,9 +48,11 @@ from ml_lifecycle.stages.train import plan_training
 from ml_lifecycle.stages.train_attempts import runs_of
 from ml_lifecycle.training.cost import Cost, Prices, cost_of
 from ml_lifecycle.training.job import TrainingJob, read_measured
+from ml_lifecycle.training.outcomes import OutcomeKind
 from ml_lifecycle.training.search import Search, SearchPlan, Trial, TrialTerms, Tried, best_of, bounds_of
 
 _MOMENT = "event_timestamp"
+_HOPELESS = 5  # trials that all failed: something else is wrong than their parameters
 
 
 def plan_search(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> SearchPlan:
@@ -61,7 +64,9 @@ def plan_search(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> S
     spec = _spec(folder)
     split = _split(folder, lake, training_set, spec.validation)
     job = plan_training(folder, lake, split)
-    digest = digest_of({"job": job.digest, "search": spec.model_dump(mode="json")})
+    digest = digest_of(
+        {"job": job.digest, "search": spec.model_dump(mode="json"), "spec": folder.spec_digest}
+    )
     plan = SearchPlan(
         run=training_set.run,
         digest=digest,
@@ -82,7 +87,7 @@ def begin_trial(
     """The job of a trial, and the trial as the study has it, which may be over already.
 
     :raises TrialsUnderWayError: it learns from others that have not ended. Retry: yes.
-    :raises TrainingError: all trials that it would learn from have failed. Retry: no.
+    :raises TrainingError: all trials so far have failed. Retry: no.
     :raises SpecError: the folder is not the one that the search was planned with. Retry: no.
     """
     spec = _spec(folder)
@@ -91,10 +96,12 @@ def begin_trial(
             f"{folder.path} changed since the search was planned: clear the task that planned it, "
             "and a new search begins"
         )
+    with database.read() as connection:  # most that come here wait, and need not hold up who writes
+        tried = list(SharedStudy(connection, plan.digest, spec).tried())
+    _check_others(tried, number, spec.parallel)
     with database.write() as connection:
         study = SharedStudy(connection, plan.digest, spec)
         tried = list(study.tried())
-        _check_others(tried, number, spec.parallel)
         while len(tried) <= number:
             tried.append(suggest(spec, folder.spec.training.seed, tried, folder.spec.training.parameters))
             study.add(tried[-1])
@@ -141,12 +148,24 @@ def end_trial(
     with database.write() as connection:
         study = SharedStudy(connection, plan.digest, spec)
         study.tell(replace(study.tried()[job.trial.number], measured=measured, **end))
-        return trial_record(plan, job, study.tried()[job.trial.number])
+        told = study.tried()[job.trial.number]
+    with suppress(Exception):  # each filesystem has its own errors; nobody goes on from these, they take room
+        for path in lake.list(job.checkpoints_path):
+            lake.delete(path)
+    return trial_record(plan, job, told)
 
 
 def settles(error: BaseException | None) -> bool:
     """Whether a trial that ended so is over: the same parameters would end the same."""
-    return isinstance(error, LifecycleError) and not error.retryable and isinstance(error, _SETTLING)
+    return isinstance(error, _SETTLING)
+
+
+def settles_at_last(kind: OutcomeKind) -> bool:
+    """Whether a trial is over whose task has no try left, and whose pods time and again ended so.
+
+    That its training never ends, or brings the interpreter down, may be its parameters' doing as well.
+    """
+    return kind in ("deadline", "crashed")
 
 
 def trial_record(plan: SearchPlan, job: TrainingJob, tried: Tried) -> Trial:
@@ -285,14 +304,15 @@ def _check_others(tried: Sequence[Tried], number: int, parallel: int) -> None:
     """Whether those are over that a trial learns from.
 
     :raises TrialsUnderWayError: one is not. Retry: yes.
-    :raises TrainingError: all of them failed. Retry: no.
+    :raises TrainingError: all before this one have failed, and they were not few. Retry: no.
     """
     wanted = range(number - parallel + 1)
     waited_for = [one for one in wanted if one >= len(tried) or tried[one].state == "running"]
     if waited_for:
         raise TrialsUnderWayError(number, tuple(waited_for))
-    if len(wanted) and all(tried[one].state == "failed" for one in wanted):
-        raise TrainingError(_all_failed([tried[one] for one in wanted]))
+    before = tried[:number]
+    if len(before) >= _HOPELESS and all(trial.state == "failed" for trial in before):
+        raise TrainingError(_all_failed(before))
 
 
 def _all_failed(tried: Sequence[Tried]) -> str:

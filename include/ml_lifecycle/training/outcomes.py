@@ -42,6 +42,7 @@ OutcomeKind = Literal[
     "setup",  # it can never start: no such image, command or secret
     "pruned",  # a trial of a search that was worse than others
     "superseded",  # a newer attempt of the same owner has begun
+    "crashed",  # it ended with an exit code of its own and said nothing, as a segmentation fault does
     "unknown",
 ]
 
@@ -92,6 +93,7 @@ ERRORS: dict[str, type[LifecycleError]] = {
 _LONGEST_DELAY = 60
 _NO_QUOTA = "exceeded quota"  # in the message with which a ResourceQuota refuses a pod
 _ASKED_TO_END = 128 + signal.SIGTERM
+_KILLED = 128 + signal.SIGKILL  # by whom, nobody knows
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,11 @@ def diagnose(
     if failure is not None:
         return Outcome("unknown", failure.text)
     code = f" with exit code {facts.exit_code}" if facts.exit_code is not None else ""
-    return Outcome("unknown", f"pod {facts.name} ended{code} and left neither a result nor a failure{said}")
+    crashed = facts.exit_code not in (None, 0, _KILLED)
+    return Outcome(
+        "crashed" if crashed else "unknown",
+        f"pod {facts.name} ended{code} and left neither a result nor a failure{said}",
+    )
 
 
 def next_launch(

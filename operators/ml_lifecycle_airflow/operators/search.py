@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
@@ -16,7 +18,7 @@ from ml_lifecycle_airflow.operators.base import (
 from ml_lifecycle_airflow.operators.training_pods import TrainingPodsOperator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from airflow.sdk import Context
 
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
     from ml_lifecycle.training.job import TrainingJob
     from ml_lifecycle.training.search import Search, SearchPlan, Trial, Tried
 
-_LOOKING_AGAIN = timedelta(seconds=5)
-# A trial whose task is in one of these ends only once somebody clears it.
-_GIVEN_UP = frozenset({"failed", "upstream_failed", "skipped", "removed"})
+_LOOKING_AGAIN, _AT_MOST = timedelta(seconds=5), timedelta(minutes=1)
+# A trial that has not ended, and whose task is in one of these, ends only once somebody clears it.
+_OVER = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
 
 
 class PlanSearchOperator(StageOperator):
@@ -88,18 +90,29 @@ class TrialOperator(TrainingPodsOperator):
             self._return(trial_record(self._received(resources, context), job, tried), context)
 
     def _begin(self, resources: Resources, context: Context) -> tuple[TrainingJob, Tried]:
-        from ml_lifecycle.errors import TrialsUnderWayError
+        from ml_lifecycle.errors import SpecError, TrialsUnderWayError
         from ml_lifecycle.stages.search import begin_trial
 
-        lake, database = resources.lake(), resources.database()
         with final_errors_fail_at_once():
             plan = self._received(resources, context)
+            begin = partial(
+                begin_trial, resources.model, resources.lake(), resources.database(), plan, self.number
+            )
             try:
-                return begin_trial(resources.model, lake, database, plan, self.number)
+                return begin()
             except TrialsUnderWayError as error:
-                self._raise_if_given_up(error, context)
+                over = self._tasks_over(error.waited_for, context)
+            except SpecError:
+                with suppress(Exception):  # whatever the cluster says, the folder's change is the news
+                    self._remove_pods_of_others(self._namespace(context), context)
+                raise
+            try:
+                return begin()  # once more: what ended between the two looks has ended well
+            except TrialsUnderWayError as error:
+                self._raise_if_given_up(over.intersection(error.waited_for), error)
                 self.log.info("%s", error)
-                raise AirflowRescheduleException(datetime.now(UTC) + _LOOKING_AGAIN) from error
+                wait = min(_LOOKING_AGAIN * len(error.waited_for), _AT_MOST)
+                raise AirflowRescheduleException(datetime.now(UTC) + wait) from error
 
     def _plan(self, resources: Resources, context: Context) -> TrainingJob:
         return self._begin(resources, context)[0]
@@ -107,7 +120,8 @@ class TrialOperator(TrainingPodsOperator):
     def _supervise(
         self, resources: Resources, attempts: TrainingAttempts, context: Context, run: Callable[[], object]
     ) -> None:
-        from ml_lifecycle.stages.search import settles
+        from ml_lifecycle.errors import PodFailedError
+        from ml_lifecycle.stages.search import settles, settles_at_last
 
         try:
             super()._supervise(resources, attempts, context, run)
@@ -115,6 +129,12 @@ class TrialOperator(TrainingPodsOperator):
             if not settles(error.__cause__):
                 raise
             self._tell(resources, attempts, error.__cause__, context)
+        except PodFailedError as error:
+            one: Any = context["ti"]
+            newest = attempts.rows()[-1].outcome
+            if one.try_number <= one.max_tries or newest is None or not settles_at_last(newest.kind):
+                raise
+            self._tell(resources, attempts, error, context)
 
     def _finish(
         self, resources: Resources, attempts: TrainingAttempts, training: Training, context: Context
@@ -142,19 +162,21 @@ class TrialOperator(TrainingPodsOperator):
 
         return resources.received(SearchPlan, self.plan, context)
 
-    def _raise_if_given_up(self, error: TrialsUnderWayError, context: Context) -> None:
+    def _tasks_over(self, numbers: Iterable[int], context: Context) -> set[int]:
+        """Those of the trials whose tasks are over."""
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
         one: Any = context["ti"]
         states = RuntimeTaskInstance.get_task_states(one.dag_id, task_ids=[one.task_id], run_ids=[one.run_id])
         of_run = states.get(one.run_id, {})
-        given_up = [
-            number for number in error.waited_for if of_run.get(f"{one.task_id}_{number}") in _GIVEN_UP
-        ]
+        return {number for number in numbers if of_run.get(f"{one.task_id}_{number}") in _OVER}
+
+    def _raise_if_given_up(self, given_up: set[int], error: TrialsUnderWayError) -> None:
         if given_up:
+            numbers = ", ".join(map(str, sorted(given_up)))
             raise AirflowFailException(
-                f"{error}; the tasks of {', '.join(map(str, given_up))} have failed: clear them with this "
-                "one, and the search goes on where it is"
+                f"{error}; the tasks of {numbers} are over: clear them with this one, and the search goes on "
+                "where it is"
             ) from error
 
 

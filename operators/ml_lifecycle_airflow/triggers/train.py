@@ -34,6 +34,13 @@ class TrainTrigger(KubernetesPodTrigger):
         finally:
             await self.hook.close()
 
+    async def on_kill(self) -> None:
+        """End the pod, after :meth:`run` has been cancelled."""
+        try:
+            await super().on_kill()
+        finally:
+            await self.hook.close()
+
     @cached_property
     def hook(self) -> LastingPodsHook:
         """As the provider's, with one connection for all it asks."""
