@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import reprlib
-from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
 from ml_lifecycle.errors import LifecycleError
-
-_REPR = reprlib.Repr()
-_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring = 2, 3, 2, 60
-
-
-def shown(value: Any) -> str:
-    """What a client sent, for an answer: short, however long or deeply nested it is."""
-    return _REPR.repr(value)
 
 
 class BodyError(LifecycleError):

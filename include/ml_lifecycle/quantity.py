@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from math import ceil
 
-from ml_lifecycle.http_input import shown
+from ml_lifecycle.shown import shown
 
 CPU = "cpu"
 MEMORY = "memory"

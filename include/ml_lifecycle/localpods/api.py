@@ -22,13 +22,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ml_lifecycle.http_input import BodyError, read_body, shown
+from ml_lifecycle.http_input import BodyError, read_body
 from ml_lifecycle.localpods.logs import read_log
 from ml_lifecycle.localpods.node import Node
 from ml_lifecycle.localpods.pods import Event, Pod
 from ml_lifecycle.localpods.selectors import Matcher, event_selector, label_selector
 from ml_lifecycle.localpods.status import ApiError, bad_request, conflict
 from ml_lifecycle.quantity import MAX_SECONDS
+from ml_lifecycle.shown import shown
 
 BODY_BYTES = 3 * 2**20  # as in Kubernetes
 BODY_SECONDS = 30.0

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ml_lifecycle.http_input import shown
 from ml_lifecycle.localpods.manifest import PodSpec
 from ml_lifecycle.localpods.secrets import SecretFolder, SecretMissingError
 from ml_lifecycle.localpods.status import Cause, bad_request, invalid
+from ml_lifecycle.shown import shown
 
 NODE_NAME = "localhost"
 # A node's label: it runs pods whatever nodes they select. There is no other one here.

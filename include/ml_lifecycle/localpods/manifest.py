@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ml_lifecycle.http_input import shown
 from ml_lifecycle.localpods.status import Cause, bad_request, invalid
 from ml_lifecycle.quantity import CPU, GPU, MAX_SECONDS, MEMORY, Amounts, parse_amount
+from ml_lifecycle.shown import shown
 
 DEFAULT_GRACE_SECONDS = 30
 MAX_ANNOTATIONS = 256 * 1024  # as in Kubernetes

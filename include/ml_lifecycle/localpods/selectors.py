@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from ml_lifecycle.http_input import shown
 from ml_lifecycle.localpods.status import bad_request
+from ml_lifecycle.shown import shown
 
 Labels = Mapping[str, str]
 Matcher = Callable[[Labels], bool]

@@ -15,12 +15,12 @@ import orjson
 from numpy.typing import NDArray
 
 from ml_lifecycle.delivery.route import Variant
-from ml_lifecycle.http_input import shown
 from ml_lifecycle.serving.columns import Features, make_features
 from ml_lifecycle.serving.dataplane import Prediction, Query
 from ml_lifecycle.serving.errors import BadRequestError, TooLargeError
 from ml_lifecycle.serving.model import OUTPUTS, OnnxModel
 from ml_lifecycle.serving.types import DATATYPES, InferRequest, Tensor, announced
+from ml_lifecycle.shown import shown
 
 _KNOWN_DATATYPES = frozenset(chain.from_iterable(DATATYPES.values()))
 _OUTPUT_DATATYPES = {"f": "FP32", "i": "INT64", "O": "BYTES"}

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_lifecycle.http_input import shown
 from ml_lifecycle.records import ColumnSpec
 from ml_lifecycle.serving.errors import BadRequestError
+from ml_lifecycle.shown import shown
 
 Origin = Literal["request", "online_store"]
 
