@@ -62,13 +62,15 @@ class TrialPrunedError(LifecycleError):
 
 
 class TrialsUnderWayError(LifecycleError):
-    """A trial learns from others that have not ended yet. Retry: yes, when they have."""
+    """A trial learns from others that have not ended yet. Retry: yes, when they have.
+
+    :param waited_for: their numbers
+    """
 
     retryable = True
 
-    def __init__(self, number: int, waited_for: tuple[int, ...]) -> None:
-        names = ", ".join(map(str, waited_for))
-        super().__init__(f"trial {number} learns from trial {names}, which has not ended yet")
+    def __init__(self, message: str, waited_for: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
         self.waited_for = waited_for
 
 

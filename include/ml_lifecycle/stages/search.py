@@ -309,7 +309,10 @@ def _check_others(tried: Sequence[Tried], number: int, parallel: int) -> None:
     wanted = range(number - parallel + 1)
     waited_for = [one for one in wanted if one >= len(tried) or tried[one].state == "running"]
     if waited_for:
-        raise TrialsUnderWayError(number, tuple(waited_for))
+        raise TrialsUnderWayError(
+            f"trial {number} learns from trial {_some(waited_for)}, which has not ended yet",
+            tuple(waited_for),
+        )
     before = tried[:number]
     if len(before) >= _HOPELESS and all(trial.state == "failed" for trial in before):
         raise TrainingError(_all_failed(before))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import BaseOperatorLink
 from airflow.sdk.exceptions import AirflowException, AirflowTaskTimeout
 
+from ml_lifecycle_airflow.links import ModelPageLink
 from ml_lifecycle_airflow.operators.base import Resources, final_errors_fail_at_once, required_folder
 from ml_lifecycle_airflow.operators.lasting_pod import ATTEMPT, LastingPodOperator, grace_seconds
 from ml_lifecycle_airflow.pod_arguments import container_resources, pod_arguments, tolerations
@@ -41,6 +43,7 @@ class TrainingPodsOperator(LastingPodOperator):
     :param training: the spec's ``training`` section: image, resources, pools, recovery
     """
 
+    operator_extra_links: Collection[BaseOperatorLink] = (ModelPageLink(),)
     _prefix = "train"  # of the pods' names
     _attempt: Attempt | None = None
     _given: tuple[list[Any], list[Any]] | None = None  # environment and secrets, without the attempt's own
