@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from waiting import wait_until
 
 KUBERNETES = Path(__file__).parents[2] / "include" / "kubernetes"
 SETS = ("training", "nodes", "staging", "production")
@@ -207,7 +208,14 @@ def administrator() -> Iterator[Any]:
             each["apiVersion"] = each["apiVersion"].replace("policy/v1", "policy/v1beta1")
     text = yaml.safe_dump_all(rendered)
     subprocess.run([*kubectl, "apply", "-f", "-"], input=text, text=True, check=True)
+    core = client.CoreV1Api(api)
     try:
+        # A quota holds from when the controller has first counted.
+        wait_until(
+            lambda: core.read_namespaced_resource_quota("training", TRAINING).status.hard,
+            "the quota is counted",
+            60,
+        )
         yield api
     finally:
         subprocess.run([*kubectl, "delete", "-f", "-"], input=text, text=True, check=True)
