@@ -28,6 +28,7 @@ from pods import WAYS, forked, localpods
 from task_context import make_context
 
 MEASURED_SECONDS = 20.0
+SETTLING_SECONDS = 30.0  # a trigger looks every second at first
 
 
 @contextmanager
@@ -127,7 +128,7 @@ def deferrable(root: Path, pods: int) -> tuple[float, float]:
             here = psutil.Process()
             before = here.memory_info().rss
             running = [asyncio.create_task(one(arguments)) for arguments in deferred]
-            await asyncio.sleep(MEASURED_SECONDS / 2)
+            await asyncio.sleep(SETTLING_SECONDS)
             spent = used([here])
             await asyncio.sleep(MEASURED_SECONDS)
             cpu = (used([here]) - spent) * 60 / MEASURED_SECONDS
