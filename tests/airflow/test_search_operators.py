@@ -42,10 +42,13 @@ def searching(world: World) -> World:
     return world.edit("model.yaml", "parameters: {max_iter: 8}", SEARCH)
 
 
+def planned(world: World) -> dict[str, Any]:
+    return to_json(plan_search(world.folder, world.lake, make_training_set(world.lake, world.folder)))
+
+
 @pytest.fixture
 def plan(searching: World) -> dict[str, Any]:
-    made = plan_search(searching.folder, searching.lake, make_training_set(searching.lake, searching.folder))
-    return to_json(made)
+    return planned(searching)
 
 
 def trial(world: World, plan: dict[str, Any], number: int, **arguments: Any) -> TrialOperator:
@@ -189,9 +192,7 @@ def test_a_trial_that_never_ends_is_over_with_its_last_try(
 ) -> None:
     (searching.folder.path / "training.py").write_text(ENDLESS)
     searching = searching.edit("model.yaml", "  search:", "  timeout: 3s\n  search:")
-    plan = to_json(
-        plan_search(searching.folder, searching.lake, make_training_set(searching.lake, searching.folder))
-    )
+    plan = planned(searching)
     there = context("trial")
     with pytest.raises(PodFailedError, match="ran past its deadline"):
         trial(searching, plan, 0).execute(there)
@@ -216,9 +217,7 @@ def test_a_trial_that_fails_by_its_parameters_is_a_result(
 ) -> None:
     (searching.folder.path / "training.py").write_text(FAILING)
     searching = searching.edit("model.yaml", "parallel: 2", "parallel: 3")
-    plan = to_json(
-        plan_search(searching.folder, searching.lake, make_training_set(searching.lake, searching.folder))
-    )
+    plan = planned(searching)
     for number in range(3):
         there = context("trial")
         there["ti"].map_index = number

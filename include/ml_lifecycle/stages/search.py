@@ -99,12 +99,13 @@ def begin_trial(
     with database.read() as connection:  # most that come here wait, and need not hold up who writes
         tried = list(SharedStudy(connection, plan.digest, spec).tried())
     _check_others(tried, number, spec.parallel)
-    with database.write() as connection:
-        study = SharedStudy(connection, plan.digest, spec)
-        tried = list(study.tried())
-        while len(tried) <= number:
-            tried.append(suggest(spec, folder.spec.training.seed, tried, folder.spec.training.parameters))
-            study.add(tried[-1])
+    if number >= len(tried):
+        with database.write() as connection:
+            study = SharedStudy(connection, plan.digest, spec)
+            tried = list(study.tried())
+            while len(tried) <= number:
+                tried.append(suggest(spec, folder.spec.training.seed, tried, folder.spec.training.parameters))
+                study.add(tried[-1])
     mine = tried[number]
     learnt_from = tried[: max(0, number - spec.parallel + 1)]
     terms = TrialTerms(plan.digest, number, spec.metric, bounds_of(spec.pruning, spec.metric, learnt_from))

@@ -67,6 +67,7 @@ class TrialOperator(TrainingPodsOperator):
 
     template_fields = (*TrainingPodsOperator.template_fields, "plan")
     _prefix = "trial"
+    _job: TrainingJob | None = None  # once begun
 
     def __init__(self, *, plan: RecordArg, number: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -83,11 +84,11 @@ class TrialOperator(TrainingPodsOperator):
         from ml_lifecycle.stages.search import trial_record
 
         resources = Resources(self.folder)
-        job, tried = self._begin(resources, context)
+        self._job, tried = self._begin(resources, context)
         if tried.state == "running":
             super().execute(context)
         else:
-            self._return(trial_record(self._received(resources, context), job, tried), context)
+            self._return(trial_record(self._received(resources, context), self._job, tried), context)
 
     def _begin(self, resources: Resources, context: Context) -> tuple[TrainingJob, Tried]:
         from ml_lifecycle.errors import SpecError, TrialsUnderWayError
@@ -115,7 +116,7 @@ class TrialOperator(TrainingPodsOperator):
                 raise AirflowRescheduleException(datetime.now(UTC) + wait) from error
 
     def _plan(self, resources: Resources, context: Context) -> TrainingJob:
-        return self._begin(resources, context)[0]
+        return self._job or self._begin(resources, context)[0]  # none after a deferral
 
     def _supervise(
         self, resources: Resources, attempts: TrainingAttempts, context: Context, run: Callable[[], object]
