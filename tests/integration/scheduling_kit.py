@@ -172,22 +172,14 @@ class World:
         heads = published_heads(Lake(str(self.stack.environment_lake("production"))), "small")
         Ledger(self.database).verify(heads)
 
-    def pods(self) -> list[dict[str, Any]]:
-        url = f"http://127.0.0.1:{self.stack.ports.pods}/api/v1/pods"
-        token = {"Authorization": f"Bearer {self.stack.secrets['pods']}"}
-        items: list[dict[str, Any]] = httpx.get(url, headers=token, trust_env=False).json()["items"]
-        return items
-
     def evict(self) -> None:
         """Have the node end the one pod that runs."""
         (name,) = self.running_pods()
-        url = f"http://127.0.0.1:{self.stack.ports.pods}/api/v1/namespaces/default/pods/{name}/eviction"
-        token = {"Authorization": f"Bearer {self.stack.secrets['pods']}"}
-        httpx.post(url, headers=token, json={"deleteOptions": {"gracePeriodSeconds": 0}}, trust_env=False)
+        evict(self.stack, name)
 
     def running_pods(self) -> set[str]:
         """Names of the pods at work."""
-        return {pod["metadata"]["name"] for pod in self.pods() if pod["status"]["phase"] == "Running"}
+        return running_pods(self.stack)
 
     @contextmanager
     def training(self, dag_id: str, run_id: str) -> Iterator[Path]:
@@ -215,6 +207,22 @@ class World:
         """The run's state once it has ended."""
         wait_until(lambda: self.admin.has_ended(dag_id, run_id), f"{run_id} ends", PATIENCE)
         return self.admin.runs(dag_id)[run_id]
+
+
+def running_pods(stack: Stack) -> set[str]:
+    """Names of the pods at work."""
+    url = f"http://127.0.0.1:{stack.ports.pods}/api/v1/pods"
+    token = {"Authorization": f"Bearer {stack.secrets['pods']}"}
+    items: list[dict[str, Any]] = httpx.get(url, headers=token, trust_env=False).json()["items"]
+    return {pod["metadata"]["name"] for pod in items if pod["status"]["phase"] == "Running"}
+
+
+def evict(stack: Stack, pod: str) -> httpx.Response:
+    """Have the node end a pod at once."""
+    url = f"http://127.0.0.1:{stack.ports.pods}/api/v1/namespaces/default/pods/{pod}/eviction"
+    token = {"Authorization": f"Bearer {stack.secrets['pods']}"}
+    body = {"deleteOptions": {"gracePeriodSeconds": 0}}
+    return httpx.post(url, headers=token, json=body, trust_env=False)
 
 
 def supervisorctl(stack: Stack, *command: str) -> str:

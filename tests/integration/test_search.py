@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-from scheduling_kit import FIRST_END, HELD, PATIENCE, Operator, kill_with_tasks
+from scheduling_kit import FIRST_END, HELD, PATIENCE, Operator, evict, kill_with_tasks, running_pods
 from small_model import land, write_model
 from stack_kit import running_stack
 from waiting import wait_until
@@ -34,18 +32,7 @@ SEARCH = {
 
 def pods_of(stack: Stack, model: str) -> list[str]:
     """Names of the running pods of the model's trials."""
-    url = f"http://127.0.0.1:{stack.ports.pods}/api/v1/pods"
-    token = {"Authorization": f"Bearer {stack.secrets['pods']}"}
-    items: list[dict[str, Any]] = httpx.get(url, headers=token, trust_env=False).json()["items"]
-    names = [pod["metadata"]["name"] for pod in items if pod["status"]["phase"] == "Running"]
-    return [name for name in names if name.startswith(f"trial-{model}")]
-
-
-def evict(stack: Stack, pod: str) -> None:
-    url = f"http://127.0.0.1:{stack.ports.pods}/api/v1/namespaces/default/pods/{pod}/eviction"
-    token = {"Authorization": f"Bearer {stack.secrets['pods']}"}
-    body = {"deleteOptions": {"gracePeriodSeconds": 0}}
-    httpx.post(url, headers=token, json=body, trust_env=False).raise_for_status()
+    return [name for name in running_pods(stack) if name.startswith(f"trial-{model}")]
 
 
 @pytest.mark.full
@@ -67,7 +54,7 @@ def test_what_dies_in_between_changes_nothing(tmp_path: Path) -> None:
         admin.trigger("rough__train", "searched", {"as_of": FIRST_END.isoformat()})
         wait_until(lambda: len(pods_of(stack, "rough")) == 2, "two trials are at work", PATIENCE)
         (first, second) = pods_of(stack, "rough")
-        evict(stack, first)
+        evict(stack, first).raise_for_status()
         wait_until(
             lambda: len(pods_of(stack, "rough")) == 2 and first not in pods_of(stack, "rough"),
             "the evicted one has a successor",
