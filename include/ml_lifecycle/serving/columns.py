@@ -43,20 +43,53 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Checked rows.
+class Columns:
+    """Checked rows, column by column.
 
     :param given: column → ``[rows]`` values as they were given, for the log: bins of a profile must not move
         because a model takes 32 bits. Nulls are None in a list and NaN in an array
     :param columns: column → array of shape ``[rows]``, in the type a model takes
-    :param matrix: the columns as one array of shape ``[rows, columns]``, if they came packed
     """
 
     rows: int
     origin: Origin
     given: Mapping[str, Values]
     columns: Mapping[str, NDArray[Any]]
-    matrix: NDArray[np.float32] | None = None
+
+
+class Matrix:
+    """The same of rows that came packed and are all floats; taken apart only where columns are asked for.
+
+    :param matrix: ``[rows, columns]``, as a model takes it
+    :param packed: the same, as it was given
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ColumnSpec],
+        origin: Origin,
+        matrix: NDArray[np.float32],
+        packed: NDArray[np.floating],
+    ) -> None:
+        self.rows = len(matrix)
+        self.origin = origin
+        self.matrix = matrix
+        self._packed = packed
+        self._specs = specs
+
+    @property
+    def given(self) -> Mapping[str, Values]:
+        """As in :class:`Columns`."""
+        return {spec.name: values for spec, values in zip(self._specs, self._packed.T, strict=True)}
+
+    @property
+    def columns(self) -> Mapping[str, NDArray[Any]]:
+        """As in :class:`Columns`."""
+        transposed = np.ascontiguousarray(self.matrix.T)
+        return {spec.name: values for spec, values in zip(self._specs, transposed, strict=True)}
+
+
+Table = Columns | Matrix
 
 
 def make_table(specs: Sequence[ColumnSpec], parts: Sequence[Features]) -> Table:
@@ -82,7 +115,7 @@ def make_table(specs: Sequence[ColumnSpec], parts: Sequence[Features]) -> Table:
         values = _read(spec, values, origin)
         given[spec.name] = values
         columns[spec.name] = _as_taken(spec, values, origin)
-    return Table(sum(part.rows for part in parts), origin, given, columns)
+    return Columns(sum(part.rows for part in parts), origin, given, columns)
 
 
 def pack(values: Sequence[Any], specs: Sequence[ColumnSpec]) -> NDArray[np.float64]:
@@ -110,23 +143,20 @@ def _packed_table(
     specs: Sequence[ColumnSpec], parts: Sequence[NDArray[np.floating]], origin: Origin
 ) -> Table:
     given = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    rows = dict(zip((spec.name for spec in specs), given.T, strict=True))
-    if any(spec.type != "float" for spec in specs):
-        kept = {
-            spec.name: _whole(spec, rows[spec.name], origin) if spec.type == "int" else rows[spec.name]
-            for spec in specs
-        }
-        return Table(
-            len(given), origin, kept, {spec.name: _as_taken(spec, kept[spec.name], origin) for spec in specs}
-        )
-    with np.errstate(over="ignore"):
-        matrix = given.astype(np.float32, copy=False)
-    # One look at all of it; a closer one only if something is missing or out of range.
-    if not np.isfinite(matrix).all():
-        for spec in specs:
-            _as_taken(spec, rows[spec.name], origin)
-    columns = dict(zip(rows, np.ascontiguousarray(matrix.T), strict=True))
-    return Table(len(given), origin, rows, columns, matrix)
+    if all(spec.type == "float" for spec in specs):
+        with np.errstate(over="ignore"):
+            matrix = given.astype(np.float32, copy=False)
+        # One look at all of it; a closer one only if something is missing or out of range.
+        if not np.isfinite(matrix).all():
+            for spec, values in zip(specs, given.T, strict=True):
+                _as_taken(spec, values, origin)
+        return Matrix(specs, origin, matrix, given)
+    kept = {
+        spec.name: _whole(spec, values, origin) if spec.type == "int" else values
+        for spec, values in zip(specs, given.T, strict=True)
+    }
+    taken = {spec.name: _as_taken(spec, kept[spec.name], origin) for spec in specs}
+    return Columns(len(given), origin, kept, taken)
 
 
 def _whole(spec: ColumnSpec, values: NDArray[np.floating], origin: Origin) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ml_lifecycle.adapters.onnx import decide, open_session
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.records import ColumnSpec, TaskType
-from ml_lifecycle.serving.columns import Features, Table, make_table
+from ml_lifecycle.serving.columns import Features, Matrix, Table, make_table
 from ml_lifecycle.serving.errors import ModelFailedError, RouteRefusedError
 
 OUTPUTS: Mapping[TaskType, tuple[str, ...]] = {
@@ -75,11 +75,12 @@ class OnnxModel:
         return outputs
 
     def _feeds(self, table: Table) -> dict[str, NDArray[Any]]:
-        if not self._packed:
-            return {name: table.columns[name].reshape(-1, 1) for name in self._inputs}
-        if table.matrix is not None:
+        if self._packed and isinstance(table, Matrix):
             return {self._inputs[0]: table.matrix}
-        return {self._inputs[0]: np.column_stack([table.columns[one.name] for one in self.variant.columns])}
+        columns = table.columns
+        if self._packed:
+            return {self._inputs[0]: np.column_stack([columns[one.name] for one in self.variant.columns])}
+        return {name: columns[name].reshape(-1, 1) for name in self._inputs}
 
     def _decide(self, label: NDArray[Any], probabilities: NDArray[Any]) -> NDArray[Any]:
         if self.variant.task != "binary":

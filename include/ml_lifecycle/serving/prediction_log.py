@@ -285,8 +285,9 @@ def _entity_keys(queries: Sequence[Query], rows: int) -> pl.Series:
 
 def _features(columns: Sequence[ColumnSpec], tables: Sequence[Table]) -> pl.Series:
     found: list[pl.Series] = []
+    all_given = [table.given for table in tables]
     for column in columns:
-        given = [table.given[column.name] for table in tables]
+        given = [one[column.name] for one in all_given]
         if column.type == "string":
             found.append(pl.Series(column.name, list(chain.from_iterable(given)), dtype=pl.String))
             continue
