@@ -18,6 +18,7 @@ from ml_lifecycle.serving.dataplane import DataPlane
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.routes import RouteFollower, RouteLoader
 from ml_lifecycle.serving.server import ModelServer
+from ml_lifecycle.serving.shelf import Shelf
 from tests.serving.conftest import TOKEN, Publisher, logged
 
 REGISTRY = b"a registry"
@@ -169,7 +170,7 @@ def test_routes_are_followed_while_the_store_is_slow(publisher: Publisher) -> No
             self.is_closed = True
             super().close()
 
-    plane, loader = DataPlane(), RouteLoader(publisher.lake, "memory://", SlowReader)
+    plane, loader = DataPlane(), RouteLoader(publisher.lake, Shelf(Metrics("test")), "memory://", SlowReader)
     follower = RouteFollower(publisher.lake, plane, loader, Metrics("test"))
     with_registry(publisher)
     follower.poll()

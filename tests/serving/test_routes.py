@@ -16,6 +16,7 @@ from ml_lifecycle.serving.client import ModelClient
 from ml_lifecycle.serving.dataplane import DataPlane
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.routes import RouteFollower, RouteLoader
+from ml_lifecycle.serving.shelf import Shelf
 from tests.serving.conftest import Publisher, Server, row
 
 Start = Callable[..., Server]
@@ -152,7 +153,12 @@ class Follower:
         self.now = 0.0
         self.plane = DataPlane()
         self.follower = RouteFollower(
-            lake, self.plane, RouteLoader(lake), Metrics("test"), retry_seconds=5, monotonic=lambda: self.now
+            lake,
+            self.plane,
+            RouteLoader(lake, Shelf(Metrics("test"))),
+            Metrics("test"),
+            retry_seconds=5,
+            monotonic=lambda: self.now,
         )
 
     def error(self) -> str:
@@ -242,14 +248,14 @@ def test_a_model_that_stays_is_not_loaded_twice(publisher: Publisher) -> None:
     follower.follower.poll()
     after = follower.plane.served("late")
     assert after is not before
-    assert after.variants[0].model is before.variants[0].model
+    assert after.variants[0].slot is before.variants[0].slot
 
 
 def test_versions_are_picked_by_role_and_by_name(publisher: Publisher) -> None:
     route = publisher("late", "binary", 1, "1")
     publisher("scratch", "inverted", 1, "2")
     shadow = replace(publisher.built["inverted"].variant("2"), role="shadow")
-    loader = RouteLoader(publisher.lake)
+    loader = RouteLoader(publisher.lake, Shelf(Metrics("test")))
     both = replace(route, variants=(shadow, route.champion))
     served = loader.load(both, Pointer(1, "", ""))
     assert served.versions == ("1", "2")

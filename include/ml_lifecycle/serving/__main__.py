@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.online_store,
         options.endpoint,
         options.poll_seconds,
+        model_memory=None if options.model_memory is None else options.model_memory * 2**20,
         access_log=access_log,
     )
     host, port = listener.getsockname()[:2]
@@ -94,17 +95,30 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--grpc-port", type=int, help="speak gRPC too, on this port")
     parser.add_argument("--online-store", help="URL of the online store; without it only vectors are taken")
     parser.add_argument("--endpoint", action="append", help="serve this endpoint only; may be repeated")
+    parser.add_argument(
+        "--model-memory",
+        type=_mebibytes,
+        metavar="MIB",
+        help="what models may take together, estimated; those asked for the longest ago go first, and are "
+        "loaded again when they are asked for",
+    )
     parser.add_argument("--poll-seconds", type=float, default=0.2, help="how often routes are looked at")
     parser.add_argument("--token-file", type=Path, help=f"file with the token, instead of {TOKEN_VARIABLE}")
     parser.add_argument(
         "--clients",
         type=Path,
-        help="YAML file: client → token, requests_per_second, burst; beside or instead of the token",
+        help="YAML file: client → token, requests_per_second, burst, repository; beside the token or instead",
     )
     parser.add_argument(
         "--access-log", type=Path, help="file to append a JSON line a request to, without payloads"
     )
     return parser.parse_args(arguments)
+
+
+def _mebibytes(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of MiB from 1, got {text!r}")
+    return int(text)
 
 
 def _read_clients(options: argparse.Namespace) -> dict[str, Client]:
@@ -117,7 +131,7 @@ def _read_clients(options: argparse.Namespace) -> dict[str, Client]:
     else:
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if token:
-        clients.setdefault(token, Client("anybody"))
+        clients.setdefault(token, Client("anybody", repository=True))
     return clients
 
 

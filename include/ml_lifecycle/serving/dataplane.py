@@ -12,8 +12,9 @@ from ml_lifecycle.delivery.route import Pointer, Route, Variant
 from ml_lifecycle.serving.assignment import share_of
 from ml_lifecycle.serving.columns import Features, Table, make_table
 from ml_lifecycle.serving.errors import NotLoadedError, UnknownModelError
-from ml_lifecycle.serving.model import OnnxModel, Outputs
+from ml_lifecycle.serving.model import Outputs
 from ml_lifecycle.serving.resolver import Resolver
+from ml_lifecycle.serving.shelf import Slot
 from ml_lifecycle.serving.signature import Signature
 from ml_lifecycle.serving.types import RequestedOutput
 
@@ -75,7 +76,7 @@ class LoadedVariant:
     """A variant with its model and its way to features."""
 
     variant: Variant
-    model: OnnxModel
+    slot: Slot
     resolver: Resolver
     signature: Signature
 
@@ -90,7 +91,7 @@ class LoadedVariant:
             query.features or self.resolver.resolve(query.entities, query.moments) for query in queries
         ]
         table = make_table(self.variant.columns, features)
-        return Scored(route, self.variant, queries, table, self.model.run(table))
+        return Scored(route, self.variant, queries, table, self.slot.get().run(table))
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +177,10 @@ class DataPlane:
 
     def __setitem__(self, name: str, endpoint: Endpoint) -> None:
         self._endpoints[name] = endpoint
+
+    def pop(self, name: str) -> None:
+        """Forget an endpoint."""
+        self._endpoints.pop(name, None)
 
     def __contains__(self, name: str) -> bool:
         return name in self._endpoints

@@ -95,6 +95,12 @@ class Metrics:
             ["endpoint", "version"],
             registry=registry,
         )
+        self.model_evictions = Counter(
+            "ml_lifecycle_model_evictions", "Models put out of memory to make room", registry=registry
+        )
+        self._models = Gauge(
+            "ml_lifecycle_models_bytes", "What the models in memory are estimated to take", registry=registry
+        )
         self.log_written = Counter(
             "ml_lifecycle_log_rows_written", "Prediction log rows safe in the lake", registry=registry
         )
@@ -136,6 +142,10 @@ class Metrics:
     def shadow_disagreed(self, endpoint: str, version: str, rows: int) -> None:
         """Count copies that a shadow decided otherwise."""
         self._disagreed.labels(endpoint, version).inc(rows)
+
+    def models_in_memory(self, size: Callable[[], float]) -> None:
+        """Where the size of the loaded models is read."""
+        self._models.set_function(size)
 
     def log_pending(self, count: Callable[[], float]) -> None:
         """Where the number of unwritten log rows is read."""
