@@ -17,7 +17,6 @@ from ml_lifecycle.serving.errors import ServingError
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.queries import Asked, decode_query
 from ml_lifecycle.serving.routes import RouteLoader
-from ml_lifecycle.serving.shelf import Shelf
 from tests.serving.conftest import Publisher, row
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -61,7 +60,7 @@ class Round:
 
 def served(publisher: Publisher, endpoint: str, model: str, version: str = "1") -> ServedRoute:
     route = publisher(endpoint, model, int(version), version)
-    return RouteLoader(publisher.lake, Shelf(Metrics("test"))).load(route, Pointer(int(version), "", ""))
+    return RouteLoader(publisher.lake, Metrics("test")).load(route, Pointer(int(version), "", ""))
 
 
 def packed(name: str, *rows: tuple[float | None, float | None]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def test_over_grpc(publisher: Publisher, start: Callable[..., Server]) -> None:
 
 def slots(publisher: Publisher, shelf: Shelf, count: int, **changes: Any) -> list[Slot]:
     """Places of endpoints that nobody has asked yet."""
-    loader = RouteLoader(publisher.lake, shelf)
+    loader = RouteLoader(publisher.lake, Metrics("test"), shelf=shelf)
     found = []
     for number in range(count):
         route = publisher(f"e{number}", "regression", 1, "1", **changes)
@@ -157,7 +157,7 @@ def test_what_is_no_longer_served_makes_room_by_itself(publisher: Publisher) -> 
 def test_a_challenger_is_loaded_and_stays(publisher: Publisher) -> None:
     size = estimated_bytes(len(publisher.built["regression"].data))
     shelf = Shelf(Metrics("test"), budget=size)
-    loader = RouteLoader(publisher.lake, shelf)
+    loader = RouteLoader(publisher.lake, Metrics("test"), shelf=shelf)
     champion = publisher("a", "regression", 1, "1").champion
     canary = publisher("b", "regression", 1, "2", role="canary", threshold=0.4).variants[0]
     both = Route("a", "m", 2, (champion, canary), "0" * 64, publisher("c", "binary", 1, "1").published_at)
@@ -172,7 +172,9 @@ def test_a_model_is_loaded_once_however_many_ask(publisher: Publisher) -> None:
     shelf = Shelf(Metrics("test"))
     loads: list[int] = []
     ready = threading.Barrier(8)
-    served = RouteLoader(publisher.lake, shelf).load(publisher("late", "binary", 1, "1"), Pointer(1, "", ""))
+    served = RouteLoader(publisher.lake, Metrics("test"), shelf=shelf).load(
+        publisher("late", "binary", 1, "1"), Pointer(1, "", "")
+    )
     model = served.champion.slot.get()
 
     def load() -> tuple[Any, int]:

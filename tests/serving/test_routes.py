@@ -16,7 +16,6 @@ from ml_lifecycle.serving.client import ModelClient
 from ml_lifecycle.serving.dataplane import DataPlane
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.routes import RouteFollower, RouteLoader
-from ml_lifecycle.serving.shelf import Shelf
 from tests.serving.conftest import Publisher, Server, row
 
 Start = Callable[..., Server]
@@ -155,7 +154,7 @@ class Follower:
         self.follower = RouteFollower(
             lake,
             self.plane,
-            RouteLoader(lake, Shelf(Metrics("test"))),
+            RouteLoader(lake, Metrics("test")),
             Metrics("test"),
             retry_seconds=5,
             monotonic=lambda: self.now,
@@ -255,7 +254,7 @@ def test_versions_are_picked_by_role_and_by_name(publisher: Publisher) -> None:
     route = publisher("late", "binary", 1, "1")
     publisher("scratch", "inverted", 1, "2")
     shadow = replace(publisher.built["inverted"].variant("2"), role="shadow")
-    loader = RouteLoader(publisher.lake, Shelf(Metrics("test")))
+    loader = RouteLoader(publisher.lake, Metrics("test"))
     both = replace(route, variants=(shadow, route.champion))
     served = loader.load(both, Pointer(1, "", ""))
     assert served.versions == ("1", "2")

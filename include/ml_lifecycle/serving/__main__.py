@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(EXIT_PORT, f"cannot listen on {options.host}:{options.port}: {error.strerror}")
 
     from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.serving.resolver import feast_reader
     from ml_lifecycle.serving.server import ModelServer, serve
 
     # Until the event loop takes the signals: an orderly stop exits with 0.
@@ -65,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.endpoint,
         options.poll_seconds,
         model_memory=None if options.model_memory is None else options.model_memory * 2**20,
+        reader_factory=partial(feast_reader, cache_seconds=options.feature_cache_seconds),
         access_log=access_log,
     )
     host, port = listener.getsockname()[:2]
@@ -95,6 +98,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--grpc-port", type=int, help="speak gRPC too, on this port")
     parser.add_argument("--online-store", help="URL of the online store; without it only vectors are taken")
     parser.add_argument("--endpoint", action="append", help="serve this endpoint only; may be repeated")
+    parser.add_argument(
+        "--feature-cache-seconds",
+        type=float,
+        default=0.0,
+        help="how long features read by entity keys may be given again; what is materialised meanwhile is "
+        "seen later by so much (default: %(default)s)",
+    )
     parser.add_argument(
         "--model-memory",
         type=_mebibytes,

@@ -87,11 +87,23 @@ class LoadedVariant:
         :raises FeaturesUnavailableError: the online store did not answer. Retry: yes.
         :raises ModelFailedError: the model could not be run. Retry: no.
         """
-        features = [
-            query.features or self.resolver.resolve(query.entities, query.moments) for query in queries
-        ]
-        table = make_table(self.variant.columns, features)
+        table = make_table(self.variant.columns, self._features(queries))
         return Scored(route, self.variant, queries, table, self.slot.get().run(table))
+
+    def _features(self, queries: Sequence[Query]) -> Sequence[Features]:
+        """Vectors as they are; of those that name entity keys all in one read."""
+        vectors = [query.features for query in queries if query.features is not None]
+        if len(vectors) == len(queries):
+            return vectors
+        if len(queries) == 1 or vectors:
+            return [query.features or self._resolve([query]) for query in queries]
+        return [self._resolve(queries)]
+
+    def _resolve(self, queries: Sequence[Query]) -> Features:
+        keys = {
+            key: [value for query in queries for value in query.entities[key]] for key in queries[0].entities
+        }
+        return self.resolver.resolve(keys, [moment for query in queries for moment in query.moments])
 
 
 @dataclass(frozen=True, eq=False)

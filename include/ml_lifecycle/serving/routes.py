@@ -26,19 +26,21 @@ class RouteLoader:
 
     :param online_store: URL of the online store; None for a server that takes vectors only
     :param threads: intra-op threads of ONNX Runtime
-    :param shelf: where models are kept
+    :param shelf: where models are kept; one without limits if not given
     """
 
     def __init__(
         self,
         lake: Lake,
-        shelf: Shelf,
+        metrics: Metrics,
         online_store: str | None = None,
         reader_factory: ReaderFactory = feast_reader,
         threads: int = 1,
+        shelf: Shelf | None = None,
     ) -> None:
         self._lake = lake
-        self._shelf = shelf
+        self._metrics = metrics
+        self._shelf = shelf or Shelf(metrics)
         self._online_store = online_store
         self._reader_factory = reader_factory
         self._threads = threads
@@ -56,16 +58,21 @@ class RouteLoader:
             raise RouteRefusedError(f"revision {route.revision} must have exactly one champion")
         loaded = previous.variants if previous else ()
         later = previous is None and len(route.variants) == 1 and self._shelf.full
-        variants = tuple(self._load_variant(variant, loaded, later) for variant in route.variants)
+        variants = tuple(
+            self._load_variant(route.endpoint, variant, loaded, later) for variant in route.variants
+        )
         return ServedRoute(route, pointer, variants)
 
-    def _load_variant(self, variant: Variant, loaded: Sequence[LoadedVariant], later: bool) -> LoadedVariant:
+    def _load_variant(
+        self, endpoint: str, variant: Variant, loaded: Sequence[LoadedVariant], later: bool
+    ) -> LoadedVariant:
         slot = next((one.slot for one in loaded if same_model(one.variant, variant)), None)
         if slot is None:
             slot = self._shelf.slot(partial(self._load_model, variant), pinned=variant.role != "champion")
             if not later:
                 slot.get()
-        resolver = Resolver(variant, self._lake, self._online_store, self._reader_factory)
+        counted = partial(self._metrics.features_read, endpoint)
+        resolver = Resolver(variant, self._lake, self._online_store, self._reader_factory, counted)
         for one in loaded:
             resolver.prepare(one.resolver)
         return LoadedVariant(variant, slot, resolver, Signature(variant))

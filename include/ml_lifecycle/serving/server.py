@@ -68,7 +68,7 @@ class ModelServer:
     ) -> None:
         metrics = Metrics(environment)
         plane = DataPlane()
-        loader = RouteLoader(lake, Shelf(metrics, model_memory), online_store, reader_factory)
+        loader = RouteLoader(lake, metrics, online_store, reader_factory, shelf=Shelf(metrics, model_memory))
         self._follower = RouteFollower(lake, plane, loader, metrics, endpoints, poll_seconds)
         self._log = PredictionLog(lake, metrics)
         self._executor = ThreadPoolExecutor(_WORKER_THREADS, thread_name_prefix="infer")
