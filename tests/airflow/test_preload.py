@@ -76,10 +76,12 @@ def forking(request: pytest.FixtureRequest) -> list[str]:
     return loaded_by(command, AIRFLOW__CORE__EXECUTOR=executor).split()
 
 
+@pytest.mark.full
 def test_what_tasks_are_forked_from_has_every_library(forking: list[str]) -> None:
     assert {"mlflow", "feast", "great_expectations", "evidently", "pandas", "onnxruntime"} <= set(forking)
 
 
+@pytest.mark.full
 def test_preloading_starts_no_thread(forking: list[str]) -> None:
     """A thread does not survive a fork: whatever waits for it would wait for ever."""
     assert forking[-2:] == ["THREADS", "1"]
