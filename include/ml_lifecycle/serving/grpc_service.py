@@ -87,13 +87,14 @@ class GrpcService:
     def _handler(self, name: str, method: Method) -> Any:
         async def answer(request: Any, context: Any) -> Any:
             started = time.perf_counter()
-            status = 500
+            status, client = 500, ""
             try:
                 metadata = {key: _bytes(value) for key, value in context.invocation_metadata() or ()}
                 if name not in _OPEN:
-                    client = self._front.door.admit(metadata.get("authorization", b""))
-                    if name in _CHANGES and not client.repository:
-                        raise ForbiddenError(f"{client.name} may not load or unload models")
+                    known = self._front.door.admit(metadata.get("authorization", b""))
+                    client = known.name
+                    if name in _CHANGES and not known.repository:
+                        raise ForbiddenError(f"{client} may not load or unload models")
                 response = await method(request, metadata)
                 status = 200
                 return response
@@ -110,7 +111,20 @@ class GrpcService:
             finally:
                 model = getattr(request, "model_name", "") or getattr(request, "name", "")
                 endpoint = model if model in self._front.plane else ""
-                self._front.metrics.request(endpoint, f"grpc_{name}", status, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                self._front.metrics.request(endpoint, f"grpc_{name}", status, seconds)
+                if self._front.access_log is not None:
+                    self._front.access_log.add(
+                        self._front.clock(),
+                        client,
+                        context.peer(),
+                        "gRPC",
+                        f"{name} {model}" if model else name,
+                        status,
+                        request.ByteSize(),
+                        seconds * 1000,
+                        getattr(request, "id", None) or None,
+                    )
 
         messages = MESSAGES[f"{name}Request"], MESSAGES[f"{name}Response"]
         return grpc.unary_unary_rpc_method_handler(

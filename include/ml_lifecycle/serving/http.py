@@ -345,7 +345,10 @@ class Connection(asyncio.Protocol):
             if waited > bounds.head_seconds and not self._open:
                 self._refuse(HTTPStatus.REQUEST_TIMEOUT)
         elif waited > bounds.idle_seconds and not self._open:
-            self._transport.close()
+            if self._writable:
+                self._transport.close()
+            else:
+                self._transport.abort()  # it does not read its answers: an orderly end would wait for that
 
     def finish(self) -> None:
         """Close once what is open is answered."""

@@ -76,10 +76,15 @@ class Inference:
         asyncio.get_running_loop().run_in_executor(self._executor, work).add_done_callback(take)
 
     def _answer(self, jobs: Sequence[Job], scored: Scored) -> None:
-        answers = [
-            job.encode(scored, query, outputs)
-            for job, (query, outputs) in zip(jobs, scored.each(), strict=True)
-        ]
+        try:
+            answers = [
+                job.encode(scored, query, outputs)
+                for job, (query, outputs) in zip(jobs, scored.each(), strict=True)
+            ]
+        except Exception as error:  # noqa: BLE001 - a client must not wait for ever, whatever it is
+            for job in jobs:
+                job.fail(error)
+            return
         self._note(jobs, scored)
         for job, answer in zip(jobs, answers, strict=True):
             job.reply(answer)
