@@ -15,6 +15,7 @@ from ml_lifecycle.serving.batching import Batcher, Job, Waiting
 from ml_lifecycle.serving.dataplane import Scored, ServedRoute
 from ml_lifecycle.serving.errors import ServingError
 from ml_lifecycle.serving.metrics import Metrics
+from ml_lifecycle.serving.moments import microseconds
 from ml_lifecycle.serving.queries import Asked, decode_query
 from ml_lifecycle.serving.routes import RouteLoader
 from tests.serving.conftest import Publisher, row
@@ -36,7 +37,7 @@ class Round:
             batcher = Batcher(self._scored, self._failed, self._rows)
             for served, request in asked:
                 body = json.dumps(request).encode()
-                loaded, query = decode_query(body, None, Asked(served, NOW), 1_000)
+                loaded, query = decode_query(body, None, Asked(served, microseconds(NOW)), 1_000)
                 batcher.submit(self._job(served), loaded, query)
             assert not self.batches, "nothing is scored before the round ends"
             await asyncio.sleep(0)
@@ -150,6 +151,6 @@ def test_queries_without_id_get_one(publisher: Publisher) -> None:
     body = json.dumps(request).encode()
     ids: set[str] = set()
     for _ in range(4):  # the first is read thoroughly, the others quickly
-        _, query = decode_query(body, None, Asked(line, NOW), 10)
+        _, query = decode_query(body, None, Asked(line, microseconds(NOW)), 10)
         ids.add(query.id)
     assert len(ids) == 4

@@ -23,6 +23,7 @@ from ml_lifecycle.delivery.route import Pointer
 from ml_lifecycle.serving.encoding import encode_answer
 from ml_lifecycle.serving.log_rows import LogEntry
 from ml_lifecycle.serving.metrics import Metrics
+from ml_lifecycle.serving.moments import microseconds
 from ml_lifecycle.serving.prediction_log import PredictionLog
 from ml_lifecycle.serving.queries import Asked, decode_query
 from ml_lifecycle.serving.routes import RouteLoader
@@ -36,7 +37,7 @@ def entry_of(publisher: Publisher, model: str, request: dict[str, object]) -> Lo
     route = publisher("endpoint", model, 1, "1")
     served = RouteLoader(publisher.lake, Metrics("test")).load(route, Pointer(1, "", ""))
     body = json.dumps(request).encode()
-    loaded, query = decode_query(body, None, Asked(served, RECEIVED), 100_000)
+    loaded, query = decode_query(body, None, Asked(served, microseconds(RECEIVED)), 100_000)
     return LogEntry(loaded.score(route, [query]), [1.5])
 
 

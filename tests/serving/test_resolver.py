@@ -16,6 +16,7 @@ from ml_lifecycle.adapters.lake import sha256
 from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.serving.dataplane import DataPlane
 from ml_lifecycle.serving.metrics import Metrics
+from ml_lifecycle.serving.moments import microseconds
 from ml_lifecycle.serving.routes import RouteFollower, RouteLoader
 from ml_lifecycle.serving.server import ModelServer
 from tests.serving.conftest import TOKEN, Publisher, logged
@@ -99,7 +100,7 @@ def client(publisher: Publisher) -> Iterator[httpx.Client]:
         "memory://",
         poll_seconds=0.02,
         reader_factory=MemoryReader,
-        clock=lambda: RECEIVED,
+        clock=lambda: microseconds(RECEIVED),
     )
     with live_client(server, TOKEN) as client:
         yield client

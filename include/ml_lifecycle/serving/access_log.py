@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime
 from typing import IO
 
 import orjson
+
+from ml_lifecycle.serving.moments import moment_of
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ class AccessLog:
 
     def add(
         self,
-        at: datetime,
+        at: int,
         client: str,
         peer: str,
         method: str,
@@ -35,13 +36,14 @@ class AccessLog:
     ) -> None:
         """Note an answered request.
 
+        :param at: microseconds since 1970
         :param client: name of the client; empty if it is unknown
         :param size: bytes of the request's body
         """
         self._lines.append(
             orjson.dumps(
                 {
-                    "at": at,
+                    "at": moment_of(at),
                     "client": client,
                     "peer": peer,
                     "method": method,

@@ -13,6 +13,7 @@ from ml_lifecycle.serving.assignment import share_of
 from ml_lifecycle.serving.columns import Features, Table, make_table
 from ml_lifecycle.serving.errors import NotLoadedError, UnknownModelError
 from ml_lifecycle.serving.model import Outputs
+from ml_lifecycle.serving.moments import moment_of
 from ml_lifecycle.serving.resolver import Resolver
 from ml_lifecycle.serving.shelf import Slot
 from ml_lifecycle.serving.signature import Signature
@@ -26,7 +27,7 @@ class Query:
     :param features: the vectors; None if features are to be read by ``entities``
     :param entities: key → values: what to read by, or with vectors what to log
     :param event_times: one a row, None where the client gave none for it; None if it gave none at all
-    :param received_at: when the request came
+    :param received_us: when the request came, in microseconds since 1970
     :param id: of the request: the client's, else made here
     :param outputs: the outputs to answer with; empty for all
     :param binary: whether outputs go out as binary tensors unless one says otherwise
@@ -37,16 +38,17 @@ class Query:
     entities: Mapping[str, Sequence[Any]]
     event_times: tuple[datetime | None, ...] | None
     id: str
-    received_at: datetime
+    received_us: int
     outputs: tuple[RequestedOutput, ...] = ()
     binary: bool = False
 
     @property
     def moments(self) -> list[datetime]:
         """The moment each row is about: the client's, else when the request came."""
+        received_at = moment_of(self.received_us)
         if self.event_times is None:
-            return [self.received_at] * self.rows
-        return [moment or self.received_at for moment in self.event_times]
+            return [received_at] * self.rows
+        return [moment or received_at for moment in self.event_times]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from ml_lifecycle.serving.access_log import AccessLog
@@ -22,7 +21,7 @@ class Front:
     :param about: name, version, extensions and environment of the server
     :param door: who may come in
     :param repository: which endpoints are served, and how that is changed
-    :param clock: the wall clock, for ``received_at``
+    :param clock: the wall clock, microseconds since 1970
     :param max_rows: in one request
     :param max_bytes: of one request
     """
@@ -33,7 +32,7 @@ class Front:
     inference: Inference
     metrics: Metrics
     repository: RouteFollower
-    clock: Callable[[], datetime]
+    clock: Callable[[], int]
     max_rows: int
     max_bytes: int
     access_log: AccessLog | None = None

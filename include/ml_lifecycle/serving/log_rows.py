@@ -16,6 +16,7 @@ from ml_lifecycle.records import ColumnSpec
 from ml_lifecycle.serving.columns import Table
 from ml_lifecycle.serving.dataplane import Query, Scored
 from ml_lifecycle.serving.model import Outputs
+from ml_lifecycle.serving.moments import microseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def answered_frame(entries: Sequence[LogEntry]) -> pl.DataFrame:
     rows = int(counts.sum())
     starts = np.cumsum(counts) - counts
     requests = pl.Series(np.repeat(np.arange(len(queries)), counts))
-    received = pl.Series([query.received_at for query in queries], dtype=pl.Datetime("us", "UTC"))
+    received = _moments([query.received_us for query in queries])
     latencies = pl.Series([ms for entry in entries for ms in entry.latencies_ms], dtype=pl.Float64)
     outputs = _joined([entry.scored.outputs for entry in entries])
     return pl.DataFrame(
@@ -127,9 +128,7 @@ def failed_frame(entries: Sequence[FailedEntry]) -> pl.DataFrame:
         {
             "prediction_id": [entry.query.id for entry, _ in rows],
             "row": [row for _, row in rows],
-            "received_at": pl.Series(
-                [entry.query.received_at for entry, _ in rows], dtype=pl.Datetime("us", "UTC")
-            ),
+            "received_at": _moments([entry.query.received_us for entry, _ in rows]),
             "event_time": _event_times(queries, len(rows)),
             "entity_keys": _entity_keys(queries, len(rows)),
             "latency_ms": pl.Series([entry.latency_ms for entry, _ in rows], dtype=pl.Float64),
@@ -156,11 +155,14 @@ def failed_frame(entries: Sequence[FailedEntry]) -> pl.DataFrame:
 
 
 def _event_times(queries: Sequence[Query], rows: int) -> pl.Series:
-    dtype = pl.Datetime("us", "UTC")
     if all(query.event_times is None for query in queries):
-        return pl.Series([None], dtype=dtype).extend_constant(None, rows - 1)
-    times = (query.event_times or (None,) * query.rows for query in queries)
-    return pl.Series(list(chain.from_iterable(times)), dtype=dtype)
+        return _moments([None]).extend_constant(None, rows - 1)
+    times = chain.from_iterable(query.event_times or (None,) * query.rows for query in queries)
+    return _moments([None if moment is None else microseconds(moment) for moment in times])
+
+
+def _moments(since_1970: Sequence[int | None]) -> pl.Series:
+    return pl.Series(since_1970, dtype=pl.Int64).cast(pl.Datetime("us", "UTC"))
 
 
 def _entity_keys(queries: Sequence[Query], rows: int) -> pl.Series:

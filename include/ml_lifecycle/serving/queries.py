@@ -28,13 +28,14 @@ _PLAIN_KEYS = frozenset(("id", "inputs"))
 class Asked:
     """What is known of a request before its body is read.
 
+    :param received_us: when it came, in microseconds since 1970
     :param version: the version asked for by name
     :param key: what it is assigned by, if a header says it
     :param id: a header's id, for a body without one
     """
 
     served: ServedRoute
-    received_at: datetime
+    received_us: int
     version: str | None = None
     key: str | None = None
     id: str | None = None
@@ -70,7 +71,7 @@ def _quick(data: dict[str, Any], asked: Asked, max_rows: int) -> tuple[LoadedVar
     features = loaded.signature.quick(inputs)
     if features is None or not 0 < features.rows <= max_rows:
         return None
-    return loaded, Query(features.rows, features, {}, None, request_id, asked.received_at)
+    return loaded, Query(features.rows, features, {}, None, request_id, asked.received_us)
 
 
 def new_id() -> str:
@@ -106,7 +107,7 @@ def make_query(request: InferRequest, asked: Asked, max_rows: int) -> tuple[Load
         entities=entities,
         event_times=_event_times(request.parameters, rows),
         id=request_id,
-        received_at=asked.received_at,
+        received_us=asked.received_us,
         outputs=request.outputs,
         binary=wants_binary(request.parameters),
     )

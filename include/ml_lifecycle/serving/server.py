@@ -8,7 +8,6 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 
 from ml_lifecycle import __version__
 from ml_lifecycle.adapters.lake import Lake
@@ -19,6 +18,7 @@ from ml_lifecycle.serving.front import Front
 from ml_lifecycle.serving.http import Bounds, HttpServer
 from ml_lifecycle.serving.inference import Inference
 from ml_lifecycle.serving.metrics import Metrics
+from ml_lifecycle.serving.moments import now
 from ml_lifecycle.serving.prediction_log import PredictionLog
 from ml_lifecycle.serving.resolver import ReaderFactory, feast_reader
 from ml_lifecycle.serving.rest import Rest
@@ -32,10 +32,6 @@ _WORKER_THREADS = 4
 _SHUTDOWN_SECONDS = 30.0
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class ModelServer:
     """A server over one lake.
 
@@ -47,7 +43,7 @@ class ModelServer:
     :param max_rows: in one request
     :param model_memory: bytes that models may take together, estimated; None for no limit
     :param reader_factory: makes readers of the online store
-    :param clock: the wall clock, UTC
+    :param clock: the wall clock, microseconds since 1970
     :param access_log: where a line a request goes; None for nowhere
     """
 
@@ -63,7 +59,7 @@ class ModelServer:
         max_rows: int = 10_000,
         model_memory: int | None = None,
         reader_factory: ReaderFactory = feast_reader,
-        clock: Callable[[], datetime] = _utc_now,
+        clock: Callable[[], int] = now,
         access_log: AccessLog | None = None,
     ) -> None:
         metrics = Metrics(environment)
