@@ -2,11 +2,12 @@
 
     python benchmarks/release_judging.py [RELEASES]
 
-Simulated releases, a look after every batch: errors, slow answers and the scores of a challenger are compared with
-those of its champion, as ``delivery.watch`` does by default. Of the releases that are within all margins, some
-do not differ at all, and some are in all three metrics exactly as bad as is still accepted, which is the hardest
-there is. Beside it, at the same looks, margins and levels: the usual z-test of two shares, and the same z-test once, at
-the end. A random part of what is decided here is decided again by ``judge()``, and must come to the same.
+Simulated releases, a look after every batch: errors, slow answers and the scores of a challenger are compared
+with those of its champion, as ``delivery.watch`` does by default. Of the releases that are within all
+margins, some do not differ at all, and some are in all three metrics exactly as bad as is still accepted,
+which is the hardest there is. Beside it, at the same looks, margins and levels: the usual z-test of two
+shares, and the same z-test once, at the end. A random part of what is decided here is decided again by
+``judge()``, and must come to the same.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ from numpy.typing import NDArray
 
 from ml_lifecycle.delivery.judging import Observed, judge
 from ml_lifecycle.delivery.sequential import log_wealth_of_difference
-from ml_lifecycle.delivery.tallies import Apart, Scores, Share
+from ml_lifecycle.delivery.sides import Apart
+from ml_lifecycle.delivery.tallies import Scores, Share
 from ml_lifecycle.spec.watch import Watch
 
 Array = NDArray[Any]
 WATCH = Watch()
-BATCH, LOOKS = 2000, 200  # rows of both sides; a watch of 400,000 rows
+BATCH, LOOKS = 500, 800  # rows of both sides; with a look a minute thirteen hours and 400,000 rows
 WEIGHTS = (0.05, 0.25, 0.5)
 BINS = 10
 FEW = 0.02  # what judging expects of errors and latency
-CHUNKS = (0, 10, 40, 100, LOOKS)
-CHECKED = 12  # decisions of a scenario that are made again, one by one
+CHUNKS = (0, 10, 40, 100, 300, LOOKS)  # later looks at what still has traffic then
+CHECKED = 4  # decisions of a scenario that are made again, one by one
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 MARGINS = {name: criterion.margin for name, criterion in WATCH.criteria.items()}
 
@@ -46,8 +48,9 @@ class Scenario:
 
     :param shift: share of the rows that score in the lower half instead of the upper one
     :param unsteady: both sides' errors rise and fall together, and come in bursts
-    :param users: each has a rate of errors of his own, and is on one side for good. The sides then differ by who is on
-        them, which no test of rows can tell from the challenger's doing: it is shown, and nothing is promised
+    :param users: each has a rate of errors of his own, and is on one side for good. The sides then differ by
+        who is on them, which no test of rows can tell from the challenger's doing: it is shown, and nothing
+        is promised
     """
 
     name: str
@@ -131,7 +134,7 @@ def simulate(scenario: Scenario, weight: float, releases: int, rng: np.random.Ge
     rows = ours, BATCH - ours
     level = np.ones(LOOKS)
     if scenario.unsteady:
-        level = 1 + 0.8 * np.sin(np.arange(LOOKS) / 15)
+        level = 1 + 0.8 * np.sin(np.arange(LOOKS) / 60)
         level = level * np.where(rng.random(shape) < 0.03, 15, 1)
     errors = [rng.binomial(n, p * level) for n, p in zip(rows, shares[1], strict=True)]
     slow = [rng.binomial(n, p) for n, p in zip(rows, (scenario.slow, 0.01), strict=True)]
@@ -186,7 +189,7 @@ def within(n: Array, s: Array, m: Array, t: Array, margin: float, expected: floa
     """Whether the one share is shown not to be above the other by ``margin`` or more: ours."""
     below = s / np.maximum(n, 1) - t / np.maximum(m, 1) < margin
     shown: Array = log_wealth_of_difference(n, s, m, t, margin, expected) >= -np.log(WATCH.alpha)
-    return shown & below
+    return np.asarray(shown & below)
 
 
 def shown_worse(totals: Totals, test: Test) -> Array:
@@ -216,8 +219,8 @@ def rolled_back(totals: Totals, test: Test) -> Array:
 
 
 def promoted(totals: Totals) -> Array:
-    """Whether each release is ever shown to be within all margins, by every tenth look."""
-    looks = totals.part(slice(None), slice(9, None, 10))
+    """Whether each release is ever shown to be within all margins, by every fortieth look."""
+    looks = totals.part(slice(None), slice(39, None, 40))
     shown = looks.rows[0] >= WATCH.min_rows
     for pair, name in ((looks.errors, "errors"), (looks.slow, "latency")):
         n, s, m, t = (side[shown] for sides in zip(looks.rows, pair, strict=True) for side in sides)
@@ -240,7 +243,7 @@ def check(totals: Totals, stopped: Array, rng: np.random.Generator) -> None:
 
 
 def answers(totals: Totals, stopped: Array) -> str:
-    """The challenger's answers until then: median and 95th percentile; of releases never stopped, all of them."""
+    """The challenger's answers until then, median and 95th percentile; all of them if it is never stopped."""
     at = np.arange(len(stopped)), np.minimum(stopped, LOOKS - 1)
     middle, most = np.percentile(totals.rows[0][at], [50, 95])
     return f"{middle:,.0f} ({'≥ ' if (stopped == LOOKS).mean() >= 0.05 else ''}{most:,.0f})"

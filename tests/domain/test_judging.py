@@ -15,17 +15,8 @@ from hypothesis import strategies as st
 
 from ml_lifecycle.delivery.harm import harm, losses
 from ml_lifecycle.delivery.judging import Comparison, Judgement, Observed, add_up, judge, refuse_shrunk
-from ml_lifecycle.delivery.tallies import (
-    Apart,
-    JudgingError,
-    Levels,
-    Mean,
-    PairedMean,
-    PairedScores,
-    PairedShare,
-    Scores,
-    Share,
-)
+from ml_lifecycle.delivery.sides import Apart, PairedMean, PairedScores, PairedShare
+from ml_lifecycle.delivery.tallies import JudgingError, Levels, Mean, Scores, Share
 from ml_lifecycle.metrics import UNKNOWN_CLASS, Answers
 from ml_lifecycle.records import Record, from_json, to_json
 from ml_lifecycle.spec.loader import read_spec

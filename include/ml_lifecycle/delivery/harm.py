@@ -26,8 +26,9 @@ def harm(values: ArrayLike, scale: Scale) -> NDArray[Any]:
 def losses(answers: Answers, loss: Loss) -> NDArray[Any]:
     """What each row's answer is off by; infinite where it is no number.
 
-    ``brier`` is half the squared distance of the probabilities from those of certainty (Brier, Mon. Weather Rev.
-    78, 1950), from 0 to 1; ``log`` is −ln p(true class); ``absolute`` and ``squared`` are regression's errors.
+    ``brier`` is half the squared distance of the probabilities from those of certainty (Brier, Mon. Weather
+    Rev. 78, 1950), from 0 to 1; ``log`` is −ln p(true class); ``absolute`` and ``squared`` are regression's
+    errors.
     """
     outputs = np.asarray(answers.outputs, np.float64)
     if loss in ("absolute", "squared"):

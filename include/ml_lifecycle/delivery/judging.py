@@ -1,12 +1,12 @@
 """Whether a release is promoted, held or rolled back, and why.
 
-A pure function of totals: it may be asked every minute or once, by a watch that was killed in between, and says
-the same. That looking often does not cheat is :mod:`ml_lifecycle.delivery.sequential`'s doing.
+A pure function of totals: it may be asked every minute or once, by a watch that was killed in between, and
+says the same. That looking often does not cheat is :mod:`ml_lifecycle.delivery.sequential`'s doing.
 
-Two errors are kept apart. Rolling back in vain: any metric in any segment could cause it, so all of them share
-``alpha`` (Bonferroni); all metrics over all rows have a half of it, those of the segments the other. Promoting in
-vain: every required metric would have to err, the one that is worse among them, so each has the whole ``alpha``
-(the intersection-union test of Berger, Technometrics 24, 1982).
+Two errors are kept apart. Rolling back in vain: any metric in any segment could cause it, so all of them
+share ``alpha`` (Bonferroni); all metrics over all rows have a half of it, those of the segments the other.
+Promoting in vain: every required metric would have to err, the one that is worse among them, so each has the
+whole ``alpha`` (the intersection-union test of Berger, Technometrics 24, 1982).
 """
 
 from __future__ import annotations
@@ -18,19 +18,8 @@ from typing import ClassVar, Literal
 
 from pydantic import AwareDatetime
 
-from ml_lifecycle.delivery.tallies import (
-    Apart,
-    Gap,
-    JudgingError,
-    Levels,
-    Mean,
-    PairedMean,
-    PairedScores,
-    PairedShare,
-    Scores,
-    Share,
-    Tally,
-)
+from ml_lifecycle.delivery.sides import Apart, PairedMean, PairedScores, PairedShare
+from ml_lifecycle.delivery.tallies import Gap, JudgingError, Levels, Mean, Scores, Share, Tally
 from ml_lifecycle.records import Record
 from ml_lifecycle.spec.types import format_duration
 from ml_lifecycle.spec.watch import Criterion, Scale, Watch
@@ -55,8 +44,9 @@ class Observed:
     """What both sides did, measured by one metric, in total since the release, or its step, has traffic.
 
     :param metric: its name in the spec: ``errors``, ``labels`` …
-    :param counted: shares for errors and latency, scores for score_distribution, means for the others, or shares
-        where every row is as good or as bad as can be. For disagreement one share: of the rows that both answered
+    :param counted: shares for errors and latency, scores for score_distribution, means for the others, or
+        shares where every row is as good or as bad as can be. For disagreement one share: of the rows that
+        both answered
     :param segment: ``column=value``; None for all rows
     """
 
@@ -120,8 +110,8 @@ def judge(
 ) -> Judgement:
     """Promote, hold or roll back.
 
-    A canary that grows is judged step by step: the totals of a step are those since it began, as days and nights
-    had other shares of its traffic before. A promotion then is one to the next step.
+    A canary that grows is judged step by step: the totals of a step are those since it began, as days and
+    nights had other shares of its traffic before. A promotion then is one to the next step.
 
     :param observed: totals of each metric, and of each segment that has rows
     :param began_at: when the totals began
@@ -279,7 +269,8 @@ def _decide(
 def _missing(watch: Watch, comparisons: Sequence[Comparison], elapsed: timedelta) -> Iterator[str]:
     """What a promotion still needs."""
     if elapsed < watch.min_time:
-        yield f"it has had traffic for {_hours(elapsed)}; at least {format_duration(watch.min_time)} is asked for"
+        asked = f"at least {format_duration(watch.min_time)} is asked for"
+        yield f"it has had traffic for {_hours(elapsed)}; {asked}"
     for one in comparisons:
         if not one.required:
             continue

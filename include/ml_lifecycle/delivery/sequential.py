@@ -1,18 +1,19 @@
 """Statistics that may be looked at any number of times: totals in, bounds out.
 
-Each is a bet against a hypothesis at fair odds. If the hypothesis is true, the bettor's wealth, 1 at first, is a
-nonnegative (super)martingale, and the chance that it *ever* reaches ``1 / alpha`` is at most ``alpha`` (Ville,
-*Étude critique de la notion de collectif*, 1939; Shafer, *Testing by betting*, J. R. Stat. Soc. A 184, 2021),
-however often and whenever one looks, and whatever made one stop. The values that no wealth has excluded are a
-confidence sequence (Howard, Ramdas, McAuliffe and Sekhon, *Time-uniform, nonparametric, nonasymptotic confidence
-sequences*, Ann. Stat. 49, 2021). Nothing is asymptotic: a bound holds from the first row on.
+Each is a bet against a hypothesis at fair odds. If the hypothesis is true, the bettor's wealth, 1 at first,
+is a nonnegative (super)martingale, and the chance that it *ever* reaches ``1 / alpha`` is at most ``alpha``
+(Ville, *Étude critique de la notion de collectif*, 1939; Shafer, *Testing by betting*, J. R. Stat. Soc. A
+184, 2021), however often and whenever one looks, and whatever made one stop. The values that no wealth has
+excluded are a confidence sequence (Howard, Ramdas, McAuliffe and Sekhon, *Time-uniform, nonparametric,
+nonasymptotic confidence sequences*, Ann. Stat. 49, 2021). Nothing is asymptotic: a bound holds from the first
+row on.
 
-All bets depend on totals alone, not on the order of rows: whoever was killed and comes back with the same totals
-comes to the same bounds. Every function takes numbers or arrays, which are broadcast.
+All bets depend on totals alone, not on the order of rows: whoever was killed and comes back with the same
+totals comes to the same bounds. Every function takes numbers or arrays, which are broadcast.
 
-What is assumed: rows are independent, and a side's rate stays what it is. Where both sides' rates move together,
-as they do by day and night, the sides stay comparable while each keeps its share of the traffic: totals of times
-with other shares must not be added up (Simpson, J. R. Stat. Soc. B 13, 1951).
+What is assumed: rows are independent, and a side's rate stays what it is. Where both sides' rates move
+together, as they do by day and night, the sides stay comparable while each keeps its share of the traffic:
+totals of times with other shares must not be added up (Simpson, J. R. Stat. Soc. B 13, 1951).
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ Bounds = tuple[Array, Array]
 
 _HALVINGS = 20  # what they leave of an interval is a millionth, and is given away
 _ROUNDS, _POINTS = 5, 32  # to find a bound: they leave 5e-8 of an interval of 2, and give that away as well
-# Stakes on a mean. The best is about sqrt(2 ln(1 / alpha) / rows / variance): they reach from 24 rows times variance
-# to 2e10. One that is off by a factor of 1.41, as far as it can be between two, costs a tenth of the growth. Up to
-# 0.5 a mean that is further off is excluded all the more, as bisecting needs.
+# Stakes on a mean. The best is about sqrt(2 ln(1 / alpha) / rows / variance): they reach from 24 rows times
+# variance to 2e10. One that is off by a factor of 1.41, as far as it can be between two, costs a tenth of the
+# growth. Up to 0.5 a mean that is further off is excluded all the more: there is one bound, and no more.
 _STAKES = 0.5 ** np.arange(1, 17)
 
 
@@ -53,7 +54,7 @@ def difference_bounds(
     alpha: ArrayLike,
     expected: float = 0.5,
 ) -> Bounds:
-    """Bounds of one side's probability of a bad row less the other's, of independent rows; as :func:`share_bounds`.
+    """Bounds of one side's probability of a bad row less the other's; as :func:`share_bounds`.
 
     :param other_rows: of the side with more rows, if there is one
     """
@@ -99,10 +100,11 @@ def mean_bounds(rows: ArrayLike, total: ArrayLike, squares: ArrayLike, alpha: Ar
 def log_wealth_of_share(rows: ArrayLike, bad: ArrayLike, share: ArrayLike, expected: float = 0.5) -> Array:
     """Log wealth of a bet that the probability of a bad row is not ``share``.
 
-    The likelihood ratio against ``share``, averaged over a distribution of the probability (Robbins, Ann. Math.
-    Stat. 41, 1970; with an expected share of a half it is Krichevsky and Trofimov's estimator, IEEE Trans. Inf.
-    Theory 27, 1981). For values between 0 and 1 whose mean is ``share`` it is a supermartingale as well,
-    with ``bad`` their total: a row's ratio is convex in the value, so no value is worth more than 0 and 1 are.
+    The likelihood ratio against ``share``, averaged over a distribution of the probability (Robbins, Ann.
+    Math. Stat. 41, 1970; with an expected share of a half it is Krichevsky and Trofimov's estimator, IEEE
+    Trans. Inf. Theory 27, 1981). For values between 0 and 1 whose mean is ``share`` it is a supermartingale
+    as well, with ``bad`` their total: a row's ratio is convex in the value, so no value is worth more than 0
+    and 1 are.
     """
     n, s = np.asarray(rows, np.float64), np.asarray(bad, np.float64)
     return _log_marginal(n, s, expected) - _log_likelihood(n, s, np.asarray(share, np.float64))
@@ -118,14 +120,14 @@ def log_wealth_of_difference(
 ) -> Array:
     """Log wealth of a bet that one side's probability is not the other's plus ``difference``.
 
-    For each pair of probabilities the two sides' wealths multiply; what has been won against every pair with that
-    difference is the least of them (Wasserman, Ramdas and Balakrishnan, *Universal inference*, PNAS 117, 2020).
-    Half of the stake on the other side is kept back. A canary knows its champion far better than itself: the bet
-    on the champion's rate would only lose, and so it loses a factor of 2 at most.
+    For each pair of probabilities the two sides' wealths multiply; what has been won against every pair with
+    that difference is the least of them (Wasserman, Ramdas and Balakrishnan, *Universal inference*, PNAS 117,
+    2020). Half of the stake on the other side is kept back. A canary knows its champion far better than
+    itself: the bet on the champion's rate would only lose, and so it loses a factor of 2 at most.
 
-    The logarithm of a wealth is convex in the probability, and so is that of 1 plus a wealth: the least is found
-    by bisecting the slope, between the shares that each side alone would have it at. No convex function falls
-    further than its slope, so what the bisecting has left is taken off.
+    The logarithm of a wealth is convex in the probability, and so is that of 1 plus a wealth: the least is
+    found by bisecting the slope, between the shares that each side alone would have it at. No convex function
+    falls further than its slope, so what the bisecting has left is taken off.
     """
     n, s, m, t, d = (
         np.asarray(value, np.float64) for value in (rows, bad, other_rows, other_bad, difference)
@@ -136,7 +138,7 @@ def log_wealth_of_difference(
     staked = _log_marginal(m, t, expected)
 
     def slope(share: Array) -> Array:
-        weight = 1 / (1 + np.exp(_log_likelihood(m, t, share) - staked))
+        weight = 1 / (1 + np.exp(t * np.log(share) + (m - t) * np.log1p(-share) - staked))
         return _slope(n, s, share + d) + weight * _slope(m, t, share)
 
     share, slack = _least(slope, np.minimum(ours, theirs), np.maximum(ours, theirs))
@@ -166,10 +168,11 @@ def log_wealth_of_paired_difference(
 def log_wealth_of_mean(rows: ArrayLike, total: ArrayLike, squares: ArrayLike, mean: ArrayLike) -> Array:
     """Log wealth of a bet that values from 0 to 1 have a mean above ``mean``.
 
-    Half of it stakes several parts of the wealth at once. With y a value less the mean and a stake l below 1, a row
-    multiplies it by exp(l y + (l + ln(1 - l)) y²), which is at most 1 + l y (Fan, Grama and Liu, *Exponential
-    inequalities for martingales*, Electron. J. Probab. 20, 2015; in the empirical Bernstein bound of Howard et al.
-    y² has another centre, which depends on the order of rows). The other half is :func:`log_wealth_of_share`'s, which is the better where values are rarely anything but 0 or 1.
+    Half of it stakes several parts of the wealth at once. With y a value less the mean and a stake l below 1,
+    a row multiplies it by exp(l y + (l + ln(1 - l)) y²), which is at most 1 + l y (Fan, Grama and Liu,
+    *Exponential inequalities for martingales*, Electron. J. Probab. 20, 2015; in the empirical Bernstein
+    bound of Howard et al. y² has another centre, which depends on the order of rows). The other half is
+    :func:`log_wealth_of_share`'s, which is the better where values are rarely anything but 0 or 1.
     """
     n, s, v, m = (np.asarray(value, np.float64) for value in (rows, total, squares, mean))
     above, spread = s - n * m, np.maximum(v - 2 * m * s + n * m * m, 0)
@@ -244,7 +247,7 @@ def _least(slope: Callable[[Array], Array], left: Array, right: Array) -> tuple[
 
 
 def _log_marginal(rows: Array, bad: Array, expected: float) -> Array:
-    """Log probability of such rows in an order, averaged over distributions with the mean ``expected``."""
+    """Log probability of such rows in an order, averaged over shares whose mean is ``expected``."""
     rest = max(expected, 1 - expected) / min(expected, 1 - expected) / 2
     return _log_averaged((bad, rows - bad), (0.5, rest) if expected <= 0.5 else (rest, 0.5))
 
@@ -252,8 +255,9 @@ def _log_marginal(rows: Array, bad: Array, expected: float) -> Array:
 def _log_averaged(kinds: Sequence[Array], weights: Sequence[float]) -> Array:
     """The same for any number of kinds of rows: three quarters go by a Dirichlet distribution of such weights.
 
-    It weighs as much as half a row of the rarest kind. Where few bad rows are expected, it would take it long to
-    believe in many, as when nothing works any more: a quarter goes by the one that expects anything (Jeffreys').
+    It weighs as much as half a row of the rarest kind. Where few bad rows are expected, it would take it long
+    to believe in many, as when nothing works any more: a quarter goes by the one that expects anything
+    (Jeffreys').
     """
     anything = _log_dirichlet(kinds, [0.5] * len(kinds))
     if all(weight == 0.5 for weight in weights):

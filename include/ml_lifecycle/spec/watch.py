@@ -27,8 +27,8 @@ class Scale(NamedTuple):
 class Criterion(Strict):
     """One metric by which the challenger is compared with the champion.
 
-    :param margin: how much worse than the champion is accepted. A release is rolled back once it is shown to be
-        worse than that, and promoted only once it is shown not to be
+    :param margin: how much worse than the champion is accepted. A release is rolled back once it is shown to
+        be worse than that, and promoted only once it is shown not to be
     :param required: whether a promotion waits for it; one that is not required can still roll back
     """
 
@@ -54,8 +54,8 @@ class Errors(Criterion):
 class Latency(Criterion):
     """Share of answers that took longer than a limit.
 
-    :param margin: a point by default. With the champion's p99 as the limit one answer in a hundred exceeds it, and
-        two may
+    :param margin: a point by default. With the champion's p99 as the limit one answer in a hundred exceeds
+        it, and two may
     :param limit_ms: None takes the champion's p99 before the release. It is fixed before there is traffic: a
         limit taken from the traffic would follow a slow challenger
     """
@@ -67,8 +67,8 @@ class Latency(Criterion):
 class ScoreDistribution(Criterion):
     """The largest distance between both sides' distribution functions of the score, at the edges of its bins.
 
-    :param margin: two tenths of the rows by default. A new model is meant to score otherwise; one that moves more
-        than that across some score decides otherwise as often, and people should know why
+    :param margin: two tenths of the rows by default. A new model is meant to score otherwise; one that moves
+        more than that across some score decides otherwise as often, and people should know why
     """
 
     margin: Share = 0.2
@@ -77,8 +77,8 @@ class ScoreDistribution(Criterion):
 class Disagreement(Criterion):
     """Share of rows that both sides decide otherwise; only where both answer the same rows.
 
-    :param margin: the share that is accepted, a tenth by default: as much as of two models that are wrong in one
-        decision of twenty, and never in the same
+    :param margin: the share that is accepted, a tenth by default: as much as of two models that are wrong in
+        one decision of twenty, and never in the same
     """
 
     margin: Annotated[Share, Field(gt=0)] = 0.1
@@ -89,8 +89,8 @@ class LabelLoss(Criterion):
 
     :param margin: in the loss's unit. Two points of wrong decisions by default, also of ``brier``; the others
         need one
-    :param loss: ``zero_one`` (wrong decisions), ``brier`` or ``log`` for classes, ``absolute`` or ``squared`` for
-        regression
+    :param loss: ``zero_one`` (wrong decisions), ``brier`` or ``log`` for classes, ``absolute`` or ``squared``
+        for regression
     :param largest: what a larger loss counts as, of ``log``, ``absolute`` and ``squared``: one row must not
         decide. One that is too large costs rows
     """
@@ -149,14 +149,14 @@ class Watch(Strict):
     :param disagreement: only a shadow's can be measured
     :param labels: measured as labels arrive: such a release takes at least ``labels.delay``
     :param business: metrics by name
-    :param segments: column to the values that are watched apart; they can roll back, but no promotion waits for
-        them. Half of ``alpha`` is theirs, so name those that matter
-    :param min_rows: no promotion before the challenger has so many in each required metric: fewer than a thousand
-        rows may all be one client's
-    :param min_time: no promotion before the release has had traffic so long. An hour by default: caches are warm,
-        and what runs every hour has run
-    :param deadline: a release that is undecided for so long is left to people, and not promoted any more. As long
-        as an approval waits by default
+    :param segments: column to the values that are watched apart; they can roll back, but no promotion waits
+        for them. Half of ``alpha`` is theirs, so name those that matter
+    :param min_rows: no promotion before the challenger has so many in each required metric: fewer than a
+        thousand rows may all be one client's
+    :param min_time: no promotion before the release has had traffic so long. An hour by default: caches are
+        warm, and what runs every hour has run
+    :param deadline: a release that is undecided for so long is left to people, and not promoted any more. As
+        long as an approval waits by default
     """
 
     alpha: Annotated[Number, Field(gt=0, le=0.5)] = 0.05
