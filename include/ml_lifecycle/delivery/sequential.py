@@ -253,7 +253,7 @@ def _log_marginal(rows: Array, bad: Array, expected: float) -> Array:
 
 
 def _log_averaged(kinds: Sequence[Array], weights: Sequence[float]) -> Array:
-    """The same for any number of kinds of rows: three quarters go by a Dirichlet distribution of such weights.
+    """The same for any number of kinds: three quarters go by a Dirichlet distribution of such weights.
 
     It weighs as much as half a row of the rarest kind. Where few bad rows are expected, it would take it long
     to believe in many, as when nothing works any more: a quarter goes by the one that expects anything
