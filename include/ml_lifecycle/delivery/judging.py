@@ -4,9 +4,9 @@ A pure function of totals: it may be asked every minute or once, by a watch that
 says the same. That looking often does not cheat is :mod:`ml_lifecycle.delivery.sequential`'s doing.
 
 Two errors are kept apart. Rolling back in vain: any metric in any segment could cause it, so all of them
-share ``alpha`` (Bonferroni); all metrics over all rows have a half of it, those of the segments the other.
-Promoting in vain: every required metric would have to err, the one that is worse among them, so each has the
-whole ``alpha`` (the intersection-union test of Berger, Technometrics 24, 1982).
+share ``alpha`` (Bonferroni); where segments are watched, they have half of it. Promoting in vain: the bound
+of a metric that is worse would have to err, whatever the others do, so each has the whole ``alpha`` (the
+intersection-union test of Berger, Technometrics 24, 1982).
 """
 
 from __future__ import annotations
@@ -192,9 +192,12 @@ def _compare(
     gap = counted.gap(levels) if counted is not None else Gap(0, 0, None, None, None, -1.0, 1.0)
     low, high = gap.low * width, gap.high * width
     verdict: Verdict = "undecided"
-    if gap.challenger_rows and gap.champion_rows:
-        verdict = "worse" if low > criterion.margin else verdict
-        verdict = "not_worse" if high < criterion.margin else verdict
+    if not gap.challenger_rows or not gap.champion_rows:
+        pass  # one side alone shows nothing, whatever its bounds
+    elif low > criterion.margin:
+        verdict = "worse"
+    elif high < criterion.margin:
+        verdict = "not_worse"
     made = Comparison(
         name,
         segment,

@@ -13,7 +13,9 @@ totals comes to the same bounds. Every function takes numbers or arrays, which a
 
 What is assumed: rows are independent, and a side's rate stays what it is. Where both sides' rates move
 together, as they do by day and night, the sides stay comparable while each keeps its share of the traffic:
-totals of times with other shares must not be added up (Simpson, J. R. Stat. Soc. B 13, 1951).
+totals of times with other shares must not be added up (Simpson, J. R. Stat. Soc. B 13, 1951). Where a user
+stays on one side, the sides differ by who is on them: the margin has to be wider than that.
+``benchmarks/release_judging.py`` measures both.
 """
 
 from __future__ import annotations

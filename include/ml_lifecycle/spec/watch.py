@@ -45,7 +45,7 @@ class Errors(Criterion):
     """Share of requests that were not answered.
 
     :param margin: half a point by default: less takes rows in proportion, and without an error on either side
-        half a point already takes about a thousand rows of the challenger
+        half a point already takes some 1,200 rows of the challenger
     """
 
     margin: Share = 0.005
@@ -146,7 +146,7 @@ class Watch(Strict):
         whichever metric and segment; and, each for itself, that one that is not within them is promoted. The
         usual twentieth by default: a release rolled back in vain costs a day, and can be made again
     :param errors: null leaves it out, as all others
-    :param disagreement: only a shadow's can be measured
+    :param disagreement: only a shadow's can be measured; while it is required no canary is promoted
     :param labels: measured as labels arrive: such a release takes at least ``labels.delay``
     :param business: metrics by name
     :param segments: column to the values that are watched apart; they can roll back, but no promotion waits
@@ -183,11 +183,10 @@ class Watch(Strict):
     def _names_are_unlike(self) -> Watch:
         if taken := sorted(self.business.keys() & Watch.model_fields.keys()):
             raise FieldError("business", f"{taken[0]} has a meaning of its own: use another name")
-        for column, values in self.segments.items():
-            if not values:
-                raise FieldError("segments", f"{column} has no values")
-            if twice := [value for value, times in Counter(values).items() if times > 1]:
-                raise FieldError("segments", f"{column} has {twice[0]} twice")
+        if empty := [column for column, values in self.segments.items() if not values]:
+            raise FieldError("segments", f"{empty[0]} has no values")
+        if twice := [name for name, times in Counter(self.segment_names).items() if times > 1]:
+            raise FieldError("segments", f"{twice[0]} is there twice")
         return self
 
     @property
