@@ -153,7 +153,7 @@ def simulate(scenario: Scenario, weight: float, releases: int, rng: np.random.Ge
 def sides_of_users(users: int, weight: float, releases: int, rng: np.random.Generator) -> tuple[Array, Any]:
     """The challenger's share of the traffic, and both sides' errors, by which users are on them.
 
-    Half of the errors are those of the twentieth of the users who have most.
+    A tenth of the users have three quarters of the errors.
     """
     traffic = rng.lognormal(0, 1, (releases, users))
     errors = rng.beta(0.2, 19.8, (releases, users))
@@ -229,7 +229,7 @@ def promoted(totals: Totals) -> Array:
     n, m, margin = n[:, None], m[:, None], MARGINS["score_distribution"]
     up, down = within(n, s, m, t, margin, 0.5), within(n, n - s, m, m - t, margin, 0.5)
     shown[shown] = (up & down).all(axis=-1)
-    return shown.any(axis=1)
+    return np.asarray(shown.any(axis=1))
 
 
 def check(totals: Totals, stopped: Array, rng: np.random.Generator) -> None:
