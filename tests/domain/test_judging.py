@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ml_lifecycle.delivery.harm import harm, losses
 from ml_lifecycle.delivery.judging import Comparison, Judgement, Observed, add_up, judge, refuse_shrunk
+from ml_lifecycle.delivery.sequential import difference_bounds, mean_bounds, paired_difference_bounds
 from ml_lifecycle.delivery.sides import Apart, PairedMean, PairedScores, PairedShare
 from ml_lifecycle.delivery.tallies import JudgingError, Levels, Mean, Scores, Share
 from ml_lifecycle.metrics import UNKNOWN_CLASS, Answers
@@ -216,6 +217,49 @@ def test_pairs_of_scores() -> None:
     assert gap.difference == pytest.approx(piles.difference) == pytest.approx(0.05, abs=0.01)
     assert 0.03 < gap.low < gap.difference < gap.high < piles.high
     assert PairedScores.of([math.nan, 0.5], [0.5, math.nan], EDGES).challenger[0] == 1
+
+
+def test_bounds_of_two_piles_of_numbers_share_their_level() -> None:
+    rng = np.random.default_rng(6)
+    piles = rng.beta(2, 9, 700), rng.beta(2, 7, 4000)
+    gap = Apart(*map(Mean.of, piles)).gap(Levels(0.01, 0.2))
+    totals = [(len(pile), pile.sum(), (pile**2).sum()) for pile in piles]
+    (low, _), (_, high_too) = (mean_bounds(*total, 0.01 / 2) for total in totals)
+    (_, high), (low_too, _) = (mean_bounds(*total, 0.2 / 2) for total in totals)
+    assert (gap.low, gap.high) == pytest.approx((low - high_too, high - low_too))
+
+
+def test_bounds_of_pairs_of_numbers_are_those_of_their_differences() -> None:
+    rng = np.random.default_rng(6)
+    one, two = rng.beta(2, 9, 700), rng.beta(2, 7, 700)
+    gap = PairedMean.of(one, two).gap(Levels(0.01, 0.2))
+    shifted = (1 + one - two) / 2
+    bounds = [mean_bounds(700, shifted.sum(), (shifted**2).sum(), alpha) for alpha in (0.01, 0.2)]
+    assert (gap.low, gap.high) == pytest.approx((2 * bounds[0][0] - 1, 2 * bounds[1][1] - 1))
+
+
+def test_that_scores_moved_somewhere_may_be_wrong_at_any_edge() -> None:
+    """The edges share the level of the lower bound; the upper one must hold at each, and has it whole."""
+    rng = np.random.default_rng(6)
+    one, two = rng.random(900) ** 1.4, rng.random(900)
+    below, below_too = (np.cumsum(Scores.of(scores, EDGES).counts)[:-1] for scores in (one, two))
+    levels, pairs = Levels(0.06, 0.2), PairedScores.of(one, two, EDGES)
+    for gap, bounds in (
+        (
+            Apart(Scores.of(one, EDGES), Scores.of(two, EDGES)).gap(levels),
+            [difference_bounds(900, below, 900, below_too, alpha) for alpha in (0.06 / 12, 0.2)],
+        ),
+        (
+            pairs.gap(levels),
+            [
+                paired_difference_bounds(900, pairs.challenger, pairs.champion, alpha)
+                for alpha in (0.06 / 12, 0.2)
+            ],
+        ),
+    ):
+        assert gap.low == pytest.approx(np.maximum(bounds[0][0], -bounds[0][1]).max())
+        assert gap.high == pytest.approx(np.maximum(-bounds[1][0], bounds[1][1]).max())
+        assert gap.low > 0
 
 
 def test_disagreement_has_an_accepted_share() -> None:
