@@ -76,9 +76,7 @@ class PairedShare(Tally):
     def gap(self, levels: Levels) -> Gap:
         """How much worse the challenger is."""
         totals = self.rows, self.challenger, self.champion
-        expected = min(
-            levels.expected, 1 / 3
-        )  # three kinds of rows: bad on one side, on the other, and the rest
+        expected = min(levels.expected, 1 / 3)  # of three kinds: bad on one side, on the other, and the rest
         bounds = levels.of(lambda alpha: sequential.paired_difference_bounds(*totals, alpha, expected))
         one, two = (ratio(self.both + only, self.rows) for only in (self.challenger, self.champion))
         return _gap(self.rows, self.rows, one, two, bounds)
