@@ -1,4 +1,4 @@
-"""Moments as the server keeps them: microseconds since 1970, UTC. Datetimes cost several times more to log."""
+"""Moments as the server keeps them: microseconds since 1970, UTC. Datetimes are slow to log."""
 
 from __future__ import annotations
 
