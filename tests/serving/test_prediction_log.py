@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -182,6 +183,31 @@ def test_rows_too_large_to_be_kept_are_counted_as_lost(publisher: Publisher) -> 
     log.close()
     assert value(metrics, "ml_lifecycle_log_rows_written_total") == 6.0
     assert value(metrics, "ml_lifecycle_log_rows_lost_total") == 2.0
+
+
+def test_who_has_time_waits_for_room_but_not_for_a_lake_that_refuses(publisher: Publisher) -> None:
+    entry = entry_of(publisher, "binary", row())
+    log = PredictionLog(publisher.lake, Metrics("test"), flush_seconds=60, buffer_rows=4)
+    log.wait_for_room(seconds=0)  # there is room: it returns at once
+    for _ in range(3):
+        log.append(entry)
+    waited = threading.Thread(target=log.wait_for_room, kwargs={"seconds": 60})
+    waited.start()
+    log.start()
+    assert waited.is_alive()
+    log.close()  # writes what waits
+    waited.join()
+    blocker = Path(publisher.lake.full_path("predictions"))
+    shutil.rmtree(blocker)
+    blocker.write_text("in the way")
+    metrics = Metrics("test")
+    refused = PredictionLog(publisher.lake, metrics, flush_seconds=0.02, buffer_rows=4, close_seconds=0)
+    refused.start()
+    for _ in range(3):
+        refused.append(entry)
+    wait_until(lambda: value(metrics, "ml_lifecycle_log_write_failures_total") > 0)
+    refused.wait_for_room(seconds=3600)
+    refused.close()
 
 
 def test_a_full_part_is_written_at_once(publisher: Publisher) -> None:

@@ -108,8 +108,16 @@ class PredictionWindow:
 def read_parts(lake: Lake, paths: Sequence[str]) -> pl.LazyFrame:
     """The rows of parts that one model wrote, as :data:`SCHEMA` has them."""
     rows = lake.scan(paths)
-    structs = [name for name, dtype in rows.collect_schema().items() if isinstance(dtype, pl.Struct)]
-    return rows.with_columns(pl.col(name).struct.json_encode() for name in structs)
+    found: list[pl.Expr] = []
+    for name, dtype in rows.collect_schema().items():
+        if isinstance(dtype, pl.Enum):
+            found.append(pl.col(name).cast(pl.String))
+        elif isinstance(dtype, pl.Struct):
+            # A missing number is NaN there, which JSON has not.
+            floats = [field.name for field in dtype.fields if field.dtype.is_float()]
+            known = pl.col(name).struct.with_fields(pl.field(one).fill_nan(None) for one in floats)
+            found.append((known if floats else pl.col(name)).struct.json_encode())
+    return rows.with_columns(found)
 
 
 def _kind(path: str) -> str:

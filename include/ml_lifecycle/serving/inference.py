@@ -127,6 +127,7 @@ class Inference:
 
         def work() -> list[Result]:
             loaded, query = job.decode()
+            self._log.wait_for_room()
             return _score_all([Waiting(job, loaded, query)])
 
         self.run(work, self._take, job.fail)

@@ -62,8 +62,8 @@ class PredictionLog:
         lake: Lake,
         metrics: Metrics,
         flush_seconds: float = 0.7,
-        part_rows: int = 5_000,
-        buffer_rows: int = 100_000,
+        part_rows: int = 50_000,
+        buffer_rows: int = 500_000,
         buffer_bytes: int = 64 * 2**20,
         close_seconds: float = 10.0,
     ) -> None:
@@ -82,6 +82,7 @@ class PredictionLog:
         self._bytes = 0  # of both
         self._parts: deque[_Part] = deque()
         self._closing = False
+        self._failing = False  # the lake refused the last write
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         metrics.log_pending(lambda: self._pending)
@@ -102,13 +103,25 @@ class PredictionLog:
             self._pending += rows
             self._bytes += entry.size
             if self._waiting >= self._part_rows:
-                self._wake.notify()
+                self._wake.notify_all()
+
+    def wait_for_room(self, seconds: float = 1.0) -> None:
+        """Wait until half of the buffer is free, if the log can get there: called by threads that have time.
+
+        Large requests can come faster than their rows are written. They wait a little instead of losing them.
+        """
+        with self._wake:
+            self._wake.wait_for(self._has_room, timeout=seconds)
+
+    def _has_room(self) -> bool:
+        half = self._pending * 2 <= self._buffer_rows and self._bytes * 2 <= self._buffer_bytes
+        return half or self._failing or self._closing
 
     def close(self) -> None:
         """Write all that waits; what cannot be written within ``close_seconds`` is counted as lost."""
         with self._wake:
             self._closing = True
-            self._wake.notify()
+            self._wake.notify_all()
         self._thread.join()
 
     def _run(self) -> None:
@@ -147,9 +160,11 @@ class PredictionLog:
                 self._lake.write_bytes(part.path, part.data)
             # Every storage client raises errors of its own; whatever it is, the part is kept and tried again.
             except Exception as error:  # noqa: BLE001
+                self._failing = True
                 self._metrics.log_failures.inc()
                 log.warning("%s could not be written and will be tried again: %s", part.path, error)
                 return False
+            self._failing = False
             self._parts.popleft()
             self._metrics.log_written.inc(part.rows)
             self._settle(part.rows, len(part.data))
@@ -159,6 +174,7 @@ class PredictionLog:
         with self._wake:
             self._pending -= rows
             self._bytes -= size
+            self._wake.notify_all()
 
     def _encode(self, entries: Iterable[LogEntry | FailedEntry]) -> list[_Part]:
         groups: dict[tuple[Any, ...], list[Any]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +28,9 @@ from ml_lifecycle.serving.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
-# Only large requests and online reads leave the event loop; the store is read one at a time anyway.
-_WORKER_THREADS = 4
+# Only large requests and online reads leave the event loop; the store is read one at a time anyway, and more
+# threads than cores would only take turns.
+_WORKER_THREADS = max(2, min(4, len(os.sched_getaffinity(0))))
 _SHUTDOWN_SECONDS = 30.0
 
 
