@@ -30,8 +30,10 @@ from ml_lifecycle.evaluation.gates import measure_segments
 from ml_lifecycle.evaluation.parity import kind_of_rows
 from ml_lifecycle.metrics import Answers
 from ml_lifecycle.records import Evaluation, GateResult, TaskType, Training, digest_of, from_json
-from ml_lifecycle.serving.codecs import decode_query
+from ml_lifecycle.serving.columns import make_table
 from ml_lifecycle.serving.model import OnnxModel
+from ml_lifecycle.serving.queries import decode_query
+from ml_lifecycle.serving.signature import Signature
 from ml_lifecycle.spec.model import Gate
 from ml_lifecycle.stages.evaluate import evaluate, raise_if_failed
 
@@ -109,13 +111,15 @@ def test_a_server_with_the_file_gives_the_golden_answers(
         classes=training.classes,
         threshold=threshold,
     )
-    query = decode_query(json.dumps(golden["request"]).encode(), variant, max_rows=100, received_at=NOW)
+    body = json.dumps(golden["request"]).encode()
+    query = decode_query(body, None, Signature(variant), variant.task, 100, NOW)
     assert query.features is not None
     assert query.rows == 54
-    assert "(unseen category)" in query.features.values["carrier"]
-    assert None in query.features.values["wind"]
+    table = make_table(variant.columns, [query.features])
+    assert "(unseen category)" in table.given["carrier"]
+    assert np.isnan(np.asarray(table.given["wind"])).any()
     model = OnnxModel(trained.lake.read_bytes(training.model_path, golden["model_digest"]), variant)
-    answers = model.run(query.features)
+    answers = model.run(table)
     assert answers.keys() == golden["expected"].keys()
     for name, expected in golden["expected"].items():
         got = answers[name].ravel().tolist()

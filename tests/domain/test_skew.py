@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import polars as pl
 import pytest
 from flight_truth import FLOATS, Truth, as_served, single
 from flight_world import DAY, KEYS, STORY_STARTS, YEAR_ENDS, World, folder_with, january, short_holdout
+from live_server import live_client
 from numpy.typing import NDArray
-from starlette.testclient import TestClient
 from training_world import train_here
 from waiting import wait_until
 
@@ -21,10 +23,12 @@ from ml_lifecycle.adapters.feast_repo import historical_features, open_store
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.adapters.onnx import as_served as in_model_types
 from ml_lifecycle.adapters.onnx import feeds
+from ml_lifecycle.adapters.predictions import read_parts
 from ml_lifecycle.delivery.route import Route, Variant, publish
 from ml_lifecycle.records import Interval, Training, TrainingSet
+from ml_lifecycle.serving.columns import make_table
 from ml_lifecycle.serving.resolver import Resolver, feast_reader
-from ml_lifecycle.serving.server import create_app
+from ml_lifecycle.serving.server import ModelServer
 from ml_lifecycle.stages.feature_tables import INSTANT, build_tables, features_of, local_tables
 from ml_lifecycle.stages.features import build_scoring_rows
 from ml_lifecycle.stages.online_features import materialise
@@ -57,18 +61,19 @@ def variant(lake: Lake, training_set: TrainingSet, **changes: Any) -> Variant:
     return Variant("champion", "1", task="binary", columns=training_set.columns, **fields | changes)
 
 
-def start(lake: Lake, source: Lake, training_set: TrainingSet, training: Training, url: str) -> TestClient:
+def start(
+    lake: Lake, source: Lake, training_set: TrainingSet, training: Training, url: str
+) -> AbstractContextManager[httpx.Client]:
     """The real server on a lake of its own, following a route of this model."""
     for path in (training.model_path, training_set.registry_path):
         lake.write_bytes(path, source.read_bytes(path))
     model = {"model_path": training.model_path, "model_digest": training.model_digest}
     served = variant(lake, training_set, classes=training.classes, **model)
     publish(lake, Route("flight_delay", "flight_delay", 1, (served,), "0" * 64, TRAINED))
-    app = create_app(lake, "production", "token", url, poll_seconds=0.02)
-    return TestClient(app, headers={"Authorization": "Bearer token"})
+    return live_client(ModelServer(lake, "production", "token", url, poll_seconds=0.02), "token")
 
 
-def ask(client: TestClient, rows: pl.DataFrame, id: str) -> NDArray[np.float32]:
+def ask(client: httpx.Client, rows: pl.DataFrame, id: str) -> NDArray[np.float32]:
     """The server's probabilities, two a row, for rows given by their entity keys and moments."""
     moments = [moment.isoformat() for moment in rows["event_timestamp"]]
     inputs = [
@@ -84,7 +89,7 @@ def ask(client: TestClient, rows: pl.DataFrame, id: str) -> NDArray[np.float32]:
 
 def logged(lake: Lake) -> dict[tuple[str, str], dict[str, object]]:
     """What the server says it scored, by request and flight."""
-    log = pl.concat([pl.read_parquet(lake.full_path(path)) for path in lake.list("predictions")])
+    log = read_parts(lake, lake.list("predictions")).collect()
     assert set(log["features_from"]) == {"online_store"}
     return {
         (row["prediction_id"], json.loads(row["entity_keys"])["flight_id"]): json.loads(row["features"])
@@ -209,7 +214,8 @@ def test_every_type_reaches_the_model_alike(weeks: World, tmp_path: Path) -> Non
     asked = pl.concat([rows.select(*KEYS), unknown.select(*KEYS)])
     resolver = Resolver(variant(world.lake, training_set, classes=("0", "1")), world.lake, url, feast_reader)
     resolved = resolver.resolve({key: asked[key].to_list() for key in KEYS}, [moment] * asked.height)
+    served = make_table(training_set.columns, [resolved])
     for name, array in feeds(offline).items():
-        assert resolved.arrays[name].dtype == array.dtype, name
-        np.testing.assert_array_equal(resolved.arrays[name], array, err_msg=name)
-    assert resolved.values["temperature"][-1] is None
+        assert served.columns[name].reshape(-1, 1).dtype == array.dtype, name
+        np.testing.assert_array_equal(served.columns[name].reshape(-1, 1), array, err_msg=name)
+    assert np.isnan(served.columns["temperature"][-1])

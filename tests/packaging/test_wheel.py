@@ -128,7 +128,10 @@ def brought(wanted: dict[str, set[str]]) -> set[str]:
 
 @pytest.mark.parametrize(
     ("module", "extras"),
-    [("ml_lifecycle.serving.rest", "server"), ("ml_lifecycle.training.pod", "training")],
+    [
+        ("ml_lifecycle.serving.server, ml_lifecycle.serving.grpc_service", "server"),
+        ("ml_lifecycle.training.pod", "training"),
+    ],
 )
 def test_server_and_pod_need_what_their_extra_brings(module: str, extras: str, installed: Path) -> None:
     known = set(importlib.metadata.packages_distributions())

@@ -20,6 +20,7 @@ import polars as pl
 import pytest
 
 from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.adapters.predictions import read_parts
 from ml_lifecycle.delivery.route import Route, Variant, publish
 from ml_lifecycle.records import ColumnSpec, TaskType
 from ml_lifecycle.serving.client import ModelClient
@@ -228,5 +229,5 @@ def row(carrier: Any = "AA", wind: Any = 12.5, hour: Any = 17) -> dict[str, Any]
 
 def logged(lake: Lake) -> pl.DataFrame:
     """Every prediction log row in the lake."""
-    parts = [pl.read_parquet(lake.full_path(path)) for path in lake.list("predictions")]
+    parts = [read_parts(lake, [path]).collect() for path in lake.list("predictions")]
     return pl.concat(parts) if parts else pl.DataFrame()

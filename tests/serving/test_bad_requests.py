@@ -9,24 +9,22 @@ import json
 import re
 import select
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-import uvicorn
+from live_server import live
 from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.serving.protocol import BoundedHttp
-from ml_lifecycle.serving.rest import Limits
-from ml_lifecycle.serving.server import create_app, listen
+from ml_lifecycle.serving.http import Bounds
+from ml_lifecycle.serving.server import ModelServer
 from tests.serving.conftest import TOKEN, Built, Publisher, Server, row
 
 INFER = b"/v2/models/late/infer"
@@ -305,24 +303,9 @@ def metric(http: httpx.Client, name: str) -> float:
     return float(lines[f"ml_lifecycle_log_rows_{name}"])
 
 
-class Impatient(BoundedHttp):
-    max_head_bytes = 2_000
-    head_seconds = 0.5
-
-
-@contextmanager
-def impatient_server(lake: Lake) -> Iterator[str]:
-    """The application behind the real protocol, both with little patience."""
-    app = create_app(lake, "test", TOKEN, limits=Limits(body_seconds=0.5))
-    listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, http=Impatient, ws="none", log_config=None, lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+def impatient(lake: Lake) -> ModelServer:
+    """A server with little patience."""
+    return ModelServer(lake, "test", TOKEN, bounds=Bounds(2_000, 0.5, body_seconds=0.5))
 
 
 def drip(url: str, first: bytes, then: bytes) -> int:
@@ -345,7 +328,7 @@ SLOW: dict[str, tuple[bytes, bytes, int]] = {
 
 def test_slow_clients_are_not_waited_for_and_hold_nobody_up(publisher: Publisher) -> None:
     publisher("late", "binary", 1, "1")
-    with impatient_server(publisher.lake) as url, ThreadPoolExecutor(len(SLOW) * 8) as pool:
+    with live(impatient(publisher.lake)) as url, ThreadPoolExecutor(len(SLOW) * 8) as pool:
         wait_until(lambda: send(url, [head(length=len(GOOD)), GOOD]) == 200)
         began = time.monotonic()
         waiting = {name: [pool.submit(drip, url, *case[:2]) for _ in range(8)] for name, case in SLOW.items()}
@@ -360,7 +343,7 @@ def test_slow_clients_are_not_waited_for_and_hold_nobody_up(publisher: Publisher
 def test_a_long_but_honest_head_and_a_large_body_after_it_are_taken(publisher: Publisher) -> None:
     publisher("late", "binary", 1, "1")
     padded = json.dumps(row(carrier="A" * 300_000)).encode()
-    with impatient_server(publisher.lake) as url:
+    with live(impatient(publisher.lake)) as url:
         wait_until(lambda: send(url, [head(length=len(GOOD)), GOOD]) == 200)
         # A head in two packets, the second with much of the body: only the head counts.
         whole = head(length=len(padded), headers=b"x: %s\r\n" % (b"a" * 1_500)) + padded

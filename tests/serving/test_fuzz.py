@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from live_server import live_client
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -18,16 +20,14 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
     unsupported_method,
 )
-from starlette.testclient import TestClient
 from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.serving.openapi import document
-from ml_lifecycle.serving.server import create_app
+from ml_lifecycle.serving.server import ModelServer
 from tests.serving.conftest import TOKEN, Built, Publisher, row
 
 MODELS = ("late", "line", "sizes")
-HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 # The same examples at every run; more of them in the full tests.
 FEW = settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=500)
@@ -37,25 +37,25 @@ schema = schemathesis.openapi.from_dict({**document("0", MODELS), "security": []
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory, built: dict[str, Built]) -> Iterator[TestClient]:
-    """The application in this process, so that an exception would be seen."""
+def client(tmp_path_factory: pytest.TempPathFactory, built: dict[str, Built]) -> Iterator[httpx.Client]:
+    """The real server, in this process."""
     lake = Lake(str(tmp_path_factory.mktemp("fuzz")))
     publish = Publisher(lake, built)
     for endpoint, model in zip(MODELS, ("binary", "regression", "multiclass"), strict=True):
         publish(endpoint, model, 1, "1")
-    with TestClient(create_app(lake, "staging", TOKEN), headers=HEADERS) as client:
+    with live_client(ModelServer(lake, "staging", TOKEN), TOKEN) as client:
         wait_until(lambda: all(client.get(f"/v2/models/{name}/ready").is_success for name in MODELS))
         yield client
 
 
-def test_the_document_is_served_and_is_what_is_fuzzed(client: TestClient) -> None:
+def test_the_document_is_served_and_is_what_is_fuzzed(client: httpx.Client) -> None:
     served = client.get("/v2/openapi.json").json()
     served["info"]["version"] = "0"
     assert served == json.loads(json.dumps(document("0", MODELS)))
 
 
-def _call(client: TestClient, case: schemathesis.Case) -> None:
-    arguments = case.as_transport_kwargs(base_url="http://testserver")
+def _call(client: httpx.Client, case: schemathesis.Case) -> None:
+    arguments = case.as_transport_kwargs(base_url=str(client.base_url))
     response = client.request(**arguments)
     case.validate_response(
         schemathesis.Response.from_any(response),
@@ -72,14 +72,14 @@ def _call(client: TestClient, case: schemathesis.Case) -> None:
 
 @schema.parametrize()
 @FEW
-def test_every_operation(client: TestClient, case: schemathesis.Case) -> None:
+def test_every_operation(client: httpx.Client, case: schemathesis.Case) -> None:
     _call(client, case)
 
 
 @pytest.mark.full
 @schema.parametrize()
 @MANY
-def test_every_operation_at_length(client: TestClient, case: schemathesis.Case) -> None:
+def test_every_operation_at_length(client: httpx.Client, case: schemathesis.Case) -> None:
     _call(client, case)
 
 
@@ -109,7 +109,7 @@ def nearly_right(draw: st.DrawFn) -> bytes:
     return json.dumps(request).encode()
 
 
-def _refused_or_answered(client: TestClient, body: bytes) -> None:
+def _refused_or_answered(client: httpx.Client, body: bytes) -> None:
     response = client.post("/v2/models/late/infer", content=body)
     assert response.status_code in (200, 400, 413), response.text
     content = response.json()
@@ -118,12 +118,12 @@ def _refused_or_answered(client: TestClient, body: bytes) -> None:
 
 @FEW
 @given(body=nearly_right() | st.binary(max_size=200))
-def test_bodies_that_are_nearly_right(client: TestClient, body: bytes) -> None:
+def test_bodies_that_are_nearly_right(client: httpx.Client, body: bytes) -> None:
     _refused_or_answered(client, body)
 
 
 @pytest.mark.full
 @settings(MANY, max_examples=5000)
 @given(body=nearly_right() | st.binary(max_size=2000))
-def test_bodies_that_are_nearly_right_at_length(client: TestClient, body: bytes) -> None:
+def test_bodies_that_are_nearly_right_at_length(client: httpx.Client, body: bytes) -> None:
     _refused_or_answered(client, body)

@@ -20,9 +20,10 @@ from waiting import wait_until
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.predictions import SCHEMA
 from ml_lifecycle.delivery.route import Pointer
-from ml_lifecycle.serving.codecs import decode_query, encode_prediction
+from ml_lifecycle.serving.encoding import encode_answer
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.prediction_log import LogEntry, PredictionLog
+from ml_lifecycle.serving.queries import decode_query
 from ml_lifecycle.serving.routes import RouteLoader
 from tests.serving.conftest import Publisher, Server, logged, row
 
@@ -33,8 +34,10 @@ RECEIVED = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 def entry_of(publisher: Publisher, model: str, request: dict[str, object]) -> LogEntry:
     route = publisher("endpoint", model, 1, "1")
     served = RouteLoader(publisher.lake).load(route, Pointer(1, "", ""))
-    query = decode_query(json.dumps(request).encode(), route.champion, max_rows=100_000, received_at=RECEIVED)
-    return LogEntry(served.pick().infer(route, query), latency_ms=1.5)
+    loaded = served.pick()
+    body = json.dumps(request).encode()
+    query = decode_query(body, None, loaded.signature, loaded.variant.task, 100_000, RECEIVED)
+    return LogEntry(loaded.score(route, [query]), [1.5])
 
 
 def value(metrics: Metrics, name: str) -> float:
@@ -51,7 +54,7 @@ def write(lake: Lake, *entries: LogEntry) -> pl.DataFrame:
     return logged(lake).sort("prediction_id", "row")
 
 
-def test_rows_follow_schema_1(publisher: Publisher) -> None:
+def test_rows_follow_the_schema(publisher: Publisher) -> None:
     request = {
         "id": "one",
         "inputs": [
@@ -85,7 +88,9 @@ def test_rows_follow_schema_1(publisher: Publisher) -> None:
     ]
     assert set(frame["features_from"]) == {"request"}
     outputs = [json.loads(text) for text in frame["outputs"]]
-    answered = json.loads(encode_prediction(entry.prediction))["outputs"]
+    scored = entry.scored
+    pieces, _ = encode_answer(scored.route, scored.variant, scored.queries[0], scored.outputs)
+    answered = json.loads(pieces[0])["outputs"]
     assert [output["label"] for output in outputs] == answered[0]["data"]
     probabilities = [value for output in outputs for value in output["probabilities"]]
     assert probabilities == answered[1]["data"]
@@ -103,7 +108,7 @@ def test_rows_follow_schema_1(publisher: Publisher) -> None:
     assert (only["latency_ms"], only["status"]) == (1.5, 200)
     path = next(iter(publisher.lake.list("predictions")))
     metadata = pl.read_parquet_metadata(publisher.lake.full_path(path))
-    assert metadata["schema"] == "prediction_log/1"
+    assert metadata["schema"] == "prediction_log/2"
 
 
 def test_scores_of_the_other_tasks(publisher: Publisher) -> None:

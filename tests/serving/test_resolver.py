@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 import pytest
-from starlette.testclient import TestClient
+from live_server import live_client
 from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import sha256
@@ -16,7 +17,7 @@ from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.serving.dataplane import DataPlane
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.routes import RouteFollower, RouteLoader
-from ml_lifecycle.serving.server import create_app
+from ml_lifecycle.serving.server import ModelServer
 from tests.serving.conftest import TOKEN, Publisher, logged
 
 REGISTRY = b"a registry"
@@ -86,11 +87,11 @@ def with_registry(publisher: Publisher, revision: int = 1, registry: bytes = REG
 
 
 @pytest.fixture
-def client(publisher: Publisher) -> Iterator[TestClient]:
+def client(publisher: Publisher) -> Iterator[httpx.Client]:
     MemoryReader.made.clear()
     MemoryReader.asked.clear()
     MemoryReader.closed.clear()
-    app = create_app(
+    server = ModelServer(
         publisher.lake,
         "test",
         TOKEN,
@@ -99,13 +100,11 @@ def client(publisher: Publisher) -> Iterator[TestClient]:
         reader_factory=MemoryReader,
         clock=lambda: RECEIVED,
     )
-    with TestClient(
-        app, headers={"Authorization": f"Bearer {TOKEN}"}, raise_server_exceptions=False
-    ) as client:
+    with live_client(server, TOKEN) as client:
         yield client
 
 
-def wait_for(client: TestClient, revision: int) -> None:
+def wait_for(client: httpx.Client, revision: int) -> None:
     def live() -> bool:
         response = client.get("/v2/models/late")
         return response.status_code == 200 and response.json()["parameters"]["route_revision"] == revision
@@ -113,7 +112,7 @@ def wait_for(client: TestClient, revision: int) -> None:
     wait_until(live)
 
 
-def test_entity_keys_give_what_the_vector_gives(publisher: Publisher, client: TestClient) -> None:
+def test_entity_keys_give_what_the_vector_gives(publisher: Publisher, client: httpx.Client) -> None:
     with_registry(publisher)
     wait_for(client, 1)
     assert client.get("/v2/models/late").json()["parameters"]["entity_keys"] == ["origin", "flight"]
@@ -130,7 +129,7 @@ def test_entity_keys_give_what_the_vector_gives(publisher: Publisher, client: Te
     assert MemoryReader.made == [(REGISTRY, "late_features", "memory://")]
 
 
-def test_the_store_is_opened_before_anybody_asks_by_keys(publisher: Publisher, client: TestClient) -> None:
+def test_the_store_is_opened_before_anybody_asks_by_keys(publisher: Publisher, client: httpx.Client) -> None:
     with_registry(publisher)
     wait_until(lambda: MemoryReader.made)
     assert client.post("/v2/models/late/infer", json=by_keys(["JFK"], [2])).status_code == 200
@@ -138,7 +137,7 @@ def test_the_store_is_opened_before_anybody_asks_by_keys(publisher: Publisher, c
 
 
 def test_the_store_of_a_route_that_is_no_longer_live_is_closed(
-    publisher: Publisher, client: TestClient
+    publisher: Publisher, client: httpx.Client
 ) -> None:
     for revision in (1, 2, 3):
         with_registry(publisher, revision, b"registry %d" % revision)
@@ -195,7 +194,7 @@ def test_routes_are_followed_while_the_store_is_slow(publisher: Publisher) -> No
     assert len(SlowReader.made) == 3
 
 
-def test_features_are_read_as_of_each_rows_moment(publisher: Publisher, client: TestClient) -> None:
+def test_features_are_read_as_of_each_rows_moment(publisher: Publisher, client: httpx.Client) -> None:
     with_registry(publisher)
     wait_for(client, 1)
     moments = {"event_time": ["2026-02-01T08:00:00Z", "2026-02-02T08:00:00Z"]}
@@ -205,7 +204,7 @@ def test_features_are_read_as_of_each_rows_moment(publisher: Publisher, client: 
     assert MemoryReader.asked == [given, [RECEIVED]]
 
 
-def test_resolved_features_are_logged_with_their_keys(publisher: Publisher, client: TestClient) -> None:
+def test_resolved_features_are_logged_with_their_keys(publisher: Publisher, client: httpx.Client) -> None:
     with_registry(publisher)
     wait_for(client, 1)
     client.post("/v2/models/late/infer", json=by_keys(["JFK", "EWR"], [2, 1]))
@@ -233,7 +232,7 @@ def test_resolved_features_are_logged_with_their_keys(publisher: Publisher, clie
     ],
 )
 def test_keys_that_lead_nowhere(
-    publisher: Publisher, client: TestClient, request_: dict[str, Any], status: int, message: str
+    publisher: Publisher, client: httpx.Client, request_: dict[str, Any], status: int, message: str
 ) -> None:
     with_registry(publisher)
     wait_for(client, 1)
@@ -242,7 +241,7 @@ def test_keys_that_lead_nowhere(
     assert message in response.json()["error"]
 
 
-def test_keys_of_another_type_are_refused(publisher: Publisher, client: TestClient) -> None:
+def test_keys_of_another_type_are_refused(publisher: Publisher, client: httpx.Client) -> None:
     with_registry(publisher)
     wait_for(client, 1)
     request = by_keys(["EWR"], ["1"])
@@ -254,7 +253,7 @@ def test_keys_of_another_type_are_refused(publisher: Publisher, client: TestClie
     assert "must be BYTES or INT64" in client.post("/v2/models/late/infer", json=request).json()["error"]
 
 
-def test_some_keys_are_not_all_keys(publisher: Publisher, client: TestClient) -> None:
+def test_some_keys_are_not_all_keys(publisher: Publisher, client: httpx.Client) -> None:
     with_registry(publisher)
     wait_for(client, 1)
     request = by_keys(["EWR"], [1])
@@ -264,7 +263,7 @@ def test_some_keys_are_not_all_keys(publisher: Publisher, client: TestClient) ->
     assert "or the entity keys origin, flight" in response.json()["error"]
 
 
-def test_a_switch_makes_the_next_reader_ahead(publisher: Publisher, client: TestClient) -> None:
+def test_a_switch_makes_the_next_reader_ahead(publisher: Publisher, client: httpx.Client) -> None:
     with_registry(publisher)
     wait_for(client, 1)
     client.post("/v2/models/late/infer", json=by_keys(["EWR"], [1]))
@@ -273,7 +272,7 @@ def test_a_switch_makes_the_next_reader_ahead(publisher: Publisher, client: Test
     assert [registry for registry, _, _ in MemoryReader.made] == [REGISTRY, b"another registry"]
 
 
-def test_a_torn_registry_is_refused(publisher: Publisher, client: TestClient) -> None:
+def test_a_torn_registry_is_refused(publisher: Publisher, client: httpx.Client) -> None:
     with_registry(publisher)
     wait_for(client, 1)
     path = f"registries/{sha256(b'next')}"
@@ -297,8 +296,8 @@ def test_a_torn_registry_is_refused(publisher: Publisher, client: TestClient) ->
 
 def test_a_server_without_an_online_store_says_so(publisher: Publisher) -> None:
     with_registry(publisher)
-    app = create_app(publisher.lake, "test", TOKEN, poll_seconds=0.02, reader_factory=MemoryReader)
-    with TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+    server = ModelServer(publisher.lake, "test", TOKEN, poll_seconds=0.02, reader_factory=MemoryReader)
+    with live_client(server, TOKEN) as client:
         wait_for(client, 1)
         response = client.post("/v2/models/late/infer", json=by_keys(["EWR"], [1]))
     assert response.status_code == 400

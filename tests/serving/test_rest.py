@@ -229,7 +229,7 @@ BAD = [
     ("late", changed(0, shape=[-1]), '"shape" must be'),
     ("late", changed(0, shape=[1, 1, 1]), '"shape" must be'),
     ("late", changed(0, shape=[10**18]), "data has 1 values"),
-    ("late", without(1, "data"), "binary tensors are not supported"),
+    ("late", without(1, "data"), '"data" must be a list'),
     ("late", changed(1, data=[1.0, 2.0]), "data has 2 values"),
     ("late", changed(1, shape=[2, 1], data=[[1.0], 2.0]), "do not have the shape"),
     ("late", changed(1, shape=[1, 1], data=[[1.0, 2.0]]), "do not have the shape"),

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 from mlserver import MLModel
-from mlserver.codecs import NumpyCodec
-from mlserver.types import InferenceRequest, InferenceResponse, RequestInput
+from mlserver.types import InferenceRequest, InferenceResponse, RequestInput, ResponseOutput
 from session import OUTPUTS, Session
+
+_DATATYPES = {"label": "INT64", "probabilities": "FP32"}
 
 
 class OnnxModel(MLModel):
@@ -36,7 +37,10 @@ class OnnxModel(MLModel):
         else:
             results = self._session.columns({tensor.name: _array(tensor) for tensor in payload.inputs})
         outputs = [
-            NumpyCodec.encode_output(name, array) for name, array in zip(OUTPUTS, results, strict=True)
+            ResponseOutput(
+                name=name, datatype=_DATATYPES[name], shape=array.shape, data=array.ravel().tolist()
+            )
+            for name, array in zip(OUTPUTS, results, strict=True)
         ]
         return InferenceResponse(model_name=self.name, outputs=outputs)
 

@@ -1,4 +1,8 @@
-"""Reading the prediction log (schema 1): one window of what an endpoint answered."""
+"""Reading the prediction log: one window of what an endpoint answered.
+
+Parts are written as schema 2: ``features`` and ``outputs`` are structs of the model's own columns. They are
+read as in schema 1, as JSON text, so that versions with other columns can stand in one frame.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +66,7 @@ class PredictionWindow:
         return pl.concat([empty, *self.batches(columns)])
 
     def batches(self, columns: Sequence[str], where: pl.Expr | None = None) -> Iterator[pl.DataFrame]:
-        """The rows in batches of bounded size, in the order they were logged in."""
+        """The rows in batches of bounded size, one model's after another's, as they were logged."""
         for paths in self._groups():
             try:
                 yield self._collect(paths, columns, where)
@@ -82,19 +86,33 @@ class PredictionWindow:
         moment = pl.coalesce("event_time", "received_at")
         inside = moment.is_between(self._window.start, self._window.end, closed="left")
         inside &= ~pl.col("prediction_id").str.starts_with(CHECK_ID_PREFIX)
-        rows = self._lake.scan(paths).filter(inside if where is None else inside & where)
+        rows = read_parts(self._lake, paths).filter(inside if where is None else inside & where)
         return rows.select(pl.col(name).cast(SCHEMA[name]) for name in columns).collect()
 
     def _groups(self) -> Iterator[list[str]]:
+        """Parts of one model each: only they have the same columns."""
         group: list[str] = []
         size = 0
-        for path, file_size in self.files.items():
+        for path, file_size in sorted(self.files.items(), key=lambda file: _kind(file[0])):
             if path in self.unreadable:
                 continue
-            if group and size + file_size > self._batch_bytes:
+            if group and (size + file_size > self._batch_bytes or _kind(path) != _kind(group[0])):
                 yield group
                 group, size = [], 0
             group.append(path)
             size += file_size
         if group:
             yield group
+
+
+def read_parts(lake: Lake, paths: Sequence[str]) -> pl.LazyFrame:
+    """The rows of parts that one model wrote, as :data:`SCHEMA` has them."""
+    rows = lake.scan(paths)
+    structs = [name for name, dtype in rows.collect_schema().items() if isinstance(dtype, pl.Struct)]
+    return rows.with_columns(pl.col(name).struct.json_encode() for name in structs)
+
+
+def _kind(path: str) -> str:
+    """What the names of one model's parts end with; of schema 1 all parts have the same columns."""
+    ending = path.rsplit("-", 1)[-1]
+    return "" if ending.removesuffix(".parquet").isdigit() and len(ending) == 14 else ending

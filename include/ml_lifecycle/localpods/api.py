@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ml_lifecycle.http_input import BodyError, read_body
+from ml_lifecycle.localpods.http_input import BodyError, read_body
 from ml_lifecycle.localpods.logs import read_log
 from ml_lifecycle.localpods.node import Node
 from ml_lifecycle.localpods.pods import Event, Pod

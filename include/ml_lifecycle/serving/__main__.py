@@ -36,12 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(EXIT_PORT, f"cannot listen on {options.host}:{options.port}: {error.strerror}")
 
     from ml_lifecycle.adapters.lake import Lake
-    from ml_lifecycle.serving.server import create_app, serve
+    from ml_lifecycle.serving.errors import PortError
+    from ml_lifecycle.serving.server import ModelServer, serve
 
-    # uvicorn handles the signals while it runs and hands them on at its end: an orderly stop exits with 0.
+    # Until the event loop takes the signals: an orderly stop exits with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    app = create_app(
+    server = ModelServer(
         Lake(options.lake),
         options.environment,
         token,
@@ -51,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     host, port = listener.getsockname()[:2]
     print(f"serving {options.environment} on http://{host}:{port}", flush=True)
-    serve(app, listener)
+    address = None if options.grpc_port is None else f"{options.host}:{options.grpc_port}"
+    try:
+        serve(server, listener, address)
+    except PortError as error:
+        return _fail(EXIT_PORT, str(error))
     return 0
 
 
@@ -70,6 +75,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--environment", required=True, help="name of the environment, e.g. staging")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--grpc-port", type=int, help="speak gRPC too, on this port")
     parser.add_argument("--online-store", help="URL of the online store; without it only vectors are taken")
     parser.add_argument("--endpoint", action="append", help="serve this endpoint only; may be repeated")
     parser.add_argument("--poll-seconds", type=float, default=0.2, help="how often routes are looked at")

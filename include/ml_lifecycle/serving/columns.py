@@ -1,9 +1,10 @@
-"""Values of a named, typed column → the array a model is run on. Knows no protocol."""
+"""Values of named, typed columns → the arrays a model is run on. Knows no protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from ml_lifecycle.records import ColumnSpec
 from ml_lifecycle.serving.errors import BadRequestError
+from ml_lifecycle.serving.types import Values
 from ml_lifecycle.shown import shown
 
 Origin = Literal["request", "online_store"]
@@ -23,48 +25,187 @@ _ACCEPTED: Mapping[str, frozenset[type]] = {
     "string": frozenset((str,)),
 }
 _EXPECTED = {"float": "a number", "int": "a whole number", "bool": "true or false", "string": "text"}
-_DTYPES = {"float": np.float32, "int": np.int64, "bool": np.bool_, "string": np.object_}
+_GIVEN = {"float": np.float64, "int": np.int64, "bool": np.bool_}
+_NUMBERS = frozenset((float, int, _NULL))
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """The rows to score.
+    """Rows to score, as they were given.
 
-    :param values: column → values as they were given, nulls as None; these are logged
-    :param arrays: column → array of shape ``[rows, 1]``, as the model takes it
+    :param values: one sequence a column, in the model's order, nulls as None (or NaN in an array); or all
+        columns packed, row-major: ``[rows, columns]``
     """
 
     rows: int
-    values: Mapping[str, Sequence[Any]]
-    arrays: Mapping[str, NDArray[Any]]
+    values: Sequence[Values] | NDArray[np.floating]
     origin: Origin
 
 
-def make_features(
-    specs: Sequence[ColumnSpec], values: Mapping[str, Sequence[Any]], origin: Origin
-) -> Features:
-    """Check every value and make the arrays; ``values`` holds every column, all equally long.
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Checked rows, column by column.
+
+    :param given: column → ``[rows]`` values as they were given, for the log: bins of a profile must not move
+        because a model takes 32 bits. Nulls are None in a list and NaN in an array
+    :param columns: column → array of shape ``[rows]``, in the type a model takes
+    """
+
+    rows: int
+    origin: Origin
+    given: Mapping[str, Values]
+    columns: Mapping[str, NDArray[Any]]
+
+
+class Matrix:
+    """The same of rows that came packed and are all floats; taken apart only where columns are asked for.
+
+    :param matrix: ``[rows, columns]``, as a model takes it
+    :param packed: the same, as it was given
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ColumnSpec],
+        origin: Origin,
+        matrix: NDArray[np.float32],
+        packed: NDArray[np.floating],
+    ) -> None:
+        self.rows = len(matrix)
+        self.origin = origin
+        self.matrix = matrix
+        self._packed = packed
+        self._specs = specs
+
+    @property
+    def given(self) -> Mapping[str, Values]:
+        """As in :class:`Columns`."""
+        return {spec.name: values for spec, values in zip(self._specs, self._packed.T, strict=True)}
+
+    @property
+    def columns(self) -> Mapping[str, NDArray[Any]]:
+        """As in :class:`Columns`."""
+        transposed = np.ascontiguousarray(self.matrix.T)
+        return {spec.name: values for spec, values in zip(self._specs, transposed, strict=True)}
+
+
+Table = Columns | Matrix
+
+
+def make_table(specs: Sequence[ColumnSpec], parts: Sequence[Features]) -> Table:
+    """Check every value of one or several requests and make one table of them, in their order.
 
     :raises BadRequestError: a value has the wrong type, is null where it must not be, or is too large.
         Retry: no.
     """
-    with np.errstate(over="raise"):
-        arrays = {spec.name: _array(spec, values[spec.name], origin) for spec in specs}
-    return Features(len(values[specs[0].name]), values, arrays, origin)
+    origin = parts[0].origin
+    packed = [part.values for part in parts if isinstance(part.values, np.ndarray)]
+    if len(packed) == len(parts):
+        return _packed_table(specs, packed, origin)
+    given: dict[str, Values] = {}
+    columns: dict[str, NDArray[Any]] = {}
+    for number, spec in enumerate(specs):
+        pieces = [_column(part, number) for part in parts]
+        values = pieces[0]
+        if len(pieces) > 1:
+            if any(isinstance(piece, np.ndarray) for piece in pieces):
+                values = np.concatenate([_read(spec, piece, origin) for piece in pieces])
+            else:
+                values = list(chain.from_iterable(pieces))
+        values = _read(spec, values, origin)
+        given[spec.name] = values
+        columns[spec.name] = _as_taken(spec, values, origin)
+    return Columns(sum(part.rows for part in parts), origin, given, columns)
 
 
-def _array(spec: ColumnSpec, values: Sequence[Any], origin: Origin) -> NDArray[Any]:
-    _check_types(spec, values, origin)
-    if spec.type == "string" and spec.nullable:
-        values = ["" if value is None else value for value in values]
-    try:
-        # None becomes NaN in a float array.
-        return np.array(values, dtype=_DTYPES[spec.type]).reshape(-1, 1)
-    except (FloatingPointError, OverflowError) as error:
-        limit = "32-bit float" if spec.type == "float" else "64-bit integer"
+def pack(values: Sequence[Any], specs: Sequence[ColumnSpec]) -> NDArray[np.float64]:
+    """Numbers of a JSON tensor, row-major, as ``[rows, columns]``; null is NaN.
+
+    :raises BadRequestError: one is no number. Retry: no.
+    """
+    width = len(specs)
+    if not set(map(type, values)) <= _NUMBERS:
+        place, odd = next((at, value) for at, value in enumerate(values) if type(value) not in _NUMBERS)
         raise BadRequestError(
-            f"column {spec.name!r} ({_where(origin)}): a value exceeds a {limit}"
-        ) from error
+            f"column {specs[place % width].name!r} (from the request), row {place // width}: "
+            f"expected a number, got {type(odd).__name__} {shown(odd)}"
+        )
+    return np.array(values, dtype=np.float64).reshape(-1, width)
+
+
+def _column(part: Features, number: int) -> Values:
+    if isinstance(part.values, np.ndarray):
+        return part.values[:, number]
+    return part.values[number]
+
+
+def _packed_table(
+    specs: Sequence[ColumnSpec], parts: Sequence[NDArray[np.floating]], origin: Origin
+) -> Table:
+    given = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if all(spec.type == "float" for spec in specs):
+        with np.errstate(over="ignore"):
+            matrix = given.astype(np.float32, copy=False)
+        # One look at all of it; a closer one only if something is missing or out of range.
+        if not np.isfinite(matrix).all():
+            for spec, values in zip(specs, given.T, strict=True):
+                _as_taken(spec, values, origin)
+        return Matrix(specs, origin, matrix, given)
+    kept = {
+        spec.name: _whole(spec, values, origin) if spec.type == "int" else values
+        for spec, values in zip(specs, given.T, strict=True)
+    }
+    taken = {spec.name: _as_taken(spec, kept[spec.name], origin) for spec in specs}
+    return Columns(len(given), origin, kept, taken)
+
+
+def _whole(spec: ColumnSpec, values: NDArray[np.floating], origin: Origin) -> NDArray[np.int64]:
+    """3.0 in a float tensor is the integer 3."""
+    _refuse_nulls(spec, np.isnan(values), origin)
+    odd = (values != np.rint(values)) | (np.abs(values) >= 2.0**63)
+    if odd.any():
+        row = int(odd.argmax())
+        raise BadRequestError(
+            f"column {spec.name!r} ({_where(origin)}), row {row}: expected a whole number of 64 bits, "
+            f"got float {float(values[row])!r}"
+        )
+    return values.astype(np.int64)
+
+
+def _read(spec: ColumnSpec, values: Values, origin: Origin) -> Values:
+    """One column as it was given, its types checked: an array, or of text a list."""
+    if isinstance(values, np.ndarray):
+        return values
+    _check_types(spec, values, origin)
+    if spec.type == "string":
+        return values
+    try:
+        # None becomes NaN.
+        return np.array(values, dtype=_GIVEN[spec.type])
+    except OverflowError as error:
+        raise _exceeds(spec, origin) from error
+
+
+def _as_taken(spec: ColumnSpec, values: Values, origin: Origin) -> NDArray[Any]:
+    """One column in the type a model takes."""
+    if not isinstance(values, np.ndarray):
+        return np.array(["" if value is None else value for value in values], dtype=np.object_)
+    if spec.type == "float":
+        if not spec.nullable:
+            _refuse_nulls(spec, np.isnan(values), origin)
+        with np.errstate(over="raise"):
+            try:
+                return values.astype(np.float32, copy=False)
+            except FloatingPointError as error:
+                raise _exceeds(spec, origin) from error
+    if values.dtype == np.uint64 and values.size and values.max() >= 2**63:
+        raise _exceeds(spec, origin)
+    return values.astype(_GIVEN[spec.type], copy=False)
+
+
+def _exceeds(spec: ColumnSpec, origin: Origin) -> BadRequestError:
+    limit = "32-bit float" if spec.type == "float" else "64-bit integer"
+    return BadRequestError(f"column {spec.name!r} ({_where(origin)}): a value exceeds a {limit}")
 
 
 def _check_types(spec: ColumnSpec, values: Sequence[Any], origin: Origin) -> None:
@@ -78,21 +219,30 @@ def _check_types(spec: ColumnSpec, values: Sequence[Any], origin: Origin) -> Non
             return
     row, value = next((row, value) for row, value in enumerate(values) if type(value) not in accepted)
     if value is None:
-        hint = (
-            ""
-            if origin == "request"
-            else (
-                ": the entity is unknown, or its value is older than its time to live at the request's "
-                'event_time (now, unless parameters say {"event_time": "2026-01-31T12:00:00Z"})'
-            )
-        )
-        raise BadRequestError(
-            f"column {spec.name!r} ({_where(origin)}) is null in row {row}, and the model takes no null "
-            f"there{hint}"
-        )
+        raise _null(spec, row, origin)
     raise BadRequestError(
         f"column {spec.name!r} ({_where(origin)}), row {row}: expected {_EXPECTED[spec.type]}, "
         f"got {type(value).__name__} {shown(value)}"
+    )
+
+
+def _refuse_nulls(spec: ColumnSpec, nulls: NDArray[np.bool_], origin: Origin) -> None:
+    if nulls.any():
+        raise _null(spec, int(nulls.argmax()), origin)
+
+
+def _null(spec: ColumnSpec, row: int, origin: Origin) -> BadRequestError:
+    hint = (
+        ""
+        if origin == "request"
+        else (
+            ": the entity is unknown, or its value is older than its time to live at the request's "
+            'event_time (now, unless parameters say {"event_time": "2026-01-31T12:00:00Z"})'
+        )
+    )
+    return BadRequestError(
+        f"column {spec.name!r} ({_where(origin)}) is null in row {row}, and the model takes no null "
+        f"there{hint}"
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from ml_lifecycle.delivery.route import Pointer, Route, Variant
-from ml_lifecycle.serving.columns import Features
+from ml_lifecycle.serving.columns import Features, Table, make_table
 from ml_lifecycle.serving.errors import NotLoadedError, UnknownModelError
 from ml_lifecycle.serving.model import OnnxModel, Outputs
 from ml_lifecycle.serving.resolver import Resolver
+from ml_lifecycle.serving.signature import Signature
+from ml_lifecycle.serving.types import RequestedOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,58 +22,76 @@ class Query:
 
     :param features: the vectors; None if features are to be read by ``entities``
     :param entities: key → values: what to read by, or with vectors what to log
-    :param event_times: one a row; None where the client gave none
+    :param event_times: one a row, None where the client gave none for it; None if it gave none at all
     :param received_at: when the request came
     :param id: of the request: the client's, else made here
-    :param outputs: names of the outputs to answer with; empty for all
+    :param outputs: the outputs to answer with; empty for all
+    :param binary: whether outputs go out as binary tensors unless one says otherwise
     """
 
     rows: int
     features: Features | None
     entities: Mapping[str, Sequence[Any]]
-    event_times: tuple[datetime | None, ...]
+    event_times: tuple[datetime | None, ...] | None
     id: str
     received_at: datetime
-    outputs: tuple[str, ...] = ()
+    outputs: tuple[RequestedOutput, ...] = ()
+    binary: bool = False
 
     @property
     def moments(self) -> list[datetime]:
         """The moment each row is about: the client's, else when the request came."""
+        if self.event_times is None:
+            return [self.received_at] * self.rows
         return [moment or self.received_at for moment in self.event_times]
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """A query's answer, with the variant that gave it and the features it was given for."""
+class Scored:
+    """Queries that one variant answered together: their rows follow each other in table and outputs."""
 
     route: Route
     variant: Variant
-    query: Query
-    features: Features
+    queries: Sequence[Query]
+    table: Table
     outputs: Outputs
 
+    def each(self) -> Iterator[tuple[Query, Outputs]]:
+        """Every query with its own rows of the outputs."""
+        if len(self.queries) == 1:
+            yield self.queries[0], self.outputs
+            return
+        start = 0
+        for query in self.queries:
+            end = start + query.rows
+            yield query, {name: array[start:end] for name, array in self.outputs.items()}
+            start = end
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class LoadedVariant:
     """A variant with its model and its way to features."""
 
     variant: Variant
     model: OnnxModel
     resolver: Resolver
+    signature: Signature
 
-    def infer(self, route: Route, query: Query) -> Prediction:
+    def score(self, route: Route, queries: Sequence[Query]) -> Scored:
         """Resolve and score.
 
-        :raises BadRequestError: entity keys lack features, or are not taken. Retry: no.
+        :raises BadRequestError: a value does not fit its column, or entity keys are not taken. Retry: no.
         :raises FeaturesUnavailableError: the online store did not answer. Retry: yes.
         :raises ModelFailedError: the model could not be run. Retry: no.
         """
-        features = query.features or self.resolver.resolve(query.entities, query.moments)
-        outputs = self.model.run(features)
-        return Prediction(route, self.variant, query, features, outputs)
+        features = [
+            query.features or self.resolver.resolve(query.entities, query.moments) for query in queries
+        ]
+        table = make_table(self.variant.columns, features)
+        return Scored(route, self.variant, queries, table, self.model.run(table))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedRoute:
     """A route with everything loaded. A request finishes on the one it began with.
 
@@ -129,6 +149,9 @@ class DataPlane:
 
     def __setitem__(self, name: str, endpoint: Endpoint) -> None:
         self._endpoints[name] = endpoint
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._endpoints
 
     def get(self, name: str) -> Endpoint:
         """The endpoint; an empty one if it is unknown."""

@@ -49,5 +49,9 @@ class FeaturesUnavailableError(ServingError):
     retryable = True
 
 
+class PortError(LifecycleError):
+    """A port cannot be listened on. Retry: no."""
+
+
 class RouteRefusedError(LifecycleError):
     """A published route cannot be served; the one before stays live. Retry: no, publish another."""

@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     Info,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class _Requests:
+    """Counts and times requests in plain numbers: a tenth of what the library's locks cost a request.
+
+    Written by the event loop alone; a scrape on another thread may see a request's count before its time.
+    """
+
+    def __init__(self) -> None:
+        self._answered: dict[tuple[str, str, int], int] = {}
+        self._seconds: dict[tuple[str, str], list[float]] = {}  # a count a bucket, then the sum
+
+    def add(self, endpoint: str, operation: str, status: int, seconds: float) -> None:
+        kind = endpoint, operation, status
+        self._answered[kind] = self._answered.get(kind, 0) + 1
+        times = self._seconds.get((endpoint, operation))
+        if times is None:
+            times = self._seconds[endpoint, operation] = [0.0] * (len(_BUCKETS) + 2)
+        times[bisect_left(_BUCKETS, seconds)] += 1
+        times[-1] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """What the registry asks for."""
+        answered = CounterMetricFamily(
+            "ml_lifecycle_requests", "Requests answered", labels=["endpoint", "operation", "status"]
+        )
+        for (endpoint, operation, status), number in tuple(self._answered.items()):
+            answered.add_metric([endpoint, operation, str(status)], number)
+        yield answered
+        seconds = HistogramMetricFamily(
+            "ml_lifecycle_request_seconds",
+            "From a request's head to its answer",
+            labels=["endpoint", "operation"],
+        )
+        for (endpoint, operation), (*counts, total) in tuple(self._seconds.items()):
+            buckets: list[tuple[str, float]] = []
+            so_far = 0.0
+            for bound, count in zip((*map(str, _BUCKETS), "+Inf"), counts, strict=True):
+                so_far += count
+                buckets.append((bound, so_far))
+            seconds.add_metric([endpoint, operation], buckets, total)
+        yield seconds
 
 
 class Metrics:
@@ -29,24 +72,16 @@ class Metrics:
         Info("ml_lifecycle_server", "Which server this is", registry=registry).info(
             {"environment": environment}
         )
-        self._requests = Counter(
-            "ml_lifecycle_requests",
-            "Requests answered",
-            ["endpoint", "operation", "status"],
-            registry=registry,
-        )
-        self._seconds = Histogram(
-            "ml_lifecycle_request_seconds",
-            "From a request's first byte to its answer",
-            ["endpoint", "operation"],
-            buckets=_BUCKETS,
-            registry=registry,
-        )
+        self._requests = _Requests()
+        registry.register(self._requests)
         self._rows = Counter(
             "ml_lifecycle_prediction_rows",
             "Rows scored",
             ["endpoint", "version", "variant"],
             registry=registry,
+        )
+        self.batches = Counter(
+            "ml_lifecycle_batches", "Runs of a model, each for one request or several", registry=registry
         )
         self.log_written = Counter(
             "ml_lifecycle_log_rows_written", "Prediction log rows safe in the lake", registry=registry
@@ -75,12 +110,12 @@ class Metrics:
 
     def request(self, endpoint: str, operation: str, status: int, seconds: float) -> None:
         """Count an answered request. ``endpoint`` is a served one or empty, lest clients invent series."""
-        self._requests.labels(endpoint, operation, status).inc()
-        self._seconds.labels(endpoint, operation).observe(seconds)
+        self._requests.add(endpoint, operation, status, seconds)
 
     def scored(self, endpoint: str, version: str, variant: str, rows: int) -> None:
         """Count scored rows."""
         self._rows.labels(endpoint, version, variant).inc(rows)
+        self.batches.inc()
 
     def log_pending(self, count: Callable[[], float]) -> None:
         """Where the number of unwritten log rows is read."""

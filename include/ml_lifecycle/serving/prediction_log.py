@@ -1,4 +1,8 @@
-"""Prediction log, schema 1: one row a scored row, in Parquet parts of at most a second each."""
+"""Prediction log: one row a scored row, in Parquet parts of at most a second each.
+
+Requests are buffered as they were scored, many at a time, and their rows become columns only when a part is
+written: a row costs about a microsecond.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +11,47 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from io import BytesIO
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import orjson
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import SCHEMA
-from ml_lifecycle.serving.dataplane import Prediction
+from ml_lifecycle.records import ColumnSpec
+from ml_lifecycle.serving.columns import Table
+from ml_lifecycle.serving.dataplane import Query, Scored
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.model import Outputs
 
 log = logging.getLogger(__name__)
 
-SCHEMA_NAME = "prediction_log/1"
-
-Folder = tuple[str, date]
+SCHEMA_NAME = "prediction_log/2"
 
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One answered request; it becomes as many rows as were scored.
+    """Requests that were answered together; they become as many rows as were scored.
 
-    :param latency_ms: from the request's arrival to its answer being ready
-    :param size: bytes of the request: about what its rows take while they wait
+    :param latencies_ms: one a request: from its arrival to its answer being ready
+    :param size: bytes of the requests: about what their rows take while they wait
     """
 
-    prediction: Prediction
-    latency_ms: float
+    scored: Scored
+    latencies_ms: Sequence[float]
     size: int = 0
     status: int = 200
     returned: bool = True
+
+    @property
+    def rows(self) -> int:
+        """How many were scored."""
+        return self.scored.table.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +111,7 @@ class PredictionLog:
 
     def append(self, entry: LogEntry) -> None:
         """Take an entry; never blocks on the lake."""
-        rows = entry.prediction.query.rows
+        rows = entry.rows
         with self._wake:
             if self._pending + rows > self._buffer_rows or self._bytes > self._buffer_bytes:
                 self._metrics.log_lost.inc(rows)
@@ -146,7 +156,7 @@ class PredictionLog:
             self._parts.extend(parts)
             self._settle(0, size - sum(len(part.data) for part in parts))
         except Exception:  # one row that cannot be encoded must not end the log
-            rows = sum(entry.prediction.query.rows for entry in entries)
+            rows = sum(entry.rows for entry in entries)
             log.exception("%d prediction log rows cannot be encoded and are lost", rows)
             self._metrics.log_lost.inc(rows)
             self._settle(rows, size)
@@ -170,75 +180,141 @@ class PredictionLog:
             self._bytes -= size
 
     def _encode(self, entries: Iterable[LogEntry]) -> list[_Part]:
-        folders: dict[Folder, list[tuple[Any, ...]]] = {}
+        groups: dict[tuple[Any, ...], list[LogEntry]] = {}
         for entry in entries:
-            for folder, row in _rows(entry):
-                folders.setdefault(folder, []).append(row)
-        return [self._part(folder, rows) for folder, rows in folders.items()]
+            scored = entry.scored
+            kind = scored.table.origin, entry.status, entry.returned
+            groups.setdefault((id(scored.route), id(scored.variant), *kind), []).append(entry)
+        return [
+            self._part(group[0].scored, day, frame)
+            for group in groups.values()
+            for day, frame in _by_day(_frame(group))
+        ]
 
-    def _part(self, folder: Folder, rows: list[tuple[Any, ...]]) -> _Part:
-        frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    def _part(self, scored: Scored, day: date, frame: pl.DataFrame) -> _Part:
         buffer = BytesIO()
-        frame.write_parquet(buffer, compression="zstd", metadata={"schema": SCHEMA_NAME})
+        # Statistics and better compression cost more CPU than all else here, and readers take whole files.
+        frame.write_parquet(buffer, compression="lz4", statistics=False, metadata={"schema": SCHEMA_NAME})
         self._sequence += 1
-        endpoint, day = folder
-        first = min(row[2] for row in rows)
-        name = f"{first:%Y%m%dT%H%M%S%f}-{self._instance}-{self._sequence:06d}.parquet"
-        return _Part(f"predictions/{endpoint}/{day.isoformat()}/{name}", buffer.getvalue(), len(rows))
+        first = frame["received_at"].min()
+        assert isinstance(first, datetime)
+        kind = scored.variant.model_digest.removeprefix("sha256:")[:12]
+        name = f"{first:%Y%m%dT%H%M%S%f}-{self._instance}-{self._sequence:06d}-{kind}.parquet"
+        path = f"predictions/{scored.route.endpoint}/{day.isoformat()}/{name}"
+        return _Part(path, buffer.getvalue(), frame.height)
 
 
-def _rows(entry: LogEntry) -> Iterator[tuple[Folder, tuple[Any, ...]]]:
-    prediction = entry.prediction
-    variant, query = prediction.variant, prediction.query
-    endpoint = prediction.route.endpoint
-    features = _json_rows(prediction.features.values, query.rows)
-    entities = _json_rows(query.entities, query.rows)
-    # A vector as Python's own numbers, a matrix as rows that orjson writes as they are.
-    columns = {
-        name: array.tolist() if array.ndim == 1 else array for name, array in prediction.outputs.items()
-    }
-    outputs = _json_rows(columns, query.rows)
-    scores = _scores(prediction.outputs)
-    for number, event_time in enumerate(query.event_times):
-        folder = endpoint, (event_time or query.received_at).date()
-        yield (
-            folder,
-            (
-                query.id,
-                number,
-                query.received_at,
-                event_time,
-                entities[number],
-                endpoint,
-                prediction.route.revision,
-                variant.role,
-                entry.returned,
-                variant.version,
-                variant.model_digest,
-                features[number],
-                prediction.features.origin,
-                outputs[number],
-                scores[number],
-                entry.latency_ms,
-                entry.status,
-            ),
-        )
+def _by_day(frame: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
+    days = frame.select(pl.coalesce("event_time", "received_at").dt.date())["event_time"]
+    if days.n_unique() == 1:
+        yield days[0], frame
+        return
+    for (day,), part in frame.with_columns(days.alias("day")).partition_by("day", as_dict=True).items():
+        yield day, part.drop("day")
 
 
-def _json_rows(columns: Mapping[str, Iterable[Any]], rows: int) -> list[str]:
-    """``column → values`` as one JSON object a row."""
-    if not columns:
-        return ["{}"] * rows
-    names = tuple(columns)
-    return [
-        orjson.dumps(
-            dict(zip(names, row, strict=True)), default=str, option=orjson.OPT_SERIALIZE_NUMPY
-        ).decode()
-        for row in zip(*columns.values(), strict=True)
-    ]
+def _frame(entries: Sequence[LogEntry]) -> pl.DataFrame:
+    """Rows of one variant and origin, in the order they were scored in."""
+    first = entries[0].scored
+    variant = first.variant
+    queries = [query for entry in entries for query in entry.scored.queries]
+    counts = np.fromiter((query.rows for query in queries), np.int64, len(queries))
+    rows = int(counts.sum())
+    starts = np.cumsum(counts) - counts
+    requests = pl.Series(np.repeat(np.arange(len(queries)), counts))
+    received = pl.Series([query.received_at for query in queries], dtype=pl.Datetime("us", "UTC"))
+    latencies = pl.Series([ms for entry in entries for ms in entry.latencies_ms], dtype=pl.Float64)
+    outputs = _joined([entry.scored.outputs for entry in entries])
+    return pl.DataFrame(
+        {
+            "prediction_id": pl.Series([query.id for query in queries], dtype=pl.String).gather(requests),
+            "row": np.arange(rows) - np.repeat(starts, counts),
+            "received_at": received.gather(requests),
+            "event_time": _event_times(queries, rows),
+            "entity_keys": _entity_keys(queries, rows),
+            "features": _features(variant.columns, [entry.scored.table for entry in entries]),
+            "outputs": _outputs(outputs),
+            "score": _scores(outputs),
+            "latency_ms": latencies.gather(requests),
+        }
+    ).select(
+        "prediction_id",
+        "row",
+        "received_at",
+        "event_time",
+        "entity_keys",
+        pl.lit(first.route.endpoint).alias("endpoint"),
+        pl.lit(first.route.revision, pl.Int64).alias("route_revision"),
+        pl.lit(variant.role).alias("variant"),
+        pl.lit(entries[0].returned).alias("returned"),
+        pl.lit(variant.version).alias("model_version"),
+        pl.lit(variant.model_digest).alias("model_digest"),
+        "features",
+        pl.lit(first.table.origin).alias("features_from"),
+        "outputs",
+        "score",
+        "latency_ms",
+        pl.lit(entries[0].status, pl.Int64).alias("status"),
+    )
 
 
-def _scores(outputs: Outputs) -> list[float | None]:
+def _event_times(queries: Sequence[Query], rows: int) -> pl.Series:
+    dtype = pl.Datetime("us", "UTC")
+    if all(query.event_times is None for query in queries):
+        return pl.Series([None], dtype=dtype).extend_constant(None, rows - 1)
+    times = (query.event_times or (None,) * query.rows for query in queries)
+    return pl.Series(list(chain.from_iterable(times)), dtype=dtype)
+
+
+def _entity_keys(queries: Sequence[Query], rows: int) -> pl.Series:
+    """One JSON object a row."""
+    if not any(query.entities for query in queries):
+        return pl.repeat("{}", rows, dtype=pl.String, eager=True)
+    texts: list[str] = []
+    for query in queries:
+        if not query.entities:
+            texts += ["{}"] * query.rows
+            continue
+        names = tuple(query.entities)
+        texts += [
+            orjson.dumps(dict(zip(names, values, strict=True))).decode()
+            for values in zip(*query.entities.values(), strict=True)
+        ]
+    return pl.Series(texts, dtype=pl.String)
+
+
+def _features(columns: Sequence[ColumnSpec], tables: Sequence[Table]) -> pl.Series:
+    found: list[pl.Series] = []
+    all_given = [table.given for table in tables]
+    for column in columns:
+        given = [one[column.name] for one in all_given]
+        if column.type == "string":
+            found.append(pl.Series(column.name, list(chain.from_iterable(given)), dtype=pl.String))
+            continue
+        series = pl.Series(column.name, given[0] if len(given) == 1 else np.concatenate(given))
+        found.append(series.fill_nan(None) if column.type == "float" else series)
+    return pl.DataFrame(found).to_struct("features")
+
+
+def _joined(outputs: Sequence[Outputs]) -> Outputs:
+    if len(outputs) == 1:
+        return outputs[0]
+    return {name: np.concatenate([one[name] for one in outputs]) for name in outputs[0]}
+
+
+def _outputs(outputs: Outputs) -> pl.Series:
+    columns: list[pl.Series] = []
+    for name, array in outputs.items():
+        if array.ndim == 2:
+            columns.append(pl.Series(name, array).arr.to_list())
+        elif array.dtype.kind == "O":
+            columns.append(pl.Series(name, array.tolist(), dtype=pl.String))
+        else:
+            columns.append(pl.Series(name, array))
+    return pl.DataFrame(columns).to_struct("outputs")
+
+
+def _scores(outputs: Outputs) -> pl.Series:
     """Binary: probability of the last class; multiclass: the highest; regression: the prediction."""
     if "prediction" in outputs:
         values = outputs["prediction"]
@@ -246,4 +322,4 @@ def _scores(outputs: Outputs) -> list[float | None]:
         values = outputs["probabilities"][:, -1]
     else:
         values = outputs["probabilities"].max(axis=1)
-    return [float(value) if value == value else None for value in values.tolist()]
+    return pl.Series(values, dtype=pl.Float64).fill_nan(None)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.errors import LifecycleError
-from ml_lifecycle.serving.columns import Features, make_features
+from ml_lifecycle.serving.columns import Features
 from ml_lifecycle.serving.errors import BadRequestError, FeaturesUnavailableError, ServingError
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class Resolver:
         """Read the features of ``entities``; may take seconds the first time.
 
         :param as_of: one moment a row: a value past its time to live then is missing, as it is in training
-        :raises BadRequestError: an entity lacks a feature that may not be null. Retry: no.
+        :raises BadRequestError: the endpoint takes no entity keys, or not these. Retry: no.
         :raises FeaturesUnavailableError: the online store did not answer. Retry: yes.
         """
         try:
@@ -161,4 +161,4 @@ class Resolver:
                     f"the online store gave {len(found.get(column.name, ()))} values of {column.name!r} "
                     f"for {rows} rows; the feature service {self._variant.feature_service!r} should give it"
                 )
-        return make_features(columns, {column.name: found[column.name] for column in columns}, "online_store")
+        return Features(rows, [found[column.name] for column in columns], "online_store")

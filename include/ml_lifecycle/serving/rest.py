@@ -1,222 +1,247 @@
-"""The REST endpoints of the Open Inference Protocol V2."""
+"""The REST endpoints of the Open Inference Protocol V2, over one data plane."""
 
 from __future__ import annotations
 
-import asyncio
-import hmac
 import logging
 import time
+import zlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from functools import lru_cache, partial
+from typing import Any
+from urllib.parse import unquote_to_bytes
 
-import orjson
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route as Path
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from ml_lifecycle.http_input import BodyError, read_body
-from ml_lifecycle.serving.codecs import decode_query, describe, encode_prediction
-from ml_lifecycle.serving.dataplane import DataPlane, Endpoint, LoadedVariant, ServedRoute
-from ml_lifecycle.serving.errors import ServingError
-from ml_lifecycle.serving.metrics import Metrics
+from ml_lifecycle.serving.batching import Job
+from ml_lifecycle.serving.dataplane import LoadedVariant, Query, Scored, ServedRoute
+from ml_lifecycle.serving.encoding import describe, encode_answer
+from ml_lifecycle.serving.errors import BadRequestError, ServingError, TooLargeError
+from ml_lifecycle.serving.front import Front
+from ml_lifecycle.serving.http import JSON, Request, Response, error_response, json_response
+from ml_lifecycle.serving.model import Outputs
 from ml_lifecycle.serving.openapi import document
-from ml_lifecycle.serving.prediction_log import LogEntry, PredictionLog
+from ml_lifecycle.serving.queries import decode_query
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+_OCTETS = b"application/octet-stream"
+_JSON_LENGTH = b"inference-header-content-length"
+_OPEN = frozenset(("live", "ready"))
+# Longer targets are looked up each time: what is remembered must not grow with what clients invent.
+_REMEMBERED_BYTES = 256
 
-# A hand-off to a thread costs about as much CPU as decoding and scoring one row (measured: 46 against
-# 43 to 72 µs); a request of this size holds the event loop for about half a millisecond.
-_INLINE_BYTES = 32 * 1024
-_JSON = "application/json"
-_OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready"))
+# Path below /v2/models/{model} or /v2/models/{model}/versions/{version} → operation.
+_OF_A_MODEL = {(): "model_metadata", ("infer",): "infer", ("ready",): "model_ready"}
+_OF_THE_SERVER = {
+    ("v2",): "server_metadata",
+    ("v2", "health", "live"): "live",
+    ("v2", "health", "ready"): "ready",
+    ("v2", "openapi.json"): "openapi",
+    ("metrics",): "metrics",
+}
+_METHODS: Mapping[str, tuple[bytes, ...]] = {"infer": (b"POST",)}
+_READING = (b"GET", b"HEAD")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one request may be.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a path names."""
 
-    :param body_bytes: larger bodies are refused unread
-    :param body_seconds: how long a body may take to come
-    :param rows: rows in one request
-    """
+    operation: str
+    model: str = ""
+    version: str | None = None
 
-    body_bytes: int = 8 * 1024 * 1024
-    body_seconds: float = 30.0
-    rows: int = 10_000
+
+def find_target(path: bytes) -> Target | None:
+    """What a percent-encoded path names; None if nothing."""
+    return _remembered(path) if len(path) <= _REMEMBERED_BYTES else _find(path)
+
+
+def _find(path: bytes) -> Target | None:
+    try:
+        segments = tuple(unquote_to_bytes(segment).decode() for segment in path.split(b"/")[1:])
+    except UnicodeDecodeError:
+        return None
+    if segments[:2] != ("v2", "models") or len(segments) < 3:
+        operation = _OF_THE_SERVER.get(segments)
+        return None if operation is None else Target(operation)
+    model, rest = segments[2], segments[3:]
+    version = None
+    if len(rest) >= 2 and rest[0] == "versions":
+        version, rest = rest[1], rest[2:]
+    operation = _OF_A_MODEL.get(rest)
+    return None if operation is None or not model or version == "" else Target(operation, model, version)
+
+
+_remembered = lru_cache(maxsize=1024)(_find)
+
+
+class _Note:
+    """What is kept beside a request until it is answered."""
+
+    __slots__ = ("started", "target")
+
+    def __init__(self, started: float, target: Target) -> None:
+        self.started = started
+        self.target = target
 
 
 class Rest:
-    """The endpoints, over one data plane.
+    """The application that the HTTP server asks."""
 
-    :param ready: whether the server may be sent requests
-    :param executor: where work goes that would hold the event loop up
-    :param clock: the wall clock, for ``received_at``
-    """
-
-    def __init__(
-        self,
-        environment: str,
-        version: str,
-        plane: DataPlane,
-        prediction_log: PredictionLog,
-        metrics: Metrics,
-        ready: Callable[[], bool],
-        executor: Executor,
-        clock: Callable[[], datetime],
-        limits: Limits,
-    ) -> None:
-        self._about: dict[str, Any] = {
-            "name": "ml_lifecycle",
-            "version": version,
-            "extensions": [],
-            "environment": environment,
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._operations: Mapping[str, Callable[[Request, Target], Response | None]] = {
+            "server_metadata": self._server_metadata,
+            "live": lambda request, target: json_response({"live": True}),
+            "ready": self._server_ready,
+            "openapi": self._openapi,
+            "metrics": lambda request, target: Response(200, front.metrics.expose(), _TEXT),
+            "model_metadata": self._model_metadata,
+            "model_ready": self._model_ready,
+            "infer": self._infer,
         }
-        self._plane = plane
-        self._log = prediction_log
-        self._metrics = metrics
-        self._ready = ready
-        self._executor = executor
-        self._clock = clock
-        self._limits = limits
 
-    def paths(self) -> list[Path]:
-        """The routing table, searched from the top: the busiest first."""
-        model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
-        return [
-            Path(f"{model}/infer", self.infer, methods=["POST"]),
-            Path(f"{version}/infer", self.infer, methods=["POST"]),
-            Path("/v2", self.server_metadata),
-            Path("/v2/health/live", self.live),
-            Path("/v2/health/ready", self.ready),
-            Path("/v2/openapi.json", self.openapi),
-            Path("/metrics", self.metrics),
-            Path(model, self.model_metadata),
-            Path(version, self.model_metadata),
-            Path(f"{model}/ready", self.model_ready),
-            Path(f"{version}/ready", self.model_ready),
-        ]
+    # What the HTTP server asks.
 
-    async def server_metadata(self, request: Request) -> Response:
-        """Name and version of the server."""
-        return _json({**self._about, "models": sorted(self._plane.endpoints)})
+    def admit(self, request: Request) -> Response | None:
+        """Ask for the token, and look whether the path names anything."""
+        target = find_target(request.target)
+        request.note = _Note(time.perf_counter(), target or Target("none"))
+        if (target is None or target.operation not in _OPEN) and not self._front.admits(
+            request.headers.get(b"authorization", b"")
+        ):
+            return error_response(401, "a bearer token is needed: Authorization: Bearer <token>")
+        if target is None:
+            return error_response(404, "Not Found")
+        methods = _METHODS.get(target.operation, _READING)
+        if request.method not in methods:
+            allow = b", ".join(methods)
+            return error_response(405, "Method Not Allowed", [(b"allow", allow)])
+        return None
 
-    async def live(self, request: Request) -> Response:
-        """The process answers."""
-        return _json({"live": True})
-
-    async def ready(self, request: Request) -> Response:
-        """Requests may be sent."""
-        ready = self._ready()
-        return _json({"ready": ready}, 200 if ready else 503)
-
-    async def openapi(self, request: Request) -> Response:
-        """What can be asked, for clients that are made from such documents."""
-        return _json(document(self._about["version"], list(self._plane.endpoints)))
-
-    async def metrics(self, request: Request) -> Response:
-        """Prometheus' text format."""
-        return Response(self._metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    async def model_ready(self, request: Request) -> Response:
-        """The endpoint, or this version of it, answers."""
-        served, loaded = self._pick(request)
-        return _json({"name": served.route.endpoint, "version": loaded.variant.version, "ready": True})
-
-    async def model_metadata(self, request: Request) -> Response:
-        """Inputs, outputs and what is live."""
-        error = self._plane.get(request.path_params["model"]).error
-        return _json(_metadata(*self._pick(request), error))
-
-    async def infer(self, request: Request) -> Response:
-        """Score the rows of the request; they are logged before the answer is sent."""
-        received_at, started = self._clock(), time.perf_counter()
-        served, loaded = self._pick(request)
-        body = await read_body(request, self._limits.body_bytes, self._limits.body_seconds)
-        large = len(body) > _INLINE_BYTES
-        query = await self._call(large, decode_query, body, loaded.variant, self._limits.rows, received_at)
-        # Reading the online store waits, and the first time imports Feast.
-        prediction = await self._call(large or query.features is None, loaded.infer, served.route, query)
-        answer = await self._call(large, encode_prediction, prediction)
-        latency_ms = (time.perf_counter() - started) * 1000
-        self._log.append(LogEntry(prediction, latency_ms, len(body)))
-        self._metrics.scored(served.route.endpoint, loaded.variant.version, loaded.variant.role, query.rows)
-        return Response(answer, media_type=_JSON)
-
-    async def _call(self, offload: bool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if not offload:
-            return function(*args, **kwargs)
-        work = partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-
-    def _pick(self, request: Request) -> tuple[ServedRoute, LoadedVariant]:
-        served = self._plane.served(request.path_params["model"])
-        return served, served.pick(request.path_params.get("version"))
-
-
-class Front:
-    """ASGI middleware: asks for the token, counts and times every request."""
-
-    def __init__(self, app: ASGIApp, token: str, plane: DataPlane, metrics: Metrics) -> None:
-        self._app = app
-        self._expected = f"Bearer {token}".encode()
-        self._plane = plane
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401 without the token, else pass on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), 500
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+    def answer(self, request: Request) -> None:
+        """Answer a whole request, at once or later."""
+        target: Target = request.note.target
         try:
-            admitted = scope["path"] in _OPEN_PATHS or self._has_token(scope)
-            app = (
-                self._app
-                if admitted
-                else _error(401, "a bearer token is needed: Authorization: Bearer <token>")
-            )
-            await app(scope, receive, send_and_note)
-        finally:
-            self._count(scope, status, time.perf_counter() - started)
+            response = self._operations[target.operation](request, target)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            response = error_of(request, error)
+        if response is not None:
+            request.reply(response)
 
-    def _has_token(self, scope: Scope) -> bool:
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return hmac.compare_digest(given, self._expected)
-
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+    def replied(self, request: Request, response: Response) -> None:
+        """Count an answer, and how long it took."""
+        note: _Note | None = request.note
+        target = Target("none") if note is None else note.target
+        seconds = 0.0 if note is None else time.perf_counter() - note.started
         # Only names that exist become labels, lest clients invent time series.
-        model = scope.get("path_params", {}).get("model", "")
-        endpoint = model if self._plane.get(model) != Endpoint() else ""
-        operation = getattr(scope.get("endpoint"), "__name__", "none")
-        self._metrics.request(endpoint, operation, status, seconds)
+        endpoint = target.model if target.model in self._front.plane else ""
+        self._front.metrics.request(endpoint, target.operation, response.status, seconds)
+
+    # The operations.
+
+    def _server_metadata(self, request: Request, target: Target) -> Response:
+        return json_response({**self._front.about, "models": sorted(self._front.plane.endpoints)})
+
+    def _server_ready(self, request: Request, target: Target) -> Response:
+        ready = self._front.ready()
+        return json_response({"ready": ready}, 200 if ready else 503)
+
+    def _openapi(self, request: Request, target: Target) -> Response:
+        return json_response(document(self._front.about["version"], list(self._front.plane.endpoints)))
+
+    def _model_ready(self, request: Request, target: Target) -> Response:
+        served, loaded = self._front.pick(target.model, target.version)
+        return json_response(
+            {"name": served.route.endpoint, "version": loaded.variant.version, "ready": True}
+        )
+
+    def _model_metadata(self, request: Request, target: Target) -> Response:
+        error = self._front.plane.get(target.model).error
+        return json_response(_metadata(*self._front.pick(target.model, target.version), error))
+
+    def _infer(self, request: Request, target: Target) -> None:
+        """Score the rows of the request."""
+        received_at = self._front.clock()
+        served, loaded = self._front.pick(target.model, target.version)
+        decode = partial(self._decode, request, loaded, received_at)
+        self._front.inference.submit(
+            Job(
+                served,
+                loaded,
+                len(request.body),
+                request.note.started,
+                decode,
+                _answer_of,
+                request.reply,
+                partial(_fail, request),
+            )
+        )
+
+    def _decode(self, request: Request, loaded: LoadedVariant, received_at: datetime) -> Query:
+        return decode_query(
+            _body_of(request, self._front.max_bytes),
+            _json_length(request),
+            loaded.signature,
+            loaded.variant.task,
+            self._front.max_rows,
+            received_at,
+        )
 
 
-async def answer_error(request: Request, error: Exception) -> Response:
-    """Map an error to its status: ours carry it, Starlette's too, any other is 500 and logged."""
+def _answer_of(scored: Scored, query: Query, outputs: Outputs) -> Response:
+    pieces, json_bytes = encode_answer(scored.route, scored.variant, query, outputs)
+    if json_bytes is None:
+        return Response(200, pieces[0], JSON)
+    length = _JSON_LENGTH, b"%d" % json_bytes
+    return Response(200, pieces, _OCTETS, [length])
+
+
+def _body_of(request: Request, max_bytes: int) -> bytes:
+    """The body, decompressed if it came so.
+
+    :raises BadRequestError: it is not what its encoding says. Retry: no.
+    :raises TooLargeError: it grows beyond ``max_bytes``. Retry: no.
+    """
+    encoding = request.headers.get(b"content-encoding")
+    if encoding is None or encoding == b"identity":
+        return request.body
+    if encoding not in (b"gzip", b"deflate"):
+        raise BadRequestError(f"Content-Encoding must be gzip, deflate or identity, got {encoding!r:.60}")
+    # Both are known by their first bytes.
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        body = unpacker.decompress(request.body, max_bytes)
+    except zlib.error as error:
+        raise BadRequestError(f"the body is no {encoding.decode()}: {error}") from error
+    if unpacker.unconsumed_tail:
+        raise TooLargeError(f"the body has more than {max_bytes} bytes when it is unpacked")
+    if not unpacker.eof:
+        raise BadRequestError(f"the body is no whole {encoding.decode()}")
+    return body
+
+
+def _json_length(request: Request) -> int | None:
+    given = request.headers.get(_JSON_LENGTH)
+    if given is None:
+        return None
+    if not given.isdigit() or len(given) > 18:
+        raise BadRequestError(f"Inference-Header-Content-Length must be a number of bytes, got {given!r:.60}")
+    return int(given)
+
+
+def _fail(request: Request, error: Exception) -> None:
+    request.reply(error_of(request, error))
+
+
+def error_of(request: Request, error: Exception) -> Response:
+    """The answer to an error: ours carry their status, any other is 500 and logged."""
     if isinstance(error, ServingError):
-        return _error(error.status, str(error))
-    if isinstance(error, HTTPException):
-        return _error(error.status_code, error.detail, error.headers)
-    if isinstance(error, BodyError):
-        return _error(error.status, str(error), error.headers)
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _error(500, "internal error; the server's log has the details")
+        return error_response(error.status, str(error))
+    log.error("%s %s failed", request.method.decode(), request.target.decode(), exc_info=error)
+    return error_response(500, "internal error; the server's log has the details")
 
 
 def _metadata(served: ServedRoute, loaded: LoadedVariant, error: str | None) -> dict[str, Any]:
@@ -241,11 +266,3 @@ def _metadata(served: ServedRoute, loaded: LoadedVariant, error: str | None) -> 
             "entity_keys": list(variant.entity_keys),
         },
     }
-
-
-def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(content), status, headers, media_type=_JSON)
-
-
-def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    return _json({"error": message}, status, headers)

@@ -14,6 +14,7 @@ from ml_lifecycle.serving.errors import RouteRefusedError
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.model import OnnxModel, same_model
 from ml_lifecycle.serving.resolver import ReaderFactory, Resolver, feast_reader
+from ml_lifecycle.serving.signature import Signature
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class RouteLoader:
         resolver = Resolver(variant, self._lake, self._online_store, self._reader_factory)
         for one in loaded:
             resolver.prepare(one.resolver)
-        return LoadedVariant(variant, model, resolver)
+        return LoadedVariant(variant, model, resolver, Signature(variant))
 
 
 class RouteFollower:

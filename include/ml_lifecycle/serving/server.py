@@ -2,103 +2,114 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-
-import uvicorn
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 
 from ml_lifecycle import __version__
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.http_input import BodyError
 from ml_lifecycle.serving.dataplane import DataPlane
-from ml_lifecycle.serving.errors import ServingError
+from ml_lifecycle.serving.front import Front
+from ml_lifecycle.serving.http import Bounds, HttpServer
+from ml_lifecycle.serving.inference import Inference
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.prediction_log import PredictionLog
-from ml_lifecycle.serving.protocol import BoundedHttp
 from ml_lifecycle.serving.resolver import ReaderFactory, feast_reader
-from ml_lifecycle.serving.rest import Front, Limits, Rest, answer_error
+from ml_lifecycle.serving.rest import Rest
 from ml_lifecycle.serving.routes import RouteFollower, RouteLoader
 
 log = logging.getLogger(__name__)
 
 # Only large requests and online reads leave the event loop; the store is read one at a time anyway.
 _WORKER_THREADS = 4
-# Longer than clients keep idle connections, so that they and not the server close them.
-_KEEP_ALIVE_SECONDS = 75
-_SHUTDOWN_SECONDS = 30
+_SHUTDOWN_SECONDS = 30.0
 
 
 def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def create_app(
-    lake: Lake,
-    environment: str,
-    token: str,
-    online_store: str | None = None,
-    endpoints: Sequence[str] | None = None,
-    poll_seconds: float = 0.2,
-    limits: Limits | None = None,
-    reader_factory: ReaderFactory = feast_reader,
-    clock: Callable[[], datetime] = _utc_now,
-) -> Starlette:
-    """The application. Its threads live as long as its lifespan, which writes the prediction log at its end.
+class ModelServer:
+    """A server over one lake.
 
     :param token: what clients must send as bearer token
     :param online_store: URL of the online store; None takes vectors only
     :param endpoints: the endpoints to serve; None for all that the lake has
+    :param poll_seconds: how often routes are looked at
+    :param bounds: what one request and one connection may be
+    :param max_rows: in one request
     :param reader_factory: makes readers of the online store
     :param clock: the wall clock, UTC
     """
-    metrics = Metrics(environment)
-    plane = DataPlane()
-    loader = RouteLoader(lake, online_store, reader_factory)
-    follower = RouteFollower(lake, plane, loader, metrics, endpoints, poll_seconds)
-    prediction_log = PredictionLog(lake, metrics)
-    executor = ThreadPoolExecutor(_WORKER_THREADS, thread_name_prefix="infer")
-    rest = Rest(
-        environment,
-        __version__,
-        plane,
-        prediction_log,
-        metrics,
-        lambda: follower.ready,
-        executor,
-        clock,
-        limits or Limits(),
-    )
 
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        prediction_log.start()
-        follower.start()
-        yield
-        # The requests in flight are answered by now; their rows are all in the log's buffer.
-        follower.stop()
-        executor.shutdown()
-        prediction_log.close()
+    def __init__(
+        self,
+        lake: Lake,
+        environment: str,
+        token: str,
+        online_store: str | None = None,
+        endpoints: Sequence[str] | None = None,
+        poll_seconds: float = 0.2,
+        bounds: Bounds | None = None,
+        max_rows: int = 10_000,
+        reader_factory: ReaderFactory = feast_reader,
+        clock: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        metrics = Metrics(environment)
+        plane = DataPlane()
+        loader = RouteLoader(lake, online_store, reader_factory)
+        self._follower = RouteFollower(lake, plane, loader, metrics, endpoints, poll_seconds)
+        self._log = PredictionLog(lake, metrics)
+        self._executor = ThreadPoolExecutor(_WORKER_THREADS, thread_name_prefix="infer")
+        bounds = bounds or Bounds()
+        front = Front(
+            about={
+                "name": "ml_lifecycle",
+                "version": __version__,
+                "extensions": ["binary_tensor_data"],
+                "environment": environment,
+            },
+            token=token,
+            plane=plane,
+            inference=Inference(self._log, metrics, self._executor),
+            metrics=metrics,
+            ready=lambda: self._follower.ready,
+            clock=clock,
+            max_rows=max_rows,
+            max_bytes=bounds.body_bytes,
+        )
+        self._front = front
+        self._http = HttpServer(Rest(front), bounds)
 
-    app = Starlette(
-        routes=rest.paths(),
-        middleware=[Middleware(Front, token=token, plane=plane, metrics=metrics)],
-        exception_handlers={
-            ServingError: answer_error,
-            HTTPException: answer_error,
-            BodyError: answer_error,
-            Exception: answer_error,
-        },
-        lifespan=lifespan,
-    )
-    app.router.redirect_slashes = False
-    return app
+    async def run(
+        self, listener: socket.socket, stopped: asyncio.Event, grpc_address: str | None = None
+    ) -> None:
+        """Answer until ``stopped``; returns when requests in flight are answered and the log is written.
+
+        :param grpc_address: host:port where gRPC is spoken too
+        :raises PortError: that port is taken. Retry: no.
+        """
+        self._log.start()
+        self._follower.start()
+        grpc_service = None
+        try:
+            if grpc_address is not None:
+                from ml_lifecycle.serving.grpc_service import GrpcService
+
+                grpc_service = GrpcService(self._front)
+                await grpc_service.start(grpc_address)
+            await self._http.run(listener, stopped, _SHUTDOWN_SECONDS)
+            if grpc_service is not None:
+                await grpc_service.stop(_SHUTDOWN_SECONDS)
+        finally:
+            # All requests are answered by now; their rows are in the log's buffer.
+            self._follower.stop()
+            self._executor.shutdown()
+            self._log.close()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -121,17 +132,28 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: Starlette, listener: socket.socket) -> None:
-    """Answer until SIGTERM or SIGINT; returns when requests in flight are answered and the log is written."""
-    config = uvicorn.Config(
-        app,
-        http=BoundedHttp,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+def serve(server: ModelServer, listener: socket.socket, grpc_address: str | None = None) -> None:
+    """Answer until SIGTERM or SIGINT.
+
+    :raises PortError: gRPC's port is taken. Retry: no.
+    """
+
+    async def until_told() -> None:
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        await server.run(listener, stopped, grpc_address)
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(until_told())
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's, where it is installed: half the CPU a request."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop

@@ -1,4 +1,4 @@
-"""What comes over HTTP, within bounds: what the model server and localpods have in common."""
+"""What comes over HTTP, within bounds."""
 
 from __future__ import annotations
 

@@ -1,0 +1,96 @@
+"""Scores together what has come together. Nothing is ever waited for.
+
+One run of ONNX Runtime for 32 rows costs a fraction of 32 runs for one. The event loop hands over, in one
+round, whatever has arrived since the last; all of that is scored at its end. A lone request is scored alone,
+at once; the more there are, the larger the batches get. ONNX Runtime may sum a batch in another order than a
+row: the last bits of a probability can differ between the two, by some 1e-7.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ml_lifecycle.serving.dataplane import LoadedVariant, Query, Scored, ServedRoute
+from ml_lifecycle.serving.model import Outputs
+
+# Two hundred rows take about half a millisecond: what comes later waits no longer for those before it.
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request on its way, whatever protocol it came by.
+
+    :param size: bytes of the request
+    :param started: when it came, by ``time.perf_counter``
+    :param decode: makes its query; raises what is wrong with it
+    :param encode: makes its answer, on the thread it was scored on
+    :param reply: sends the answer, on the event loop
+    :param fail: sends an error, on the event loop
+    """
+
+    served: ServedRoute
+    loaded: LoadedVariant
+    size: int
+    started: float
+    decode: Callable[[], Query]
+    encode: Callable[[Scored, Query, Outputs], Any]
+    reply: Callable[[Any], None]
+    fail: Callable[[Exception], None]
+
+
+class Batcher:
+    """Collects jobs for a round of the event loop.
+
+    :param scored: takes every batch with its jobs
+    :param rows: in one run at most, unless one request has more
+    """
+
+    def __init__(self, scored: Callable[[Sequence[Job], Scored], None], rows: int = BATCH_ROWS) -> None:
+        self._scored = scored
+        self._rows = rows
+        self._waiting: list[tuple[Job, Query]] = []
+
+    def submit(self, job: Job, query: Query) -> None:
+        """Score it at the end of this round."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._run)
+        self._waiting.append((job, query))
+
+    def _run(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for batch in self._batches(waiting):
+            self._score(batch)
+
+    def _batches(self, waiting: list[tuple[Job, Query]]) -> Iterator[list[tuple[Job, Query]]]:
+        """Jobs of one variant each; a route that has changed meanwhile parts them too."""
+        kinds: dict[tuple[int, int], list[tuple[Job, Query]]] = {}
+        for one in waiting:
+            kinds.setdefault((id(one[0].served), id(one[0].loaded)), []).append(one)
+        for together in kinds.values():
+            batch: list[tuple[Job, Query]] = []
+            rows = 0
+            for one in together:
+                rows += one[1].rows
+                if batch and rows > self._rows:
+                    yield batch
+                    batch, rows = [], one[1].rows
+                batch.append(one)
+            yield batch
+
+    def _score(self, batch: list[tuple[Job, Query]]) -> None:
+        first = batch[0][0]
+        try:
+            scored = first.loaded.score(first.served.route, [query for _, query in batch])
+        except Exception as error:  # noqa: BLE001 - each is told its own, whatever it is
+            if len(batch) == 1:
+                first.fail(error)
+                return
+            # One of them is at fault: the others must not pay for it.
+            for one in batch:
+                self._score([one])
+            return
+        self._scored([job for job, _ in batch], scored)

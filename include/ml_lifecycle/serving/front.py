@@ -1,0 +1,48 @@
+"""What every protocol's front needs of the server behind it."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ml_lifecycle.serving.dataplane import DataPlane, LoadedVariant, ServedRoute
+from ml_lifecycle.serving.inference import Inference
+from ml_lifecycle.serving.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Front:
+    """The server as a front sees it.
+
+    :param about: name, version, extensions and environment of the server
+    :param ready: whether the server may be sent requests
+    :param clock: the wall clock, for ``received_at``
+    :param max_rows: in one request
+    :param max_bytes: of one request
+    """
+
+    about: Mapping[str, Any]
+    token: str
+    plane: DataPlane
+    inference: Inference
+    metrics: Metrics
+    ready: Callable[[], bool]
+    clock: Callable[[], datetime]
+    max_rows: int
+    max_bytes: int
+
+    def admits(self, authorization: bytes) -> bool:
+        """Whether a request with this header may come in."""
+        return hmac.compare_digest(authorization, b"Bearer " + self.token.encode())
+
+    def pick(self, model: str, version: str | None) -> tuple[ServedRoute, LoadedVariant]:
+        """What answers.
+
+        :raises UnknownModelError: no such endpoint or version. Retry: no.
+        :raises NotLoadedError: its route could not be loaded yet. Retry: yes.
+        """
+        served = self.plane.served(model)
+        return served, served.pick(version)

@@ -1,0 +1,184 @@
+"""The gRPC service of the Open Inference Protocol V2, over the same data plane as REST."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import grpc
+
+from ml_lifecycle.serving.batching import Job
+from ml_lifecycle.serving.dataplane import LoadedVariant, Query
+from ml_lifecycle.serving.encoding import describe
+from ml_lifecycle.serving.errors import PortError, ServingError
+from ml_lifecycle.serving.front import Front
+from ml_lifecycle.serving.grpc_messages import MESSAGES, SERVICE
+from ml_lifecycle.serving.grpc_tensors import make_response, read_request
+from ml_lifecycle.serving.queries import make_query
+
+log = logging.getLogger(__name__)
+
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+}
+_OPEN = frozenset(("ServerLive", "ServerReady"))
+
+Method = Callable[[Any], Awaitable[Any]]
+
+
+class GrpcService:
+    """The methods, and the server that listens."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, address: str) -> int:
+        """Listen; returns the port.
+
+        :param address: host:port; port 0 takes a free one
+        :raises PortError: the port is taken. Retry: no.
+        """
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._front.max_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        methods: Mapping[str, Method] = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._model_metadata,
+            "ModelInfer": self._model_infer,
+        }
+        handlers = {name: self._handler(name, method) for name, method in methods.items()}
+        generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
+        self._server.add_generic_rpc_handlers((generic,))
+        try:
+            port: int = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise PortError(f"cannot listen on {address}: {error}") from error
+        await self._server.start()
+        return port
+
+    async def stop(self, seconds: float) -> None:
+        """Answer what is open, at most so long."""
+        if self._server is not None:
+            await self._server.stop(seconds)
+
+    def _handler(self, name: str, method: Method) -> Any:
+        async def answer(request: Any, context: Any) -> Any:
+            started = time.perf_counter()
+            status = 500
+            try:
+                if name not in _OPEN and not self._front.admits(_authorization(context)):
+                    status = 401
+                    raise _Refused(status, "a bearer token is needed: authorization: Bearer <token>")
+                response = await method(request)
+                status = 200
+                return response
+            except _Refused as error:
+                await context.abort(_CODES[error.status], str(error))
+            except ServingError as error:
+                status = error.status
+                await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), str(error))
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # whatever it is, the client gets an answer
+                log.error("%s failed", name, exc_info=error)
+                await context.abort(
+                    grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
+                )
+            finally:
+                model = getattr(request, "model_name", "") or getattr(request, "name", "")
+                endpoint = model if model in self._front.plane else ""
+                self._front.metrics.request(endpoint, f"grpc_{name}", status, time.perf_counter() - started)
+
+        messages = MESSAGES[f"{name}Request"], MESSAGES[f"{name}Response"]
+        return grpc.unary_unary_rpc_method_handler(
+            answer,
+            request_deserializer=messages[0].FromString,
+            response_serializer=messages[1].SerializeToString,
+        )
+
+    async def _server_live(self, request: Any) -> Any:
+        return MESSAGES["ServerLiveResponse"](live=True)
+
+    async def _server_ready(self, request: Any) -> Any:
+        return MESSAGES["ServerReadyResponse"](ready=self._front.ready())
+
+    async def _server_metadata(self, request: Any) -> Any:
+        about = {name: self._front.about[name] for name in ("name", "version", "extensions")}
+        return MESSAGES["ServerMetadataResponse"](**about)
+
+    async def _model_ready(self, request: Any) -> Any:
+        try:
+            self._front.pick(request.name, request.version or None)
+        except ServingError:
+            return MESSAGES["ModelReadyResponse"](ready=False)
+        return MESSAGES["ModelReadyResponse"](ready=True)
+
+    async def _model_metadata(self, request: Any) -> Any:
+        served, loaded = self._front.pick(request.name, request.version or None)
+        return MESSAGES["ModelMetadataResponse"](
+            name=served.route.endpoint,
+            versions=served.versions,
+            platform="onnxruntime_onnx",
+            **describe(loaded.model),
+        )
+
+    async def _model_infer(self, request: Any) -> Any:
+        served, loaded = self._front.pick(request.model_name, request.model_version or None)
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._front.inference.submit(
+            Job(
+                served,
+                loaded,
+                request.ByteSize(),
+                time.perf_counter(),
+                partial(self._decode, request, loaded, self._front.clock()),
+                partial(make_response, bool(request.raw_input_contents)),
+                partial(_settle, answered),
+                partial(_settle_wrong, answered),
+            )
+        )
+        return await answered
+
+    def _decode(self, request: Any, loaded: LoadedVariant, received_at: datetime) -> Query:
+        return make_query(
+            read_request(request), loaded.signature, loaded.variant.task, self._front.max_rows, received_at
+        )
+
+
+def _authorization(context: Any) -> bytes:
+    given = dict(context.invocation_metadata() or ()).get("authorization", "")
+    return given.encode() if isinstance(given, str) else given
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _settle(answered: asyncio.Future[Any], response: Any) -> None:
+    if not answered.done():  # the client may have gone
+        answered.set_result(response)
+
+
+def _settle_wrong(answered: asyncio.Future[Any], error: Exception) -> None:
+    if not answered.done():
+        answered.set_exception(error)

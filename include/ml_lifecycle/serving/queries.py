@@ -1,0 +1,160 @@
+"""A V2 request held against a variant: a query that the variant can answer."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from ml_lifecycle.records import TaskType
+from ml_lifecycle.serving.dataplane import Query
+from ml_lifecycle.serving.decoding import parse_request, read_json, wants_binary
+from ml_lifecycle.serving.errors import BadRequestError, TooLargeError
+from ml_lifecycle.serving.model import OUTPUTS
+from ml_lifecycle.serving.signature import Signature, entity_values, few
+from ml_lifecycle.serving.types import InferRequest, RequestedOutput, Tensor
+from ml_lifecycle.shown import shown
+
+_ENTITY_TYPES = frozenset((str, int, type(None)))
+_MAX_DAYS = 100
+_PLAIN_KEYS = frozenset(("id", "inputs"))
+
+
+def decode_query(
+    body: bytes,
+    json_bytes: int | None,
+    signature: Signature,
+    task: TaskType,
+    max_rows: int,
+    received_at: datetime,
+) -> Query:
+    """The body of a REST request as a query the variant can answer.
+
+    :param json_bytes: where binary data begins; None if all of the body is JSON
+    :raises BadRequestError: it is no V2 request, or does not fit the variant. Retry: no.
+    :raises TooLargeError: more than ``max_rows`` rows. Retry: no.
+    """
+    data, binary = read_json(body, json_bytes)
+    if json_bytes is None and data.keys() <= _PLAIN_KEYS:
+        query = _quick(data, signature, max_rows, received_at)
+        if query is not None:
+            return query
+    return make_query(parse_request(data, binary), signature, task, max_rows, received_at)
+
+
+def _quick(data: dict[str, Any], signature: Signature, max_rows: int, received_at: datetime) -> Query | None:
+    """The query of what almost every request is: vectors by known columns, and nothing else."""
+    inputs, given = data.get("inputs"), data.get("id")
+    if type(inputs) is not list or not inputs or not (given is None or type(given) is str):
+        return None
+    features = signature.quick(inputs)
+    if features is None or not 0 < features.rows <= max_rows:
+        return None
+    if given is not None and not 0 < len(given) <= 200:
+        return None
+    return Query(features.rows, features, {}, None, given or new_id(), received_at)
+
+
+def new_id() -> str:
+    """An id for a prediction whose client gave none."""
+    return f"{random.getrandbits(128):032x}"
+
+
+def make_query(
+    request: InferRequest,
+    signature: Signature,
+    task: TaskType,
+    max_rows: int,
+    received_at: datetime,
+) -> Query:
+    """The request as a query the variant can answer: typed columns, or entity keys to read features with.
+
+    :raises BadRequestError: names, datatypes, shapes or values do not fit the variant. Retry: no.
+    :raises TooLargeError: more than ``max_rows`` rows. Retry: no.
+    """
+    rows = request.inputs[0].shape[0]
+    _check_rows(request.inputs, rows, max_rows)
+    _check_outputs(request.outputs, task)
+    names = Counter(tensor.name for tensor in request.inputs)
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise BadRequestError(f"inputs given more than once: {few(repeated)}")
+    features, entities = None, _entity_parameter(request.parameters, rows)
+    by_entity = signature.entity_keys and set(names) == set(signature.entity_keys)
+    if by_entity and set(names) != {column.name for column in signature.columns}:
+        entities = {tensor.name: entity_values(tensor) for tensor in request.inputs}
+    else:
+        features = signature.features(request.inputs)
+    return Query(
+        rows=rows,
+        features=features,
+        entities=entities,
+        event_times=_event_times(request.parameters, rows),
+        id=request.id or new_id(),
+        received_at=received_at,
+        outputs=request.outputs,
+        binary=wants_binary(request.parameters),
+    )
+
+
+def _check_rows(inputs: Iterable[Tensor], rows: int, max_rows: int) -> None:
+    if rows == 0:
+        raise BadRequestError("the request has no rows")
+    if rows > max_rows:
+        raise TooLargeError(f"{rows} rows in one request, at most {max_rows} are taken")
+    for tensor in inputs:
+        if tensor.shape[0] != rows:
+            raise BadRequestError(f"input {tensor.name!r} has {tensor.shape[0]} rows, the first has {rows}")
+
+
+def _check_outputs(outputs: Sequence[RequestedOutput], task: TaskType) -> None:
+    if unknown := sorted({output.name for output in outputs} - set(OUTPUTS[task])):
+        raise BadRequestError(f"unknown outputs {few(unknown)}; the model gives {list(OUTPUTS[task])}")
+
+
+def _entity_parameter(parameters: Mapping[str, Any], rows: int) -> Mapping[str, Sequence[Any]]:
+    entities = parameters.get("entities", {})
+    if not isinstance(entities, dict) or any(
+        not isinstance(values, list) or len(values) != rows for values in entities.values()
+    ):
+        raise BadRequestError(f'parameter "entities" must map each key to a list of {rows} values')
+    for key, values in entities.items():
+        # They are logged with every row: one that cannot be written would take others' rows with it.
+        if odd := [value for value in values if type(value) not in _ENTITY_TYPES]:
+            raise BadRequestError(
+                f'parameter "entities": {shown(key)} has {shown(odd[0])}; '
+                "a key is text, a whole number or null"
+            )
+    return entities
+
+
+def _event_times(parameters: Mapping[str, Any], rows: int) -> tuple[datetime | None, ...] | None:
+    given = parameters.get("event_time")
+    if given is None:
+        return None
+    if isinstance(given, list):
+        if len(given) != rows:
+            raise BadRequestError(f'parameter "event_time" has {len(given)} times for {rows} rows')
+        times = tuple(_parse_time(text) for text in given)
+        # The prediction log keeps a file a day: a request must not make thousands of them.
+        if (days := len({moment.date() for moment in times})) > _MAX_DAYS:
+            raise BadRequestError(
+                f'parameter "event_time" names {days} days, at most {_MAX_DAYS} in one request: send several'
+            )
+        return times
+    return (_parse_time(given),) * rows
+
+
+def _parse_time(text: Any) -> datetime:
+    reason = ""
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+        reason = ": it has no offset"
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise BadRequestError(
+        f'parameter "event_time": {shown(text)} is not an ISO time such as 2026-01-31T12:00:00Z{reason}'
+    )
