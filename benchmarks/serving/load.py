@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import os
 import select
+import signal
 import socket
 import sys
 import tempfile
@@ -266,6 +267,7 @@ def main() -> int:
     """Print what the generator can do."""
     from servers import constant, cores
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers end with it
     server_core, own_core = cores()
     os.sched_setaffinity(0, {own_core})
     request = b"POST / HTTP/1.1\r\nHost: bench\r\nContent-Length: 300\r\n\r\n" + bytes(300)

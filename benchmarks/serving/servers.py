@@ -23,7 +23,7 @@ from models import Model, release
 
 PEERS = Path(__file__).parent / "peers"
 TOKEN_VARIABLE = "ML_LIFECYCLE_SERVER_TOKEN"
-START_SECONDS = 120.0
+START_SECONDS = 60.0
 STOP_SECONDS = 40.0
 
 Address = tuple[str, int]
@@ -106,6 +106,19 @@ class Process:
     def tail(self) -> str:
         """The end of what it printed."""
         return self.log.read_text(errors="replace")[-2000:]
+
+    def cpu_seconds(self) -> float:
+        """What its processes have spent so far."""
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                # Behind the name, which may hold anything: state, parent, group, session, … user and system.
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:  # it has just ended
+                continue
+            if int(fields[3]) == self.pid:
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def pause(self) -> None:
         """Hold it still: an idle server's housekeeping is not to slow another's run."""

@@ -69,8 +69,9 @@ def main(file: str, port: int) -> None:
     }
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "model-settings.json").write_text(json.dumps(model))
-    command = [sys.executable, "-m", "mlserver.cli", "start", str(folder)]
-    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": str(Path(__file__).parent)})
+    program = str(Path(sys.executable).parent / "mlserver")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    os.execve(program, [program, "start", str(folder)], environment)
 
 
 if __name__ == "__main__":
