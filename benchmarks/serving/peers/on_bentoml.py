@@ -29,7 +29,7 @@ class Packed:
     def __init__(self) -> None:
         self._session = Session(os.environ[_FILE_VARIABLE])
 
-    @bentoml.api
+    @bentoml.api  # type: ignore[untyped-decorator]  # known to its own environment only
     async def predict(self, rows: Annotated[np.ndarray, DType("float32"), Shape((-1, 12))]) -> np.ndarray:
         """The probabilities."""
         return self._session.packed(rows)[1]
@@ -42,7 +42,7 @@ class Strings:
     def __init__(self) -> None:
         self._session = Session(os.environ[_FILE_VARIABLE])
 
-    @bentoml.api
+    @bentoml.api  # type: ignore[untyped-decorator]  # known to its own environment only
     async def predict(
         self,
         carrier: list[str],

@@ -20,7 +20,7 @@ from session import OUTPUTS, Session
 _DATATYPES = {"label": "INT64", "probabilities": "FP32"}
 
 
-class OnnxModel(Model):
+class OnnxModel(Model):  # type: ignore[misc]  # known to its own environment only
     """The custom model."""
 
     def __init__(self, file: str) -> None:

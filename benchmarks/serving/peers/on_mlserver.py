@@ -22,7 +22,7 @@ from session import OUTPUTS, Session
 _DATATYPES = {"label": "INT64", "probabilities": "FP32"}
 
 
-class OnnxModel(MLModel):
+class OnnxModel(MLModel):  # type: ignore[misc]  # known to its own environment only
     """The custom runtime."""
 
     async def load(self) -> bool:
