@@ -31,8 +31,8 @@ from ml_lifecycle.evaluation.parity import kind_of_rows
 from ml_lifecycle.metrics import Answers
 from ml_lifecycle.records import Evaluation, GateResult, TaskType, Training, digest_of, from_json
 from ml_lifecycle.serving.columns import make_table
+from ml_lifecycle.serving.decoding import parse_request, read_json
 from ml_lifecycle.serving.model import OnnxModel
-from ml_lifecycle.serving.queries import decode_query
 from ml_lifecycle.serving.signature import Signature
 from ml_lifecycle.spec.model import Gate
 from ml_lifecycle.stages.evaluate import evaluate, raise_if_failed
@@ -112,10 +112,9 @@ def test_a_server_with_the_file_gives_the_golden_answers(
         threshold=threshold,
     )
     body = json.dumps(golden["request"]).encode()
-    query = decode_query(body, None, Signature(variant), variant.task, 100, NOW)
-    assert query.features is not None
-    assert query.rows == 54
-    table = make_table(variant.columns, [query.features])
+    features = Signature(variant).features(parse_request(*read_json(body)).inputs)
+    table = make_table(variant.columns, [features])
+    assert table.rows == 54
     assert "(unseen category)" in table.given["carrier"]
     assert np.isnan(np.asarray(table.given["wind"])).any()
     model = OnnxModel(trained.lake.read_bytes(training.model_path, golden["model_digest"]), variant)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from ml_lifecycle.delivery.route import Pointer
-from ml_lifecycle.serving.batching import Batcher, Job
-from ml_lifecycle.serving.dataplane import Query, Scored, ServedRoute
+from ml_lifecycle.serving.batching import Batcher, Job, Waiting
+from ml_lifecycle.serving.dataplane import Scored, ServedRoute
 from ml_lifecycle.serving.errors import ServingError
-from ml_lifecycle.serving.queries import decode_query
+from ml_lifecycle.serving.queries import Asked, decode_query
 from ml_lifecycle.serving.routes import RouteLoader
 from tests.serving.conftest import Publisher, row
 
@@ -32,26 +32,24 @@ class Round:
 
     def run(self, *asked: tuple[ServedRoute, dict[str, Any]]) -> None:
         async def submit() -> None:
-            batcher = Batcher(self._scored, self._rows)
+            batcher = Batcher(self._scored, self._failed, self._rows)
             for served, request in asked:
-                loaded = served.pick()
-                query = decode_query(
-                    json.dumps(request).encode(), None, loaded.signature, loaded.variant.task, 1_000, NOW
-                )
-                batcher.submit(self._job(served, request["id"]), query)
+                body = json.dumps(request).encode()
+                loaded, query = decode_query(body, None, Asked(served, NOW), 1_000)
+                batcher.submit(self._job(served), loaded, query)
             assert not self.batches, "nothing is scored before the round ends"
             await asyncio.sleep(0)
 
         asyncio.run(submit())
 
-    def _job(self, served: ServedRoute, name: str) -> Job:
-        def fail(error: Exception) -> None:
-            self.errors[name] = error
-
+    def _job(self, served: ServedRoute) -> Job:
         def nothing(*_: object) -> Any:
             raise AssertionError("the batcher has no use for it")
 
-        return Job(served, served.pick(), 1, 0.0, nothing, nothing, nothing, fail)
+        return Job(served, 1, 0.0, nothing, nothing, nothing, nothing)
+
+    def _failed(self, waiting: Waiting, error: Exception) -> None:
+        self.errors[waiting.query.id] = error
 
     def _scored(self, jobs: Any, scored: Scored) -> None:
         self.batches.append([query.id for query in scored.queries])
@@ -145,12 +143,12 @@ def test_columns_and_packed_tensors_may_meet(publisher: Publisher, mixed: bool) 
 
 
 def test_queries_without_id_get_one(publisher: Publisher) -> None:
-    loaded = served(publisher, "line", "regression").pick()
+    line = served(publisher, "line", "regression")
     request = packed("x", (1, 2))
     del request["id"]
     body = json.dumps(request).encode()
     ids: set[str] = set()
     for _ in range(4):  # the first is read thoroughly, the others quickly
-        query: Query = decode_query(body, None, loaded.signature, "regression", 10, NOW)
+        _, query = decode_query(body, None, Asked(line, NOW), 10)
         ids.add(query.id)
     assert len(ids) == 4

@@ -21,9 +21,10 @@ from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.predictions import SCHEMA
 from ml_lifecycle.delivery.route import Pointer
 from ml_lifecycle.serving.encoding import encode_answer
+from ml_lifecycle.serving.log_rows import LogEntry
 from ml_lifecycle.serving.metrics import Metrics
-from ml_lifecycle.serving.prediction_log import LogEntry, PredictionLog
-from ml_lifecycle.serving.queries import decode_query
+from ml_lifecycle.serving.prediction_log import PredictionLog
+from ml_lifecycle.serving.queries import Asked, decode_query
 from ml_lifecycle.serving.routes import RouteLoader
 from tests.serving.conftest import Publisher, Server, logged, row
 
@@ -34,9 +35,8 @@ RECEIVED = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 def entry_of(publisher: Publisher, model: str, request: dict[str, object]) -> LogEntry:
     route = publisher("endpoint", model, 1, "1")
     served = RouteLoader(publisher.lake).load(route, Pointer(1, "", ""))
-    loaded = served.pick()
     body = json.dumps(request).encode()
-    query = decode_query(body, None, loaded.signature, loaded.variant.task, 100_000, RECEIVED)
+    loaded, query = decode_query(body, None, Asked(served, RECEIVED), 100_000)
     return LogEntry(loaded.score(route, [query]), [1.5])
 
 

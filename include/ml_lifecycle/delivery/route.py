@@ -23,7 +23,7 @@ class Variant:
     """One version behind an endpoint. Paths are relative to the server's own lake.
 
     :param role: only a shadow's answers are never returned
-    :param weight: share of the traffic, 0 to 1
+    :param weight: a canary's share of the traffic, 0 to 1; the champion has the rest
     :param classes: class labels in output order, empty for regression
     :param registry_path: the feature registry entity keys are resolved with; None takes vectors only
     :param feature_service: name of the feature service in that registry
@@ -51,6 +51,7 @@ class Route(Record):
 
     :param variants: exactly one champion; none at all once the endpoint was withdrawn, and nothing is served
     :param ledger_head: digest of the ledger's newest row at the release, so that a rewritten row is found out
+    :param salt: of the hash that assigns requests to canaries; another one for each challenger
     """
 
     schema: ClassVar[str] = "route/1"
@@ -60,6 +61,7 @@ class Route(Record):
     variants: tuple[Variant, ...]
     ledger_head: str
     published_at: AwareDatetime
+    salt: str = ""
 
     @property
     def champion(self) -> Variant:

@@ -9,6 +9,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ml_lifecycle.serving.door import Client
 
 TOKEN_VARIABLE = "ML_LIFECYCLE_SERVER_TOKEN"
 EXIT_USAGE = 2
@@ -18,12 +22,24 @@ EXIT_PORT = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a server until it is told to stop; returns the exit code."""
     options = _parse(arguments)
+    from ml_lifecycle.serving.access_log import AccessLog
+    from ml_lifecycle.serving.errors import ClientsFileError, PortError
+
     try:
-        token = _read_token(options.token_file)
+        clients = _read_clients(options)
     except OSError as error:
         return _fail(EXIT_USAGE, f"cannot read the token file {options.token_file}: {error.strerror}")
-    if not token:
-        return _fail(EXIT_USAGE, f"no token: set {TOKEN_VARIABLE} or give --token-file; clients must send it")
+    except ClientsFileError as error:
+        return _fail(EXIT_USAGE, str(error))
+    if not clients:
+        return _fail(
+            EXIT_USAGE,
+            f"no token: set {TOKEN_VARIABLE}, or give --token-file or --clients; clients must send it",
+        )
+    try:
+        access_log = None if options.access_log is None else AccessLog(options.access_log.open("ab"))
+    except OSError as error:
+        return _fail(EXIT_USAGE, f"cannot write the access log {options.access_log}: {error.strerror}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Polars only encodes log parts here: no need for a thread a core.
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
@@ -36,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(EXIT_PORT, f"cannot listen on {options.host}:{options.port}: {error.strerror}")
 
     from ml_lifecycle.adapters.lake import Lake
-    from ml_lifecycle.serving.errors import PortError
     from ml_lifecycle.serving.server import ModelServer, serve
 
     # Until the event loop takes the signals: an orderly stop exits with 0.
@@ -45,10 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server = ModelServer(
         Lake(options.lake),
         options.environment,
-        token,
+        clients,
         options.online_store,
         options.endpoint,
         options.poll_seconds,
+        access_log=access_log,
     )
     host, port = listener.getsockname()[:2]
     print(f"serving {options.environment} on http://{host}:{port}", flush=True)
@@ -80,13 +96,29 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--endpoint", action="append", help="serve this endpoint only; may be repeated")
     parser.add_argument("--poll-seconds", type=float, default=0.2, help="how often routes are looked at")
     parser.add_argument("--token-file", type=Path, help=f"file with the token, instead of {TOKEN_VARIABLE}")
+    parser.add_argument(
+        "--clients",
+        type=Path,
+        help="YAML file: client → token, requests_per_second, burst; beside or instead of the token",
+    )
+    parser.add_argument(
+        "--access-log", type=Path, help="file to append a JSON line a request to, without payloads"
+    )
     return parser.parse_args(arguments)
 
 
-def _read_token(path: Path | None) -> str:
-    if path is not None:
-        return path.read_text(encoding="utf-8").strip()
-    return os.environ.get(TOKEN_VARIABLE, "").strip()
+def _read_clients(options: argparse.Namespace) -> dict[str, Client]:
+    """Who may ask, by token: those of the file, and whoever has the one token."""
+    from ml_lifecycle.serving.door import Client, read_clients
+
+    clients: dict[str, Client] = {} if options.clients is None else read_clients(options.clients)
+    if options.token_file is not None:
+        token = options.token_file.read_text(encoding="utf-8").strip()
+    else:
+        token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if token:
+        clients.setdefault(token, Client("anybody"))
+    return clients
 
 
 if __name__ == "__main__":

@@ -26,71 +26,86 @@ class Job:
 
     :param size: bytes of the request
     :param started: when it came, by ``time.perf_counter``
-    :param decode: makes its query; raises what is wrong with it
+    :param decode: makes its query, and says which variant answers it; raises what is wrong with it
     :param encode: makes its answer, on the thread it was scored on
     :param reply: sends the answer, on the event loop
     :param fail: sends an error, on the event loop
     """
 
     served: ServedRoute
-    loaded: LoadedVariant
     size: int
     started: float
-    decode: Callable[[], Query]
+    decode: Callable[[], tuple[LoadedVariant, Query]]
     encode: Callable[[Scored, Query, Outputs], Any]
     reply: Callable[[Any], None]
     fail: Callable[[Exception], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job whose query is known."""
+
+    job: Job
+    loaded: LoadedVariant
+    query: Query
 
 
 class Batcher:
     """Collects jobs for a round of the event loop.
 
     :param scored: takes every batch with its jobs
+    :param failed: takes one that could not be scored
     :param rows: in one run at most, unless one request has more
     """
 
-    def __init__(self, scored: Callable[[Sequence[Job], Scored], None], rows: int = BATCH_ROWS) -> None:
+    def __init__(
+        self,
+        scored: Callable[[Sequence[Job], Scored], None],
+        failed: Callable[[Waiting, Exception], None],
+        rows: int = BATCH_ROWS,
+    ) -> None:
         self._scored = scored
+        self._failed = failed
         self._rows = rows
-        self._waiting: list[tuple[Job, Query]] = []
+        self._waiting: list[Waiting] = []
 
-    def submit(self, job: Job, query: Query) -> None:
+    def submit(self, job: Job, loaded: LoadedVariant, query: Query) -> None:
         """Score it at the end of this round."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._run)
-        self._waiting.append((job, query))
+        self._waiting.append(Waiting(job, loaded, query))
 
     def _run(self) -> None:
         waiting, self._waiting = self._waiting, []
         for batch in self._batches(waiting):
             self._score(batch)
 
-    def _batches(self, waiting: list[tuple[Job, Query]]) -> Iterator[list[tuple[Job, Query]]]:
+    def _batches(self, waiting: list[Waiting]) -> Iterator[list[Waiting]]:
         """Jobs of one variant each; a route that has changed meanwhile parts them too."""
-        kinds: dict[tuple[int, int], list[tuple[Job, Query]]] = {}
+        kinds: dict[tuple[int, int], list[Waiting]] = {}
         for one in waiting:
-            kinds.setdefault((id(one[0].served), id(one[0].loaded)), []).append(one)
+            kinds.setdefault((id(one.job.served), id(one.loaded)), []).append(one)
         for together in kinds.values():
-            batch: list[tuple[Job, Query]] = []
+            batch: list[Waiting] = []
             rows = 0
             for one in together:
-                rows += one[1].rows
+                rows += one.query.rows
                 if batch and rows > self._rows:
                     yield batch
-                    batch, rows = [], one[1].rows
+                    batch, rows = [], one.query.rows
                 batch.append(one)
             yield batch
 
-    def _score(self, batch: list[tuple[Job, Query]]) -> None:
-        first = batch[0][0]
+    def _score(self, batch: list[Waiting]) -> None:
+        first = batch[0]
         try:
-            scored = first.loaded.score(first.served.route, [query for _, query in batch])
+            scored = first.loaded.score(first.job.served.route, [one.query for one in batch])
         except Exception as error:  # noqa: BLE001 - each is told its own, whatever it is
             if len(batch) == 1:
-                first.fail(error)
+                self._failed(first, error)
                 return
             # One of them is at fault: the others must not pay for it.
             for one in batch:
                 self._score([one])
             return
-        self._scored([job for job, _ in batch], scored)
+        self._scored([one.job for one in batch], scored)

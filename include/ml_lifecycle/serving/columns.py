@@ -74,13 +74,13 @@ class Matrix:
         self.rows = len(matrix)
         self.origin = origin
         self.matrix = matrix
-        self._packed = packed
+        self.packed = packed
         self._specs = specs
 
     @property
     def given(self) -> Mapping[str, Values]:
         """As in :class:`Columns`."""
-        return {spec.name: values for spec, values in zip(self._specs, self._packed.T, strict=True)}
+        return {spec.name: values for spec, values in zip(self._specs, self.packed.T, strict=True)}
 
     @property
     def columns(self) -> Mapping[str, NDArray[Any]]:
@@ -116,6 +116,21 @@ def make_table(specs: Sequence[ColumnSpec], parts: Sequence[Features]) -> Table:
         given[spec.name] = values
         columns[spec.name] = _as_taken(spec, values, origin)
     return Columns(sum(part.rows for part in parts), origin, given, columns)
+
+
+def features_of(table: Table, given: Sequence[ColumnSpec], wanted: Sequence[ColumnSpec]) -> Features | None:
+    """The rows of a table for a model that takes other columns; None if it takes some that are not there.
+
+    :param given: the columns of the table
+    :param wanted: the columns of the other model
+    """
+    if isinstance(table, Matrix) and given == wanted:
+        return Features(table.rows, table.packed, table.origin)
+    types = {spec.name: spec.type for spec in given}
+    if any(types.get(spec.name) != spec.type for spec in wanted):
+        return None
+    values = table.given
+    return Features(table.rows, [values[spec.name] for spec in wanted], table.origin)
 
 
 def pack(values: Sequence[Any], specs: Sequence[ColumnSpec]) -> NDArray[np.float64]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from ml_lifecycle.delivery.route import Pointer, Route, Variant
+from ml_lifecycle.serving.assignment import share_of
 from ml_lifecycle.serving.columns import Features, Table, make_table
 from ml_lifecycle.serving.errors import NotLoadedError, UnknownModelError
 from ml_lifecycle.serving.model import OnnxModel, Outputs
@@ -102,25 +104,50 @@ class ServedRoute:
     pointer: Pointer
     variants: tuple[LoadedVariant, ...]
 
-    def pick(self, version: str | None = None) -> LoadedVariant:
-        """The variant that answers: the named version, else the champion.
+    @cached_property
+    def champion(self) -> LoadedVariant:
+        """The variant in production.
 
-        Weights are for canaries, to be drawn here; a shadow never answers unless it is named.
+        :raises UnknownModelError: the endpoint was withdrawn. Retry: no.
+        """
+        for loaded in self.variants:
+            if loaded.variant.role == "champion":
+                return loaded
+        raise UnknownModelError(f"endpoint {self.route.endpoint!r} was withdrawn and serves nothing")
 
+    @cached_property
+    def canaries(self) -> tuple[LoadedVariant, ...]:
+        """The variants that get a share of the traffic."""
+        return tuple(loaded for loaded in self.variants if loaded.variant.role == "canary")
+
+    @cached_property
+    def shadows(self) -> tuple[LoadedVariant, ...]:
+        """The variants that get a copy of the traffic."""
+        return tuple(loaded for loaded in self.variants if loaded.variant.role == "shadow")
+
+    def pick(self, version: str | None = None, key: str | None = None) -> LoadedVariant:
+        """The variant that answers: the named version, else the one that ``key`` is assigned to.
+
+        :param key: without one it is the champion. A shadow never answers unless it is named
         :raises UnknownModelError: the version is not served. Retry: no.
         """
-        if not self.variants:
-            raise UnknownModelError(f"endpoint {self.route.endpoint!r} was withdrawn and serves nothing")
-        for loaded in self.variants:
-            wanted = (
-                loaded.variant.role == "champion" if version is None else loaded.variant.version == version
+        champion = self.champion
+        if version is not None:
+            for loaded in self.variants:
+                if loaded.variant.version == version:
+                    return loaded
+            raise UnknownModelError(
+                f"endpoint {self.route.endpoint!r} does not serve version {version!r:.100}, "
+                f"only {list(self.versions)}"
             )
-            if wanted:
+        if key is None or not self.canaries:
+            return champion
+        share = share_of(self.route.salt, key)
+        for loaded in self.canaries:
+            if share < loaded.variant.weight:
                 return loaded
-        raise UnknownModelError(
-            f"endpoint {self.route.endpoint!r} does not serve version {version!r:.100}, "
-            f"only {list(self.versions)}"
-        )
+            share -= loaded.variant.weight
+        return champion
 
     @property
     def versions(self) -> tuple[str, ...]:

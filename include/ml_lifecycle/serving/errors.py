@@ -17,6 +17,28 @@ class BadRequestError(ServingError):
     status = 400
 
 
+class UnauthorizedError(ServingError):
+    """Nobody has the token that was sent. Retry: no."""
+
+    status = 401
+
+
+class TooManyRequestsError(ServingError):
+    """The client has used up its allowance. Retry: yes, after ``seconds``.
+
+    :param client: its name
+    :param seconds: whole ones, until it may ask again
+    """
+
+    status = 429
+    retryable = True
+
+    def __init__(self, message: str, client: str, seconds: int) -> None:
+        super().__init__(message)
+        self.client = client
+        self.seconds = seconds
+
+
 class UnknownModelError(ServingError):
     """The server serves no such endpoint, or not this version of it. Retry: no."""
 
@@ -47,6 +69,10 @@ class FeaturesUnavailableError(ServingError):
 
     status = 503
     retryable = True
+
+
+class ClientsFileError(LifecycleError):
+    """The file that names the clients is not as it must be. Retry: no."""
 
 
 class PortError(LifecycleError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from ml_lifecycle.serving.access_log import AccessLog
 from ml_lifecycle.serving.dataplane import DataPlane, LoadedVariant, ServedRoute
+from ml_lifecycle.serving.door import Door
 from ml_lifecycle.serving.inference import Inference
 from ml_lifecycle.serving.metrics import Metrics
 
@@ -18,6 +19,7 @@ class Front:
     """The server as a front sees it.
 
     :param about: name, version, extensions and environment of the server
+    :param door: who may come in
     :param ready: whether the server may be sent requests
     :param clock: the wall clock, for ``received_at``
     :param max_rows: in one request
@@ -25,7 +27,7 @@ class Front:
     """
 
     about: Mapping[str, Any]
-    token: str
+    door: Door
     plane: DataPlane
     inference: Inference
     metrics: Metrics
@@ -33,10 +35,7 @@ class Front:
     clock: Callable[[], datetime]
     max_rows: int
     max_bytes: int
-
-    def admits(self, authorization: bytes) -> bool:
-        """Whether a request with this header may come in."""
-        return hmac.compare_digest(authorization, b"Bearer " + self.token.encode())
+    access_log: AccessLog | None = None
 
     def pick(self, model: str, version: str | None) -> tuple[ServedRoute, LoadedVariant]:
         """What answers.

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ from ml_lifecycle.serving.errors import PortError, ServingError
 from ml_lifecycle.serving.front import Front
 from ml_lifecycle.serving.grpc_messages import MESSAGES, SERVICE
 from ml_lifecycle.serving.grpc_tensors import make_response, read_request
-from ml_lifecycle.serving.queries import make_query
+from ml_lifecycle.serving.queries import Asked, make_query
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,8 @@ _CODES = {
 }
 _OPEN = frozenset(("ServerLive", "ServerReady"))
 
-Method = Callable[[Any], Awaitable[Any]]
+Metadata = Mapping[str, bytes]
+Method = Callable[[Any, Metadata], Awaitable[Any]]
 
 
 class GrpcService:
@@ -84,14 +84,12 @@ class GrpcService:
             started = time.perf_counter()
             status = 500
             try:
-                if name not in _OPEN and not self._front.admits(_authorization(context)):
-                    status = 401
-                    raise _Refused(status, "a bearer token is needed: authorization: Bearer <token>")
-                response = await method(request)
+                metadata = {key: _bytes(value) for key, value in context.invocation_metadata() or ()}
+                if name not in _OPEN:
+                    self._front.door.admit(metadata.get("authorization", b""))
+                response = await method(request, metadata)
                 status = 200
                 return response
-            except _Refused as error:
-                await context.abort(_CODES[error.status], str(error))
             except ServingError as error:
                 status = error.status
                 await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), str(error))
@@ -114,24 +112,24 @@ class GrpcService:
             response_serializer=messages[1].SerializeToString,
         )
 
-    async def _server_live(self, request: Any) -> Any:
+    async def _server_live(self, request: Any, metadata: Metadata) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)
 
-    async def _server_ready(self, request: Any) -> Any:
+    async def _server_ready(self, request: Any, metadata: Metadata) -> Any:
         return MESSAGES["ServerReadyResponse"](ready=self._front.ready())
 
-    async def _server_metadata(self, request: Any) -> Any:
+    async def _server_metadata(self, request: Any, metadata: Metadata) -> Any:
         about = {name: self._front.about[name] for name in ("name", "version", "extensions")}
         return MESSAGES["ServerMetadataResponse"](**about)
 
-    async def _model_ready(self, request: Any) -> Any:
+    async def _model_ready(self, request: Any, metadata: Metadata) -> Any:
         try:
             self._front.pick(request.name, request.version or None)
         except ServingError:
             return MESSAGES["ModelReadyResponse"](ready=False)
         return MESSAGES["ModelReadyResponse"](ready=True)
 
-    async def _model_metadata(self, request: Any) -> Any:
+    async def _model_metadata(self, request: Any, metadata: Metadata) -> Any:
         served, loaded = self._front.pick(request.name, request.version or None)
         return MESSAGES["ModelMetadataResponse"](
             name=served.route.endpoint,
@@ -140,16 +138,21 @@ class GrpcService:
             **describe(loaded.model),
         )
 
-    async def _model_infer(self, request: Any) -> Any:
-        served, loaded = self._front.pick(request.model_name, request.model_version or None)
+    async def _model_infer(self, request: Any, metadata: Metadata) -> Any:
+        asked = Asked(
+            self._front.plane.served(request.model_name),
+            self._front.clock(),
+            request.model_version or _text(metadata.get("ml-lifecycle-version")),
+            _text(metadata.get("ml-lifecycle-key")),
+            _text(metadata.get("x-request-id")),
+        )
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._front.inference.submit(
             Job(
-                served,
-                loaded,
+                asked.served,
                 request.ByteSize(),
                 time.perf_counter(),
-                partial(self._decode, request, loaded, self._front.clock()),
+                partial(self._decode, request, asked),
                 partial(make_response, bool(request.raw_input_contents)),
                 partial(_settle, answered),
                 partial(_settle_wrong, answered),
@@ -157,21 +160,16 @@ class GrpcService:
         )
         return await answered
 
-    def _decode(self, request: Any, loaded: LoadedVariant, received_at: datetime) -> Query:
-        return make_query(
-            read_request(request), loaded.signature, loaded.variant.task, self._front.max_rows, received_at
-        )
+    def _decode(self, request: Any, asked: Asked) -> tuple[LoadedVariant, Query]:
+        return make_query(read_request(request), asked, self._front.max_rows)
 
 
-def _authorization(context: Any) -> bytes:
-    given = dict(context.invocation_metadata() or ()).get("authorization", "")
-    return given.encode() if isinstance(given, str) else given
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value[:200].decode("latin-1")
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
 
 
 def _settle(answered: asyncio.Future[Any], response: Any) -> None:

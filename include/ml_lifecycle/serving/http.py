@@ -119,6 +119,10 @@ class Application(Protocol):
         """An answer has gone out, also one that the connection itself gave."""
         ...
 
+    def tick(self) -> None:
+        """Called every half second or so, and once after the last answer."""
+        ...
+
 
 class Connection(asyncio.Protocol):
     """One client."""
@@ -431,11 +435,13 @@ class HttpServer:
             for connection in tuple(self.connections):
                 connection.abort()
             ticking.cancel()
+            self.application.tick()
 
     async def _tick_for_ever(self, loop: asyncio.AbstractEventLoop) -> None:
         while True:
             await asyncio.sleep(self._tick_seconds)
             self._tick(loop)
+            self.application.tick()
             for connection in tuple(self.connections):
                 connection.close_if_late(self._now)
 

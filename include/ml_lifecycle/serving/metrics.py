@@ -83,6 +83,18 @@ class Metrics:
         self.batches = Counter(
             "ml_lifecycle_batches", "Runs of a model, each for one request or several", registry=registry
         )
+        self._shadowed = Counter(
+            "ml_lifecycle_shadow_rows",
+            "Copies for shadows: scored, skipped (columns are missing), failed, or dropped (no time)",
+            ["endpoint", "version", "outcome"],
+            registry=registry,
+        )
+        self._disagreed = Counter(
+            "ml_lifecycle_shadow_disagreements",
+            "Scored copies whose label is not the one that was answered",
+            ["endpoint", "version"],
+            registry=registry,
+        )
         self.log_written = Counter(
             "ml_lifecycle_log_rows_written", "Prediction log rows safe in the lake", registry=registry
         )
@@ -116,6 +128,14 @@ class Metrics:
         """Count scored rows."""
         self._rows.labels(endpoint, version, variant).inc(rows)
         self.batches.inc()
+
+    def shadowed(self, endpoint: str, version: str, outcome: str, rows: int) -> None:
+        """Count copies of rows for a shadow."""
+        self._shadowed.labels(endpoint, version, outcome).inc(rows)
+
+    def shadow_disagreed(self, endpoint: str, version: str, rows: int) -> None:
+        """Count copies that a shadow decided otherwise."""
+        self._disagreed.labels(endpoint, version).inc(rows)
 
     def log_pending(self, count: Callable[[], float]) -> None:
         """Where the number of unwritten log rows is read."""

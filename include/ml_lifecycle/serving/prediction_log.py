@@ -11,47 +11,28 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from io import BytesIO
-from itertools import chain
 from typing import Any
 
-import numpy as np
-import orjson
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.records import ColumnSpec
-from ml_lifecycle.serving.columns import Table
-from ml_lifecycle.serving.dataplane import Query, Scored
+from ml_lifecycle.serving.log_rows import (
+    FailedEntry,
+    LogEntry,
+    answered_frame,
+    by_day,
+    digest_part,
+    failed_frame,
+)
 from ml_lifecycle.serving.metrics import Metrics
-from ml_lifecycle.serving.model import Outputs
 
 log = logging.getLogger(__name__)
 
 SCHEMA_NAME = "prediction_log/2"
-
-
-@dataclass(frozen=True, slots=True)
-class LogEntry:
-    """Requests that were answered together; they become as many rows as were scored.
-
-    :param latencies_ms: one a request: from its arrival to its answer being ready
-    :param size: bytes of the requests: about what their rows take while they wait
-    """
-
-    scored: Scored
-    latencies_ms: Sequence[float]
-    size: int = 0
-    status: int = 200
-    returned: bool = True
-
-    @property
-    def rows(self) -> int:
-        """How many were scored."""
-        return self.scored.table.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +76,7 @@ class PredictionLog:
         self._close_seconds = close_seconds
         self._instance = uuid.uuid4().hex[:12]
         self._sequence = 0
-        self._entries: list[LogEntry] = []
+        self._entries: list[LogEntry | FailedEntry] = []
         self._waiting = 0  # rows in entries
         self._pending = 0  # rows in entries and parts
         self._bytes = 0  # of both
@@ -109,7 +90,7 @@ class PredictionLog:
         """Begin to write."""
         self._thread.start()
 
-    def append(self, entry: LogEntry) -> None:
+    def append(self, entry: LogEntry | FailedEntry) -> None:
         """Take an entry; never blocks on the lake."""
         rows = entry.rows
         with self._wake:
@@ -179,147 +160,31 @@ class PredictionLog:
             self._pending -= rows
             self._bytes -= size
 
-    def _encode(self, entries: Iterable[LogEntry]) -> list[_Part]:
-        groups: dict[tuple[Any, ...], list[LogEntry]] = {}
+    def _encode(self, entries: Iterable[LogEntry | FailedEntry]) -> list[_Part]:
+        groups: dict[tuple[Any, ...], list[Any]] = {}
         for entry in entries:
+            if isinstance(entry, FailedEntry):
+                groups.setdefault((id(entry.route), id(entry.variant), entry.status), []).append(entry)
+                continue
             scored = entry.scored
-            kind = scored.table.origin, entry.status, entry.returned
+            kind = scored.table.origin, entry.returned
             groups.setdefault((id(scored.route), id(scored.variant), *kind), []).append(entry)
-        return [
-            self._part(group[0].scored, day, frame)
-            for group in groups.values()
-            for day, frame in _by_day(_frame(group))
-        ]
+        parts: list[_Part] = []
+        for group in groups.values():
+            if isinstance(group[0], FailedEntry):
+                route, ending, frame = group[0].route, "failed", failed_frame(group)
+            else:
+                scored = group[0].scored
+                route, ending, frame = scored.route, digest_part(scored.variant), answered_frame(group)
+            parts += [self._part(route.endpoint, ending, day, part) for day, part in by_day(frame)]
+        return parts
 
-    def _part(self, scored: Scored, day: date, frame: pl.DataFrame) -> _Part:
+    def _part(self, endpoint: str, ending: str, day: date, frame: pl.DataFrame) -> _Part:
         buffer = BytesIO()
         # Statistics and better compression cost more CPU than all else here, and readers take whole files.
         frame.write_parquet(buffer, compression="lz4", statistics=False, metadata={"schema": SCHEMA_NAME})
         self._sequence += 1
         first = frame["received_at"].min()
         assert isinstance(first, datetime)
-        kind = scored.variant.model_digest.removeprefix("sha256:")[:12]
-        name = f"{first:%Y%m%dT%H%M%S%f}-{self._instance}-{self._sequence:06d}-{kind}.parquet"
-        path = f"predictions/{scored.route.endpoint}/{day.isoformat()}/{name}"
-        return _Part(path, buffer.getvalue(), frame.height)
-
-
-def _by_day(frame: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
-    days = frame.select(pl.coalesce("event_time", "received_at").dt.date())["event_time"]
-    if days.n_unique() == 1:
-        yield days[0], frame
-        return
-    for (day,), part in frame.with_columns(days.alias("day")).partition_by("day", as_dict=True).items():
-        yield day, part.drop("day")
-
-
-def _frame(entries: Sequence[LogEntry]) -> pl.DataFrame:
-    """Rows of one variant and origin, in the order they were scored in."""
-    first = entries[0].scored
-    variant = first.variant
-    queries = [query for entry in entries for query in entry.scored.queries]
-    counts = np.fromiter((query.rows for query in queries), np.int64, len(queries))
-    rows = int(counts.sum())
-    starts = np.cumsum(counts) - counts
-    requests = pl.Series(np.repeat(np.arange(len(queries)), counts))
-    received = pl.Series([query.received_at for query in queries], dtype=pl.Datetime("us", "UTC"))
-    latencies = pl.Series([ms for entry in entries for ms in entry.latencies_ms], dtype=pl.Float64)
-    outputs = _joined([entry.scored.outputs for entry in entries])
-    return pl.DataFrame(
-        {
-            "prediction_id": pl.Series([query.id for query in queries], dtype=pl.String).gather(requests),
-            "row": np.arange(rows) - np.repeat(starts, counts),
-            "received_at": received.gather(requests),
-            "event_time": _event_times(queries, rows),
-            "entity_keys": _entity_keys(queries, rows),
-            "features": _features(variant.columns, [entry.scored.table for entry in entries]),
-            "outputs": _outputs(outputs),
-            "score": _scores(outputs),
-            "latency_ms": latencies.gather(requests),
-        }
-    ).select(
-        "prediction_id",
-        "row",
-        "received_at",
-        "event_time",
-        "entity_keys",
-        pl.lit(first.route.endpoint).alias("endpoint"),
-        pl.lit(first.route.revision, pl.Int64).alias("route_revision"),
-        pl.lit(variant.role).alias("variant"),
-        pl.lit(entries[0].returned).alias("returned"),
-        pl.lit(variant.version).alias("model_version"),
-        pl.lit(variant.model_digest).alias("model_digest"),
-        "features",
-        pl.lit(first.table.origin).alias("features_from"),
-        "outputs",
-        "score",
-        "latency_ms",
-        pl.lit(entries[0].status, pl.Int64).alias("status"),
-    )
-
-
-def _event_times(queries: Sequence[Query], rows: int) -> pl.Series:
-    dtype = pl.Datetime("us", "UTC")
-    if all(query.event_times is None for query in queries):
-        return pl.Series([None], dtype=dtype).extend_constant(None, rows - 1)
-    times = (query.event_times or (None,) * query.rows for query in queries)
-    return pl.Series(list(chain.from_iterable(times)), dtype=dtype)
-
-
-def _entity_keys(queries: Sequence[Query], rows: int) -> pl.Series:
-    """One JSON object a row."""
-    if not any(query.entities for query in queries):
-        return pl.repeat("{}", rows, dtype=pl.String, eager=True)
-    texts: list[str] = []
-    for query in queries:
-        if not query.entities:
-            texts += ["{}"] * query.rows
-            continue
-        names = tuple(query.entities)
-        texts += [
-            orjson.dumps(dict(zip(names, values, strict=True))).decode()
-            for values in zip(*query.entities.values(), strict=True)
-        ]
-    return pl.Series(texts, dtype=pl.String)
-
-
-def _features(columns: Sequence[ColumnSpec], tables: Sequence[Table]) -> pl.Series:
-    found: list[pl.Series] = []
-    all_given = [table.given for table in tables]
-    for column in columns:
-        given = [one[column.name] for one in all_given]
-        if column.type == "string":
-            found.append(pl.Series(column.name, list(chain.from_iterable(given)), dtype=pl.String))
-            continue
-        series = pl.Series(column.name, given[0] if len(given) == 1 else np.concatenate(given))
-        found.append(series.fill_nan(None) if column.type == "float" else series)
-    return pl.DataFrame(found).to_struct("features")
-
-
-def _joined(outputs: Sequence[Outputs]) -> Outputs:
-    if len(outputs) == 1:
-        return outputs[0]
-    return {name: np.concatenate([one[name] for one in outputs]) for name in outputs[0]}
-
-
-def _outputs(outputs: Outputs) -> pl.Series:
-    columns: list[pl.Series] = []
-    for name, array in outputs.items():
-        if array.ndim == 2:
-            columns.append(pl.Series(name, array).arr.to_list())
-        elif array.dtype.kind == "O":
-            columns.append(pl.Series(name, array.tolist(), dtype=pl.String))
-        else:
-            columns.append(pl.Series(name, array))
-    return pl.DataFrame(columns).to_struct("outputs")
-
-
-def _scores(outputs: Outputs) -> pl.Series:
-    """Binary: probability of the last class; multiclass: the highest; regression: the prediction."""
-    if "prediction" in outputs:
-        values = outputs["prediction"]
-    elif outputs["probabilities"].shape[1] == 2:
-        values = outputs["probabilities"][:, -1]
-    else:
-        values = outputs["probabilities"].max(axis=1)
-    return pl.Series(values, dtype=pl.Float64).fill_nan(None)
+        name = f"{first:%Y%m%dT%H%M%S%f}-{self._instance}-{self._sequence:06d}-{ending}.parquet"
+        return _Part(f"predictions/{endpoint}/{day.isoformat()}/{name}", buffer.getvalue(), frame.height)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from ml_lifecycle.records import TaskType
-from ml_lifecycle.serving.dataplane import Query
+from ml_lifecycle.serving.assignment import key_of
+from ml_lifecycle.serving.dataplane import LoadedVariant, Query, ServedRoute
 from ml_lifecycle.serving.decoding import parse_request, read_json, wants_binary
 from ml_lifecycle.serving.errors import BadRequestError, TooLargeError
 from ml_lifecycle.serving.model import OUTPUTS
@@ -22,39 +24,53 @@ _MAX_DAYS = 100
 _PLAIN_KEYS = frozenset(("id", "inputs"))
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is known of a request before its body is read.
+
+    :param version: the version asked for by name
+    :param key: what it is assigned by, if a header says it
+    :param id: a header's id, for a body without one
+    """
+
+    served: ServedRoute
+    received_at: datetime
+    version: str | None = None
+    key: str | None = None
+    id: str | None = None
+
+
 def decode_query(
-    body: bytes,
-    json_bytes: int | None,
-    signature: Signature,
-    task: TaskType,
-    max_rows: int,
-    received_at: datetime,
-) -> Query:
-    """The body of a REST request as a query the variant can answer.
+    body: bytes, json_bytes: int | None, asked: Asked, max_rows: int
+) -> tuple[LoadedVariant, Query]:
+    """The body of a REST request as a query, and the variant that is to answer it.
 
     :param json_bytes: where binary data begins; None if all of the body is JSON
     :raises BadRequestError: it is no V2 request, or does not fit the variant. Retry: no.
+    :raises UnknownModelError: the version is not served. Retry: no.
     :raises TooLargeError: more than ``max_rows`` rows. Retry: no.
     """
     data, binary = read_json(body, json_bytes)
     if json_bytes is None and data.keys() <= _PLAIN_KEYS:
-        query = _quick(data, signature, max_rows, received_at)
-        if query is not None:
-            return query
-    return make_query(parse_request(data, binary), signature, task, max_rows, received_at)
+        found = _quick(data, asked, max_rows)
+        if found is not None:
+            return found
+    return make_query(parse_request(data, binary), asked, max_rows)
 
 
-def _quick(data: dict[str, Any], signature: Signature, max_rows: int, received_at: datetime) -> Query | None:
+def _quick(data: dict[str, Any], asked: Asked, max_rows: int) -> tuple[LoadedVariant, Query] | None:
     """The query of what almost every request is: vectors by known columns, and nothing else."""
     inputs, given = data.get("inputs"), data.get("id")
     if type(inputs) is not list or not inputs or not (given is None or type(given) is str):
         return None
-    features = signature.quick(inputs)
-    if features is None or not 0 < features.rows <= max_rows:
-        return None
     if given is not None and not 0 < len(given) <= 200:
         return None
-    return Query(features.rows, features, {}, None, given or new_id(), received_at)
+    request_id = given or asked.id or new_id()
+    loaded = asked.served.pick(asked.version, asked.key or request_id)
+    features = loaded.signature.quick(inputs)
+    if features is None or not 0 < features.rows <= max_rows:
+        return None
+    return loaded, Query(features.rows, features, {}, None, request_id, asked.received_at)
 
 
 def new_id() -> str:
@@ -62,40 +78,44 @@ def new_id() -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-def make_query(
-    request: InferRequest,
-    signature: Signature,
-    task: TaskType,
-    max_rows: int,
-    received_at: datetime,
-) -> Query:
-    """The request as a query the variant can answer: typed columns, or entity keys to read features with.
+def make_query(request: InferRequest, asked: Asked, max_rows: int) -> tuple[LoadedVariant, Query]:
+    """The request as a query: typed columns, or entity keys to read features with.
 
     :raises BadRequestError: names, datatypes, shapes or values do not fit the variant. Retry: no.
+    :raises UnknownModelError: the version is not served. Retry: no.
     :raises TooLargeError: more than ``max_rows`` rows. Retry: no.
     """
     rows = request.inputs[0].shape[0]
     _check_rows(request.inputs, rows, max_rows)
-    _check_outputs(request.outputs, task)
     names = Counter(tensor.name for tensor in request.inputs)
     if repeated := [name for name, count in names.items() if count > 1]:
         raise BadRequestError(f"inputs given more than once: {few(repeated)}")
-    features, entities = None, _entity_parameter(request.parameters, rows)
-    by_entity = signature.entity_keys and set(names) == set(signature.entity_keys)
-    if by_entity and set(names) != {column.name for column in signature.columns}:
+    request_id = request.id or asked.id or new_id()
+    entities = _entity_parameter(request.parameters, rows)
+    if any(_by_entity(names, one.signature) for one in asked.served.variants):
         entities = {tensor.name: entity_values(tensor) for tensor in request.inputs}
-    else:
-        features = signature.features(request.inputs)
-    return Query(
+    key = asked.key or key_of(request.parameters, entities, request_id)
+    loaded = asked.served.pick(asked.version, key)
+    _check_outputs(request.outputs, loaded.variant.task)
+    features = None
+    if not _by_entity(names, loaded.signature):
+        features = loaded.signature.features(request.inputs)
+    return loaded, Query(
         rows=rows,
         features=features,
         entities=entities,
         event_times=_event_times(request.parameters, rows),
-        id=request.id or new_id(),
-        received_at=received_at,
+        id=request_id,
+        received_at=asked.received_at,
         outputs=request.outputs,
         binary=wants_binary(request.parameters),
     )
+
+
+def _by_entity(names: Collection[str], signature: Signature) -> bool:
+    """Whether the inputs are a variant's entity keys, to read its features by."""
+    keys = set(signature.entity_keys)
+    return bool(keys) and set(names) == keys and keys != {column.name for column in signature.columns}
 
 
 def _check_rows(inputs: Iterable[Tensor], rows: int, max_rows: int) -> None:

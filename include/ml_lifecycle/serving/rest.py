@@ -6,8 +6,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -15,18 +14,21 @@ from urllib.parse import unquote_to_bytes
 from ml_lifecycle.serving.batching import Job
 from ml_lifecycle.serving.dataplane import LoadedVariant, Query, Scored, ServedRoute
 from ml_lifecycle.serving.encoding import describe, encode_answer
-from ml_lifecycle.serving.errors import BadRequestError, ServingError, TooLargeError
+from ml_lifecycle.serving.errors import BadRequestError, ServingError, TooLargeError, TooManyRequestsError
 from ml_lifecycle.serving.front import Front
 from ml_lifecycle.serving.http import JSON, Request, Response, error_response, json_response
 from ml_lifecycle.serving.model import Outputs
 from ml_lifecycle.serving.openapi import document
-from ml_lifecycle.serving.queries import decode_query
+from ml_lifecycle.serving.queries import Asked, decode_query
 
 log = logging.getLogger(__name__)
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _OCTETS = b"application/octet-stream"
 _JSON_LENGTH = b"inference-header-content-length"
+_REQUEST_ID = b"x-request-id"
+_VERSION = b"ml-lifecycle-version"
+_KEY = b"ml-lifecycle-key"
 _OPEN = frozenset(("live", "ready"))
 # Longer targets are looked up each time: what is remembered must not grow with what clients invent.
 _REMEMBERED_BYTES = 256
@@ -80,11 +82,13 @@ _remembered = lru_cache(maxsize=1024)(_find)
 class _Note:
     """What is kept beside a request until it is answered."""
 
-    __slots__ = ("started", "target")
+    __slots__ = ("client", "id", "started", "target")
 
-    def __init__(self, started: float, target: Target) -> None:
-        self.started = started
-        self.target = target
+    def __init__(self, target: Target | None, request_id: str | None) -> None:
+        self.started = time.perf_counter()
+        self.target = target or Target("none")
+        self.id = request_id
+        self.client = ""
 
 
 class Rest:
@@ -108,11 +112,17 @@ class Rest:
     def admit(self, request: Request) -> Response | None:
         """Ask for the token, and look whether the path names anything."""
         target = find_target(request.target)
-        request.note = _Note(time.perf_counter(), target or Target("none"))
-        if (target is None or target.operation not in _OPEN) and not self._front.admits(
-            request.headers.get(b"authorization", b"")
-        ):
-            return error_response(401, "a bearer token is needed: Authorization: Bearer <token>")
+        given = request.headers.get(_REQUEST_ID)
+        request.note = note = _Note(target, None if given is None else given[:200].decode("latin-1"))
+        if target is None or target.operation not in _OPEN:
+            try:
+                client = self._front.door.admit(request.headers.get(b"authorization", b""))
+            except TooManyRequestsError as error:
+                note.client = error.client
+                return error_of(request, error)
+            except ServingError as error:
+                return error_of(request, error)
+            note.client = client.name
         if target is None:
             return error_response(404, "Not Found")
         methods = _METHODS.get(target.operation, _READING)
@@ -133,12 +143,29 @@ class Rest:
 
     def replied(self, request: Request, response: Response) -> None:
         """Count an answer, and how long it took."""
-        note: _Note | None = request.note
-        target = Target("none") if note is None else note.target
-        seconds = 0.0 if note is None else time.perf_counter() - note.started
+        note: _Note = request.note or _Note(None, None)
+        seconds = time.perf_counter() - note.started
+        target = note.target
         # Only names that exist become labels, lest clients invent time series.
         endpoint = target.model if target.model in self._front.plane else ""
         self._front.metrics.request(endpoint, target.operation, response.status, seconds)
+        if self._front.access_log is not None:
+            self._front.access_log.add(
+                self._front.clock(),
+                note.client,
+                request.peer,
+                request.method.decode("latin-1"),
+                request.target.decode("latin-1"),
+                response.status,
+                len(request.body),
+                seconds * 1000,
+                note.id,
+            )
+
+    def tick(self) -> None:
+        """Write the access log."""
+        if self._front.access_log is not None:
+            self._front.access_log.flush()
 
     # The operations.
 
@@ -164,31 +191,42 @@ class Rest:
 
     def _infer(self, request: Request, target: Target) -> None:
         """Score the rows of the request."""
-        received_at = self._front.clock()
-        served, loaded = self._front.pick(target.model, target.version)
-        decode = partial(self._decode, request, loaded, received_at)
+        headers = request.headers
+        key = headers.get(_KEY)
+        asked = Asked(
+            self._front.plane.served(target.model),
+            self._front.clock(),
+            target.version or _text(headers.get(_VERSION)),
+            _text(key),
+            request.note.id or None,
+        )
         self._front.inference.submit(
             Job(
-                served,
-                loaded,
+                asked.served,
                 len(request.body),
                 request.note.started,
-                decode,
+                partial(self._decode, request, asked),
                 _answer_of,
-                request.reply,
+                partial(_reply, request) if _REQUEST_ID in headers else request.reply,
                 partial(_fail, request),
             )
         )
 
-    def _decode(self, request: Request, loaded: LoadedVariant, received_at: datetime) -> Query:
-        return decode_query(
-            _body_of(request, self._front.max_bytes),
-            _json_length(request),
-            loaded.signature,
-            loaded.variant.task,
-            self._front.max_rows,
-            received_at,
-        )
+    def _decode(self, request: Request, asked: Asked) -> tuple[LoadedVariant, Query]:
+        body = _body_of(request, self._front.max_bytes)
+        loaded, query = decode_query(body, _json_length(request), asked, self._front.max_rows)
+        request.note.id = query.id
+        return loaded, query
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value[:200].decode("latin-1")
+
+
+def _reply(request: Request, response: Response) -> None:
+    """Reply with the id that came in a header."""
+    header = _REQUEST_ID, request.headers[_REQUEST_ID]
+    request.reply(replace(response, headers=(*response.headers, header)))
 
 
 def _answer_of(scored: Scored, query: Query, outputs: Outputs) -> Response:
@@ -238,6 +276,8 @@ def _fail(request: Request, error: Exception) -> None:
 
 def error_of(request: Request, error: Exception) -> Response:
     """The answer to an error: ours carry their status, any other is 500 and logged."""
+    if isinstance(error, TooManyRequestsError):
+        return error_response(error.status, str(error), [(b"retry-after", b"%d" % error.seconds)])
     if isinstance(error, ServingError):
         return error_response(error.status, str(error))
     log.error("%s %s failed", request.method.decode(), request.target.decode(), exc_info=error)

@@ -6,13 +6,15 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from ml_lifecycle import __version__
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.serving.access_log import AccessLog
 from ml_lifecycle.serving.dataplane import DataPlane
+from ml_lifecycle.serving.door import Client, Door
 from ml_lifecycle.serving.front import Front
 from ml_lifecycle.serving.http import Bounds, HttpServer
 from ml_lifecycle.serving.inference import Inference
@@ -36,7 +38,7 @@ def _utc_now() -> datetime:
 class ModelServer:
     """A server over one lake.
 
-    :param token: what clients must send as bearer token
+    :param clients: who may ask, by token; or one token for everybody
     :param online_store: URL of the online store; None takes vectors only
     :param endpoints: the endpoints to serve; None for all that the lake has
     :param poll_seconds: how often routes are looked at
@@ -44,13 +46,14 @@ class ModelServer:
     :param max_rows: in one request
     :param reader_factory: makes readers of the online store
     :param clock: the wall clock, UTC
+    :param access_log: where a line a request goes; None for nowhere
     """
 
     def __init__(
         self,
         lake: Lake,
         environment: str,
-        token: str,
+        clients: str | Mapping[str, Client],
         online_store: str | None = None,
         endpoints: Sequence[str] | None = None,
         poll_seconds: float = 0.2,
@@ -58,6 +61,7 @@ class ModelServer:
         max_rows: int = 10_000,
         reader_factory: ReaderFactory = feast_reader,
         clock: Callable[[], datetime] = _utc_now,
+        access_log: AccessLog | None = None,
     ) -> None:
         metrics = Metrics(environment)
         plane = DataPlane()
@@ -73,7 +77,7 @@ class ModelServer:
                 "extensions": ["binary_tensor_data"],
                 "environment": environment,
             },
-            token=token,
+            door=Door({clients: Client("anybody")} if isinstance(clients, str) else clients),
             plane=plane,
             inference=Inference(self._log, metrics, self._executor),
             metrics=metrics,
@@ -81,6 +85,7 @@ class ModelServer:
             clock=clock,
             max_rows=max_rows,
             max_bytes=bounds.body_bytes,
+            access_log=access_log,
         )
         self._front = front
         self._http = HttpServer(Rest(front), bounds)

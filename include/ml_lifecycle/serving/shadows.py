@@ -1,0 +1,122 @@
+"""Copies for shadows: scored when there is time, logged and compared, never returned.
+
+Copies wait until the answers are out and are scored many at a time on the event loop, a small piece of it
+each time, so that no request waits longer than for such a piece. When the loop is late it has no time to
+spare: then copies are dropped, and counted, before any answer suffers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import numpy as np
+
+from ml_lifecycle.serving.columns import features_of, make_table
+from ml_lifecycle.serving.dataplane import LoadedVariant, Scored, ServedRoute
+from ml_lifecycle.serving.log_rows import LogEntry
+from ml_lifecycle.serving.metrics import Metrics
+from ml_lifecycle.serving.prediction_log import PredictionLog
+
+log = logging.getLogger(__name__)
+
+# A piece of at most so many rows takes a fraction of a millisecond.
+_PIECE_ROWS = 64
+_PAUSE_SECONDS = 0.001
+# The loop is this late only if requests queue up before it.
+_LATE_SECONDS = 0.010
+
+
+class Shadows:
+    """What waits to be scored once more.
+
+    :param rows: that wait at most
+    """
+
+    def __init__(self, prediction_log: PredictionLog, metrics: Metrics, rows: int = 5_000) -> None:
+        self._log = prediction_log
+        self._metrics = metrics
+        self._limit = rows
+        self._waiting: list[tuple[ServedRoute, Scored]] = []
+        self._rows = 0
+        self._due: float | None = None
+
+    def take(self, served: ServedRoute, scored: Scored) -> None:
+        """Have the rows of an answered batch scored by the route's shadows, later."""
+        rows = scored.table.rows
+        if scored.variant.role == "shadow":
+            return  # asked for by name: there is nothing to compare it with
+        if self._rows + rows > self._limit and self._waiting:
+            self._count(served, "dropped", rows)
+            return
+        self._waiting.append((served, scored))
+        self._rows += rows
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._due is None and self._waiting:
+            loop = asyncio.get_running_loop()
+            self._due = loop.time() + _PAUSE_SECONDS
+            loop.call_at(self._due, self._run)
+
+    def _run(self) -> None:
+        due, self._due = self._due, None
+        assert due is not None
+        if asyncio.get_running_loop().time() - due > _LATE_SECONDS:
+            for served, scored in self._waiting:
+                self._count(served, "dropped", scored.table.rows)
+            self._waiting, self._rows = [], 0
+            return
+        served, piece = self._next_piece()
+        for shadow in served.shadows:
+            self._score(served, shadow, piece)
+        self._wake()
+
+    def _next_piece(self) -> tuple[ServedRoute, list[Scored]]:
+        """The oldest batches of one route."""
+        served = self._waiting[0][0]
+        piece: list[Scored] = []
+        rows = 0
+        for other, scored in self._waiting:
+            if other is not served or (piece and rows + scored.table.rows > _PIECE_ROWS):
+                break
+            piece.append(scored)
+            rows += scored.table.rows
+        del self._waiting[: len(piece)]
+        self._rows -= rows
+        return served, piece
+
+    def _score(self, served: ServedRoute, shadow: LoadedVariant, piece: list[Scored]) -> None:
+        rows = sum(scored.table.rows for scored in piece)
+        started = time.perf_counter()
+        columns = shadow.variant.columns
+        parts = [features_of(scored.table, scored.variant.columns, columns) for scored in piece]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            # It takes columns that the champion does not, and the request did not bring.
+            self._count_one(served, shadow, "skipped", rows)
+            return
+        try:
+            table = make_table(columns, known)
+            outputs = shadow.model.run(table)
+        except Exception as error:  # noqa: BLE001 - whatever a shadow does, answers go on
+            log.warning("the shadow of %s could not score: %s", served.route.endpoint, error)
+            self._count_one(served, shadow, "failed", rows)
+            return
+        queries = [query for scored in piece for query in scored.queries]
+        copy = Scored(served.route, shadow.variant, queries, table, outputs)
+        latency_ms = (time.perf_counter() - started) * 1000
+        self._log.append(LogEntry(copy, [latency_ms] * len(queries), 200 * rows, returned=False))
+        self._count_one(served, shadow, "scored", rows)
+        if "label" in outputs and all("label" in scored.outputs for scored in piece):
+            labels = np.concatenate([scored.outputs["label"] for scored in piece])
+            different = int((labels != outputs["label"]).sum())
+            self._metrics.shadow_disagreed(served.route.endpoint, shadow.variant.version, different)
+
+    def _count(self, served: ServedRoute, outcome: str, rows: int) -> None:
+        for shadow in served.shadows:
+            self._count_one(served, shadow, outcome, rows)
+
+    def _count_one(self, served: ServedRoute, shadow: LoadedVariant, outcome: str, rows: int) -> None:
+        self._metrics.shadowed(served.route.endpoint, shadow.variant.version, outcome, rows)
