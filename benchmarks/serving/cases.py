@@ -59,12 +59,15 @@ class Goal:
     """Something ours must reach, with what was measured.
 
     :param measured: None where it could not be
+    :param by_cpu: of a ratio, the same of the requests a second of CPU time that the servers got; decides
+        nothing, and is near the ratio where each had its core for itself
     """
 
     text: str
     measured: float | None
     limit: float
     met: bool
+    by_cpu: float | None = None
 
 
 def goals(case: Case, rounds: Mapping[str, Sequence[Mapping[str, Any]]], chosen: Sequence[str]) -> list[Goal]:
@@ -89,9 +92,10 @@ def _goals(case: Case, rounds: Mapping[str, Sequence[Mapping[str, Any]]], chosen
         yield Goal("requests a second", rate, case.per_second, met)
     for server, times in case.times.items():
         if server in chosen:
-            theirs = median(rounds, server, "per_second")
-            ratio = None if rate is None or theirs is None else rate / theirs
-            yield Goal(f"times {title(server)}", ratio, times, ratio is not None and ratio >= times)
+            ratio = _ratio(rate, median(rounds, server, "per_second"))
+            by_cpu = _ratio(_per_cpu_second(rounds, OURS), _per_cpu_second(rounds, server))
+            met = ratio is not None and ratio >= times
+            yield Goal(f"times {title(server)}", ratio, times, met, by_cpu)
     if not case.p99_below:
         return
     p99 = median(rounds, OURS, "p99_ms")
@@ -101,6 +105,17 @@ def _goals(case: Case, rounds: Mapping[str, Sequence[Mapping[str, Any]]], chosen
             known = p99 is not None and theirs is not None
             limit = theirs if theirs is not None else float("nan")
             yield Goal(f"p99 ms, below {kind.title}'s", p99, limit, known and p99 < limit)
+
+
+def _ratio(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or not theirs else ours / theirs
+
+
+def _per_cpu_second(rounds: Mapping[str, Sequence[Mapping[str, Any]]], server: str) -> float | None:
+    values = [
+        one["per_second"] / one["server_share"] for one in rounds.get(server, ()) if one["server_share"]
+    ]
+    return statistics.median(values) if values else None
 
 
 def title(server: str) -> str:

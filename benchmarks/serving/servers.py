@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def cores() -> tuple[int, int]:
 
 
 class Process:
-    """A command of its own process group, held to one core, what it prints kept in a file."""
+    """A command and its children, held to one core, what it prints kept in a file."""
 
     def __init__(
         self, command: Sequence[str], core: int, folder: Path, environment: Mapping[str, str]
@@ -108,36 +108,49 @@ class Process:
         return self.log.read_text(errors="replace")[-2000:]
 
     def cpu_seconds(self) -> float:
-        """What its processes have spent so far."""
-        ticks = 0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                # Behind the name, which may hold anything: state, parent, group, session, … user and system.
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:  # it has just ended
-                continue
-            if int(fields[3]) == self.pid:
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        """What it and its children have spent so far."""
+        return sum(ticks for _, ticks in self._family().values()) / os.sysconf("SC_CLK_TCK")
 
     def pause(self) -> None:
         """Hold it still: an idle server's housekeeping is not to slow another's run."""
-        os.killpg(self.pid, signal.SIGSTOP)
+        _signal(self._family(), signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let it go on."""
-        os.killpg(self.pid, signal.SIGCONT)
+        _signal(self._family(), signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it in order; with force after :data:`STOP_SECONDS`."""
-        if self.running:
-            self.resume()
-            os.killpg(self.pid, signal.SIGTERM)
+        """End it in order; what is left of it after :data:`STOP_SECONDS` with force."""
+        family = self._family()
+        _signal(family, signal.SIGCONT)
+        self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(self.pid, signal.SIGKILL)
+            self._process.kill()
             self._process.wait()
+        _signal(family, signal.SIGKILL)
+
+    def _family(self) -> dict[int, tuple[int, int]]:
+        """It and its descendants, which need not be in its group: process → parent and CPU ticks."""
+        every = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                # Behind the name, which may hold anything: state, parent, … user and system ticks.
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:  # it has just ended
+                continue
+            every[int(stat.parent.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
+        family = {pid: every[pid] for pid in (self.pid,) if pid in every}
+        while more := {pid: seen for pid, seen in every.items() if seen[0] in family and pid not in family}:
+            family |= more
+        return family
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 class Server:
