@@ -102,9 +102,9 @@ def _goals(case: Case, rounds: Mapping[str, Sequence[Mapping[str, Any]]], chosen
     for server, kind in KINDS.items():
         if kind.product and server in chosen:
             theirs = median(rounds, server, "p99_ms")
-            known = p99 is not None and theirs is not None
-            limit = theirs if theirs is not None else float("nan")
-            yield Goal(f"p99 ms, below {kind.title}'s", p99, limit, known and p99 < limit)
+            met = p99 is not None and theirs is not None and p99 < theirs
+            limit = float("nan") if theirs is None else theirs
+            yield Goal(f"p99 ms, below {kind.title}'s", p99, limit, met)
 
 
 def _ratio(ours: float | None, theirs: float | None) -> float | None:

@@ -86,7 +86,10 @@ def version_of(peer: str) -> str:
 
 
 def _uv(*arguments: str, stdin: str | None = None) -> str:
-    done = subprocess.run(["uv", *arguments], input=stdin, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["uv", *arguments], input=stdin, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise EnvironmentMissingError("uv is not on the path; `pip install uv`") from error
     if done.returncode:
         raise EnvironmentMissingError(f"uv {' '.join(arguments[:2])}: {done.stderr.strip()[-2000:]}")
     return done.stdout
