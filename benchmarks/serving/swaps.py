@@ -1,6 +1,6 @@
 """Hot swaps under load: no request fails, every answer is the right one of the version that gave it.
 
-    python benchmarks/serving/swaps.py [--swaps 200] [--connections 32]
+    python benchmarks/serving/swaps.py [--swaps 200] [--connections 32] [--results FOLDER]
 
 Two models of the same columns take turns, each as a route revision of its own; the next is published when the
 one before is live. Memory is the server's resident set, before the first swap and after the last, both under
@@ -20,6 +20,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from answers import Pool, Verdict, verify
 from load import Run, closed_loop
@@ -30,6 +31,7 @@ from models import Model, packed, release
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import table
 
+RESULTS = Path(__file__).parent / "results"
 LIMIT = 0.05
 LIVE_SECONDS = 30.0
 BURST_SECONDS = 1.0
@@ -91,6 +93,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Hot swaps under load.")
     parser.add_argument("--swaps", type=int, default=200)
     parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of what was seen")
     options = parser.parse_args()
     first = packed()
     models = first, dataclasses.replace(packed(seed=1), name=first.name)
@@ -101,15 +104,19 @@ def main() -> int:
         server = Server(first, server_core, Path(temporary), None, sys.executable)
         try:
             server.wait()
-            held = _swap(server, models, options.swaps, options.connections)
+            seen = _swap(server, models, options.swaps, options.connections)
         finally:
             server.process.stop()
         logged = server.log_rows()
     print(f"rows answered {server.answered_rows}, in the prediction log {logged}")
-    return int(not held or logged != server.answered_rows)
+    seen |= {"answered_rows": server.answered_rows, "log_rows": logged}
+    options.results.mkdir(parents=True, exist_ok=True)
+    (options.results / "swaps.json").write_text(json.dumps(seen, indent=1) + "\n")
+    held = not seen["bad"] and seen["growth"] <= LIMIT and logged == server.answered_rows
+    return int(not held)
 
 
-def _swap(server: Server, models: tuple[Model, Model], count: int, connections: int) -> bool:
+def _swap(server: Server, models: tuple[Model, Model], count: int, connections: int) -> dict[str, Any]:
     # The same rows for both; odd revisions are the first model's.
     one = server.pool(server.protocol, 1, _POOL, 1)
     labels, probabilities = models[1].answers(models[1].draw(_POOL, 1))
@@ -145,7 +152,15 @@ def _swap(server: Server, models: tuple[Model, Model], count: int, connections: 
         if not verdict.ok:
             print(verdict)
             break
-    return not bad and growth <= LIMIT
+    return {
+        "connections": connections,
+        "seconds_to_live": [round(one, 3) for one in swaps.seconds],
+        "per_second": [round(run.per_second, 1) for run in runs],
+        "p99_ms": [round(run.milliseconds["p99"], 3) for run in runs],
+        "bad": bad,
+        "mib": [round(before, 1), round(after, 1)],
+        "growth": round(growth, 4),
+    }
 
 
 def _burst(server: Server, pool: Pool, connections: int) -> Run:
