@@ -124,7 +124,7 @@ def _train(name: str, columns: tuple[ColumnSpec, ...], seed: int) -> Model:
     codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     parts: list[tuple[str, Any, list[str]]] = [("words", codes, words)] if words else []
     typed = ColumnTransformer([*parts, ("numbers", "passthrough", numbers)])
-    trees = HistGradientBoostingClassifier(max_iter=50, max_leaf_nodes=15, random_state=seed)
+    trees = HistGradientBoostingClassifier(max_iter=50, max_leaf_nodes=8, random_state=seed)
     types = {"float": FloatTensorType, "string": StringTensorType}
     converted = to_onnx(
         make_pipeline(typed, trees).fit(table, late),
