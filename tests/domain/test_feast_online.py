@@ -278,3 +278,34 @@ def test_what_cannot_be_read_is_said(place: Place) -> None:
         reader.read({"user_id": ["a"]})
     with pytest.raises(FeatureError, match="differ in length"):
         reader.read({"user_id": ["a"], "shop_id": [1, 2]})
+
+
+def test_rows_are_given_again_for_a_while(place: Place) -> None:
+    """From memory, as many as fit; a value given again is as old as it is."""
+    registry = place.write(user_rows(*((user, hours(1), 1.0) for user in "abc")))
+    now = 100.0
+    reader = OnlineReader(registry, "service", place.url, 5.0, 2, lambda: now)
+
+    def spent(*users: str, at: float = 2) -> list[object]:
+        found, stale = reader.look_up({"user_id": users, "shop_id": [1] * len(users)}, hours(at))
+        assert stale.get("spent", 0) == found["spent"].count(None)
+        return found["spent"]
+
+    assert spent("a", "b", "a") == [1.0, 1.0, 1.0]
+    place.write(user_rows(*((user, hours(2), 2.0) for user in "abc")))
+    now += 4.9
+    assert spent("b", "a") == [1.0, 1.0]
+    assert spent("a", at=7.5) == [None], "too old at that moment, read however lately"
+    assert spent("c", "a") == [2.0, 1.0], "who was not asked yet is read"
+    now += 0.2
+    assert spent("a") == [2.0]
+    place.write(user_rows(*((user, hours(3), 3.0) for user in "abc")))
+    assert spent("b", at=4) == [3.0], "put out by the other two"
+
+
+def test_without_a_cache_every_read_is_one(place: Place) -> None:
+    registry = place.write(user_rows(("a", hours(1), 1.0)))
+    reader = OnlineReader(registry, "service", place.url)
+    for value in (2.0, 3.0):
+        place.write(user_rows(("a", hours(value), value)))
+        assert reader.read({"user_id": ["a"], "shop_id": [1]})["spent"] == [value]

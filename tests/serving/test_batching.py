@@ -14,6 +14,7 @@ from ml_lifecycle.delivery.route import Pointer
 from ml_lifecycle.serving.batching import Batcher, Job, Waiting
 from ml_lifecycle.serving.dataplane import Scored, ServedRoute
 from ml_lifecycle.serving.errors import ServingError
+from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.queries import Asked, decode_query
 from ml_lifecycle.serving.routes import RouteLoader
 from tests.serving.conftest import Publisher, row
@@ -59,7 +60,7 @@ class Round:
 
 def served(publisher: Publisher, endpoint: str, model: str, version: str = "1") -> ServedRoute:
     route = publisher(endpoint, model, int(version), version)
-    return RouteLoader(publisher.lake).load(route, Pointer(int(version), "", ""))
+    return RouteLoader(publisher.lake, Metrics("test")).load(route, Pointer(int(version), "", ""))
 
 
 def packed(name: str, *rows: tuple[float | None, float | None]) -> dict[str, Any]:

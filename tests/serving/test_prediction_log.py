@@ -34,7 +34,7 @@ RECEIVED = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 
 def entry_of(publisher: Publisher, model: str, request: dict[str, object]) -> LogEntry:
     route = publisher("endpoint", model, 1, "1")
-    served = RouteLoader(publisher.lake).load(route, Pointer(1, "", ""))
+    served = RouteLoader(publisher.lake, Metrics("test")).load(route, Pointer(1, "", ""))
     body = json.dumps(request).encode()
     loaded, query = decode_query(body, None, Asked(served, RECEIVED), 100_000)
     return LogEntry(loaded.score(route, [query]), [1.5])

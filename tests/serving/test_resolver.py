@@ -25,9 +25,11 @@ ROWS: dict[tuple[object, ...], dict[str, object]] = {
     ("EWR", 1): {"carrier": "AA", "wind": 12.5, "hour": 17},
     ("JFK", 2): {"carrier": None, "wind": None, "hour": 3},
     ("LGA", 3): {"carrier": "UA", "wind": 1.0, "hour": None},
+    ("STALE", 5): {"carrier": "AA", "wind": None, "hour": 4},
     ("torn", 4): {"carrier": "UA", "wind": "much", "hour": 1},
 }
 
+LookedUp = tuple[Mapping[str, list[object]], Mapping[str, int]]
 RECEIVED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -42,9 +44,7 @@ class MemoryReader:
         self.registry = registry
         self.made.append((registry, service, online_store))
 
-    def read(
-        self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]
-    ) -> Mapping[str, list[object]]:
+    def look_up(self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]) -> LookedUp:
         self.asked.append(list(as_of))
         origins, flights = entities["origin"], entities["flight"]
         if "down" in origins:
@@ -54,7 +54,8 @@ class MemoryReader:
         if any(not isinstance(flight, int) for flight in flights):
             raise TypeError("flight must be an integer")
         found = [ROWS.get(key, {}) for key in zip(origins, flights, strict=True)]
-        return {name: [row.get(name) for row in found] for name in ("carrier", "wind", "hour")}
+        stale = {"wind": origins.count("STALE")} if "STALE" in origins else {}
+        return {name: [row.get(name) for row in found] for name in ("carrier", "wind", "hour")}, stale
 
     def close(self) -> None:
         self.closed.append(self.registry)
@@ -157,19 +158,17 @@ def test_routes_are_followed_while_the_store_is_slow(publisher: Publisher) -> No
         closed: list[bytes] = []
         is_closed = False
 
-        def read(
-            self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]
-        ) -> Mapping[str, list[object]]:
+        def look_up(self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]) -> LookedUp:
             reading.set()
             assert go.wait(300)
             assert not self.is_closed
-            return super().read(entities, as_of)
+            return super().look_up(entities, as_of)
 
         def close(self) -> None:
             self.is_closed = True
             super().close()
 
-    plane, loader = DataPlane(), RouteLoader(publisher.lake, "memory://", SlowReader)
+    plane, loader = DataPlane(), RouteLoader(publisher.lake, Metrics("test"), "memory://", SlowReader)
     follower = RouteFollower(publisher.lake, plane, loader, Metrics("test"))
     with_registry(publisher)
     follower.poll()
@@ -192,6 +191,54 @@ def test_routes_are_followed_while_the_store_is_slow(publisher: Publisher) -> No
     before.resolve(keys, [RECEIVED])
     assert SlowReader.closed == [REGISTRY, REGISTRY]
     assert len(SlowReader.made) == 3
+
+
+def test_who_comes_while_the_store_is_read_is_read_for_together(publisher: Publisher) -> None:
+    """And nobody pays for the one whose keys are wrong."""
+    go, reading = threading.Event(), threading.Event()
+
+    class SlowReader(MemoryReader):
+        asked: list[Sequence[datetime]] = []
+
+        def look_up(self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]) -> LookedUp:
+            reading.set()
+            assert go.wait(60)
+            return super().look_up(entities, as_of)
+
+    with_registry(publisher)
+    server = ModelServer(
+        publisher.lake, "test", TOKEN, "memory://", poll_seconds=0.02, reader_factory=SlowReader
+    )
+    with live_client(server, TOKEN) as client, ThreadPoolExecutor(8) as pool:
+        wait_for(client, 1)
+
+        def ask(origin: str) -> int:
+            return client.post("/v2/models/late/infer", json=by_keys([origin], [1])).status_code
+
+        first = pool.submit(ask, "EWR")
+        assert reading.wait(60)
+        others = [pool.submit(ask, "EWR") for _ in range(5)]
+        wrong = pool.submit(ask, "view")
+        waiting = "ml_lifecycle_feature_reads_waiting 6.0"
+        wait_until(lambda: waiting in client.get("/metrics").text)
+        go.set()
+        assert [first.result(), *(one.result() for one in others), wrong.result()] == [200] * 6 + [500]
+    # Alone; together with the one that is wrong; and each by itself, to tell who it is.
+    assert [len(moments) for moments in SlowReader.asked][:2] == [1, 6]
+
+
+def test_what_is_missing_or_too_old_is_counted(publisher: Publisher, client: httpx.Client) -> None:
+    with_registry(publisher)
+    wait_for(client, 1)
+    keys = by_keys(["EWR", "JFK", "STALE", "JFK"], [1, 2, 5, 2])
+    assert client.post("/v2/models/late/infer", json=keys).status_code == 200
+    text = client.get("/metrics").text
+    assert 'ml_lifecycle_feature_rows_total{endpoint="late"} 4.0' in text
+    lacking = 'ml_lifecycle_features_lacking_total{endpoint="late",feature="%s",reason="%s"} %.1f'
+    assert lacking % ("wind", "missing", 2) in text
+    assert lacking % ("wind", "stale", 1) in text
+    assert lacking % ("carrier", "missing", 2) in text
+    assert 'feature="hour"' not in text
 
 
 def test_features_are_read_as_of_each_rows_moment(publisher: Publisher, client: httpx.Client) -> None:

@@ -152,7 +152,12 @@ class Follower:
         self.now = 0.0
         self.plane = DataPlane()
         self.follower = RouteFollower(
-            lake, self.plane, RouteLoader(lake), Metrics("test"), retry_seconds=5, monotonic=lambda: self.now
+            lake,
+            self.plane,
+            RouteLoader(lake, Metrics("test")),
+            Metrics("test"),
+            retry_seconds=5,
+            monotonic=lambda: self.now,
         )
 
     def error(self) -> str:
@@ -242,14 +247,14 @@ def test_a_model_that_stays_is_not_loaded_twice(publisher: Publisher) -> None:
     follower.follower.poll()
     after = follower.plane.served("late")
     assert after is not before
-    assert after.variants[0].model is before.variants[0].model
+    assert after.variants[0].slot is before.variants[0].slot
 
 
 def test_versions_are_picked_by_role_and_by_name(publisher: Publisher) -> None:
     route = publisher("late", "binary", 1, "1")
     publisher("scratch", "inverted", 1, "2")
     shadow = replace(publisher.built["inverted"].variant("2"), role="shadow")
-    loader = RouteLoader(publisher.lake)
+    loader = RouteLoader(publisher.lake, Metrics("test"))
     both = replace(route, variants=(shadow, route.champion))
     served = loader.load(both, Pointer(1, "", ""))
     assert served.versions == ("1", "2")

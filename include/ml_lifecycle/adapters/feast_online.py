@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +33,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BUSY_SECONDS = 30
 _KEYS_A_QUERY = 10_000  # SQLite takes 32,766 variables
 
+Key = tuple[object, ...]
+Row = tuple[tuple[object, datetime | None], ...]
+"""Value and event time of each feature, in the service's order."""
 WriteRow = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 ReadRow = tuple[datetime | None, dict[str, Value] | None]
 
@@ -127,10 +131,26 @@ class OnlineReader:
     :param registry: an exported registry; what happens to any other registry does not matter to it
     :param service: name of the feature service
     :param online_store: URL, ``sqlite:////absolute/path.db``
+    :param cache_seconds: how long rows that were read may be given again without another look at the store;
+        what has been materialised since is not seen until then
+    :param cache_rows: that are kept at most
+    :param monotonic: the clock of the cache, seconds
     :raises FeatureError: the registry has no such service, or the URL is of no known kind. Retry: no.
     """
 
-    def __init__(self, registry: bytes, service: str, online_store: str) -> None:
+    def __init__(
+        self,
+        registry: bytes,
+        service: str,
+        online_store: str,
+        cache_seconds: float = 0.0,
+        cache_rows: int = 100_000,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cache_seconds = cache_seconds
+        self._cache_rows = cache_rows
+        self._monotonic = monotonic
+        self._cache: dict[Key, tuple[float, Row]] = {}
         proto = Registry.FromString(registry)
         found = {spec.spec.name: spec.spec.project for spec in proto.feature_services}
         if service not in found:
@@ -152,6 +172,12 @@ class OnlineReader:
             None, as in training; without it values of any age are returned, as Feast does
         :raises FeatureError: a join key is missing, or the lists differ in length. Retry: no.
         """
+        return self.look_up(entities, as_of)[0]
+
+    def look_up(
+        self, entities: Mapping[str, Sequence[object]], as_of: datetime | Sequence[datetime] | None = None
+    ) -> tuple[dict[str, list[object]], dict[str, int]]:
+        """As :meth:`read`, with how many values of each feature were there and too old."""
         if missing := sorted(self._keys - entities.keys()):
             raise FeatureError(
                 f"entity keys {missing} are missing; {self._service.name!r} needs {sorted(self._keys)}"
@@ -159,17 +185,43 @@ class OnlineReader:
         lengths = {key: len(values) for key, values in entities.items()}
         if len(set(lengths.values())) != 1:
             raise FeatureError(f"entity keys differ in length: {lengths}")
-        rows = next(iter(lengths.values()))
-        if rows == 0:
-            return {name: [] for name in self._lifetimes}
-        response = self._store.get_online_features(
-            features=self._service, entity_rows={key: list(entities[key]) for key in self._keys}
-        )
-        values = response.to_dict()
-        if as_of is not None:
-            moments = [as_of] * rows if isinstance(as_of, datetime) else list(as_of)
-            self._expire(values, response.proto, moments)
-        return {name: values[name] for name in self._lifetimes}
+        keys = list(zip(*(entities[key] for key in sorted(self._keys)), strict=True))
+        rows = self._rows(keys)
+        values = {name: [row[at][0] for row in rows] for at, name in enumerate(self._lifetimes)}
+        if as_of is None:
+            return values, {}
+        moments = [as_of] * len(keys) if isinstance(as_of, datetime) else list(as_of)
+        return values, self._expire(values, rows, moments)
+
+    def _rows(self, keys: Sequence[Key]) -> list[Row]:
+        """One row a key, in their order, from the cache as far as it has them."""
+        if self._cache_seconds <= 0:
+            return self._fetch(keys)
+        now = self._monotonic()
+        found = {key: self._cache[key] for key in keys if key in self._cache}
+        wanted = list(dict.fromkeys(key for key in keys if key not in found or found[key][0] < now))
+        until = now + self._cache_seconds
+        found |= {key: (until, row) for key, row in zip(wanted, self._fetch(wanted), strict=True)}
+        for key in wanted:
+            self._cache.pop(key, None)  # to the end: what was read last goes last
+            self._cache[key] = found[key]
+        for key in list(itertools.islice(self._cache, max(0, len(self._cache) - self._cache_rows))):
+            del self._cache[key]
+        return [found[key][1] for key in keys]
+
+    def _fetch(self, keys: Sequence[Key]) -> list[Row]:
+        if not keys:
+            return []
+        columns = dict(zip(sorted(self._keys), map(list, zip(*keys, strict=True)), strict=True))
+        response = self._store.get_online_features(features=self._service, entity_rows=columns)
+        values, proto = response.to_dict(), response.proto
+        stamps = {
+            name: [stamp.ToDatetime(tzinfo=UTC) for stamp in vector.event_timestamps]
+            for name, vector in zip(proto.metadata.feature_names.val, proto.results, strict=True)
+        }
+        nothing: list[datetime | None] = [None] * len(keys)
+        pairs = [zip(values[name], stamps.get(name) or nothing, strict=True) for name in self._lifetimes]
+        return list(zip(*pairs, strict=True))
 
     def close(self) -> None:
         """Let go of the store and of the files that were made; nothing can be read any more."""
@@ -187,16 +239,22 @@ class OnlineReader:
             lifetimes |= {feature.name: getattr(view, "ttl", None) or None for feature in projection.features}
         return keys, lifetimes
 
-    def _expire(self, values: dict[str, list[object]], proto: Any, moments: Sequence[datetime]) -> None:
+    def _expire(
+        self, values: dict[str, list[object]], rows: Sequence[Row], moments: Sequence[datetime]
+    ) -> dict[str, int]:
+        """Take out what was too old; returns how many values of each feature."""
+        stale: dict[str, int] = {}
         # What counts at a moment was known before it: as in training, Feast is asked an instant earlier.
         known = [moment - timedelta.resolution for moment in moments]
-        for name, vector in zip(proto.metadata.feature_names.val, proto.results, strict=True):
-            lifetime = self._lifetimes.get(name)
+        for at, (name, lifetime) in enumerate(self._lifetimes.items()):
             if lifetime is None:
                 continue
-            for row, (stamp, moment) in enumerate(zip(vector.event_timestamps, known, strict=True)):
-                if stamp.ToDatetime(tzinfo=UTC) < moment - lifetime:
-                    values[name][row] = None
+            for number, (row, moment) in enumerate(zip(rows, known, strict=True)):
+                value, stamp = row[at]
+                if stamp is not None and stamp < moment - lifetime:
+                    values[name][number] = None
+                    stale[name] = stale.get(name, 0) + (value is not None)
+        return {name: count for name, count in stale.items() if count}
 
 
 def _name(config: RepoConfig, table: FeatureView) -> str:

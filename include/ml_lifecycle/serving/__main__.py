@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(EXIT_PORT, f"cannot listen on {options.host}:{options.port}: {error.strerror}")
 
     from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.serving.resolver import feast_reader
     from ml_lifecycle.serving.server import ModelServer, serve
 
     # Until the event loop takes the signals: an orderly stop exits with 0.
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.online_store,
         options.endpoint,
         options.poll_seconds,
+        model_memory=None if options.model_memory is None else options.model_memory * 2**20,
+        reader_factory=partial(feast_reader, cache_seconds=options.feature_cache_seconds),
         access_log=access_log,
     )
     host, port = listener.getsockname()[:2]
@@ -94,17 +98,37 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--grpc-port", type=int, help="speak gRPC too, on this port")
     parser.add_argument("--online-store", help="URL of the online store; without it only vectors are taken")
     parser.add_argument("--endpoint", action="append", help="serve this endpoint only; may be repeated")
+    parser.add_argument(
+        "--feature-cache-seconds",
+        type=float,
+        default=0.0,
+        help="how long features read by entity keys may be given again; what is materialised meanwhile is "
+        "seen later by so much (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--model-memory",
+        type=_mebibytes,
+        metavar="MIB",
+        help="what models may take together, estimated; those asked for the longest ago go first, and are "
+        "loaded again when they are asked for",
+    )
     parser.add_argument("--poll-seconds", type=float, default=0.2, help="how often routes are looked at")
     parser.add_argument("--token-file", type=Path, help=f"file with the token, instead of {TOKEN_VARIABLE}")
     parser.add_argument(
         "--clients",
         type=Path,
-        help="YAML file: client → token, requests_per_second, burst; beside or instead of the token",
+        help="YAML file: client → token, requests_per_second, burst, repository; beside the token or instead",
     )
     parser.add_argument(
         "--access-log", type=Path, help="file to append a JSON line a request to, without payloads"
     )
     return parser.parse_args(arguments)
+
+
+def _mebibytes(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of MiB from 1, got {text!r}")
+    return int(text)
 
 
 def _read_clients(options: argparse.Namespace) -> dict[str, Client]:
@@ -117,7 +141,7 @@ def _read_clients(options: argparse.Namespace) -> dict[str, Client]:
     else:
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if token:
-        clients.setdefault(token, Client("anybody"))
+        clients.setdefault(token, Client("anybody", repository=True))
     return clients
 
 

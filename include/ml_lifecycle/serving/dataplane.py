@@ -12,8 +12,9 @@ from ml_lifecycle.delivery.route import Pointer, Route, Variant
 from ml_lifecycle.serving.assignment import share_of
 from ml_lifecycle.serving.columns import Features, Table, make_table
 from ml_lifecycle.serving.errors import NotLoadedError, UnknownModelError
-from ml_lifecycle.serving.model import OnnxModel, Outputs
+from ml_lifecycle.serving.model import Outputs
 from ml_lifecycle.serving.resolver import Resolver
+from ml_lifecycle.serving.shelf import Slot
 from ml_lifecycle.serving.signature import Signature
 from ml_lifecycle.serving.types import RequestedOutput
 
@@ -75,7 +76,7 @@ class LoadedVariant:
     """A variant with its model and its way to features."""
 
     variant: Variant
-    model: OnnxModel
+    slot: Slot
     resolver: Resolver
     signature: Signature
 
@@ -86,11 +87,23 @@ class LoadedVariant:
         :raises FeaturesUnavailableError: the online store did not answer. Retry: yes.
         :raises ModelFailedError: the model could not be run. Retry: no.
         """
-        features = [
-            query.features or self.resolver.resolve(query.entities, query.moments) for query in queries
-        ]
-        table = make_table(self.variant.columns, features)
-        return Scored(route, self.variant, queries, table, self.model.run(table))
+        table = make_table(self.variant.columns, self._features(queries))
+        return Scored(route, self.variant, queries, table, self.slot.get().run(table))
+
+    def _features(self, queries: Sequence[Query]) -> Sequence[Features]:
+        """Vectors as they are; of those that name entity keys all in one read."""
+        vectors = [query.features for query in queries if query.features is not None]
+        if len(vectors) == len(queries):
+            return vectors
+        if len(queries) == 1 or vectors:
+            return [query.features or self._resolve([query]) for query in queries]
+        return [self._resolve(queries)]
+
+    def _resolve(self, queries: Sequence[Query]) -> Features:
+        keys = {
+            key: [value for query in queries for value in query.entities[key]] for key in queries[0].entities
+        }
+        return self.resolver.resolve(keys, [moment for query in queries for moment in query.moments])
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +189,10 @@ class DataPlane:
 
     def __setitem__(self, name: str, endpoint: Endpoint) -> None:
         self._endpoints[name] = endpoint
+
+    def pop(self, name: str) -> None:
+        """Forget an endpoint."""
+        self._endpoints.pop(name, None)
 
     def __contains__(self, name: str) -> bool:
         return name in self._endpoints

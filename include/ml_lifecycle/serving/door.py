@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_lifecycle.serving.errors import ClientsFileError, TooManyRequestsError, UnauthorizedError
 
-_KEYS = frozenset(("token", "requests_per_second", "burst"))
+_KEYS = frozenset(("token", "requests_per_second", "burst", "repository"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,13 @@ class Client:
 
     :param rate: requests a second in the long run; None for any number
     :param burst: requests at once, after a pause
+    :param repository: whether it may load and unload models
     """
 
     name: str
     rate: float | None = None
     burst: int = 1
+    repository: bool = False
 
 
 class Door:
@@ -66,7 +68,7 @@ class Door:
             raise TooManyRequestsError(
                 f"{client.name} may ask {rate:g} times a second, {client.burst} at once; "
                 f"the next request is due in {wait:.3g} s",
-                client.name,
+                client,
                 math.ceil(wait),
             )
         self._left[client.name] = left - 1, now
@@ -77,7 +79,7 @@ def _digest(text: bytes) -> bytes:
 
 
 def read_clients(path: Path) -> dict[str, Client]:
-    """The clients of a file: name → ``token``, and if they are limited ``requests_per_second``, ``burst``.
+    """The clients of a file: name → ``token``; ``requests_per_second``, ``burst``; ``repository``.
 
     :raises ClientsFileError: the file cannot be read, or says something else. Retry: no.
     """
@@ -110,5 +112,8 @@ def _client(path: Path, name: str, given: Any) -> tuple[str, Client]:
         raise ClientsFileError(f"{path}: {name}: burst must be a whole number from 1, got {burst!r}")
     if burst is not None and rate is None:
         raise ClientsFileError(f"{path}: {name} has a burst and no requests_per_second")
+    repository = given.get("repository", False)
+    if not isinstance(repository, bool):
+        raise ClientsFileError(f"{path}: {name}: repository must be true or false, got {repository!r}")
     default = 1 if rate is None else max(1, math.ceil(rate))
-    return given["token"].strip(), Client(name, rate, burst or default)
+    return given["token"].strip(), Client(name, rate, burst or default, repository)

@@ -69,9 +69,8 @@ def to_binary(array: NDArray[Any]) -> bytes:
     return b"".join(piece for text in texts for piece in (len(text).to_bytes(4, "little"), text))
 
 
-def describe(model: OnnxModel) -> dict[str, Any]:
+def describe(variant: Variant, model: OnnxModel) -> dict[str, Any]:
     """A model's inputs and outputs as the V2 metadata lists them."""
-    variant = model.variant
     return {
         "inputs": [
             {"name": column.name, "datatype": announced(column), "shape": [-1]} for column in variant.columns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_lifecycle.errors import LifecycleError
 
 
@@ -23,17 +25,23 @@ class UnauthorizedError(ServingError):
     status = 401
 
 
+class ForbiddenError(ServingError):
+    """The client is known and may not do this. Retry: no."""
+
+    status = 403
+
+
 class TooManyRequestsError(ServingError):
     """The client has used up its allowance. Retry: yes, after ``seconds``.
 
-    :param client: its name
+    :param client: who it is
     :param seconds: whole ones, until it may ask again
     """
 
     status = 429
     retryable = True
 
-    def __init__(self, message: str, client: str, seconds: int) -> None:
+    def __init__(self, message: str, client: Any, seconds: int) -> None:
         super().__init__(message)
         self.client = client
         self.seconds = seconds

@@ -12,6 +12,7 @@ from ml_lifecycle.serving.dataplane import DataPlane, LoadedVariant, ServedRoute
 from ml_lifecycle.serving.door import Door
 from ml_lifecycle.serving.inference import Inference
 from ml_lifecycle.serving.metrics import Metrics
+from ml_lifecycle.serving.routes import RouteFollower
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Front:
 
     :param about: name, version, extensions and environment of the server
     :param door: who may come in
-    :param ready: whether the server may be sent requests
+    :param repository: which endpoints are served, and how that is changed
     :param clock: the wall clock, for ``received_at``
     :param max_rows: in one request
     :param max_bytes: of one request
@@ -31,11 +32,24 @@ class Front:
     plane: DataPlane
     inference: Inference
     metrics: Metrics
-    ready: Callable[[], bool]
+    repository: RouteFollower
     clock: Callable[[], datetime]
     max_rows: int
     max_bytes: int
     access_log: AccessLog | None = None
+
+    def index(self, ready_only: bool) -> list[dict[str, str]]:
+        """Every endpoint and version with its state, as the protocol's repository index lists them."""
+        found: list[dict[str, str]] = []
+        for name, endpoint in sorted(self.plane.endpoints.items()):
+            versions = () if endpoint.served is None else endpoint.served.versions
+            reason = endpoint.error or ""
+            for version in versions:
+                found.append({"name": name, "version": version, "state": "READY", "reason": reason})
+            if not versions and not ready_only:
+                state = {"state": "UNAVAILABLE", "reason": reason or "withdrawn"}
+                found.append({"name": name, "version": "", **state})
+        return found
 
     def pick(self, model: str, version: str | None) -> tuple[ServedRoute, LoadedVariant]:
         """What answers.

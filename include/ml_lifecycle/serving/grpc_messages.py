@@ -94,6 +94,7 @@ _MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
         "reason": (4, "string"),
     },
     "RepositoryIndexResponse": {"models": (1, "ModelIndex[]")},
+    # Their parameters are left out: what is not known is passed over.
     "RepositoryModelLoadRequest": {"repository_name": (1, "string"), "model_name": (2, "string")},
     "RepositoryModelLoadResponse": {},
     "RepositoryModelUnloadRequest": {"repository_name": (1, "string"), "model_name": (2, "string")},

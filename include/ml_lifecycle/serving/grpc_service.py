@@ -14,7 +14,7 @@ import grpc
 from ml_lifecycle.serving.batching import Job
 from ml_lifecycle.serving.dataplane import LoadedVariant, Query
 from ml_lifecycle.serving.encoding import describe
-from ml_lifecycle.serving.errors import PortError, ServingError
+from ml_lifecycle.serving.errors import ForbiddenError, PortError, ServingError
 from ml_lifecycle.serving.front import Front
 from ml_lifecycle.serving.grpc_messages import MESSAGES, SERVICE
 from ml_lifecycle.serving.grpc_tensors import make_response, read_request
@@ -25,12 +25,14 @@ log = logging.getLogger(__name__)
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
 _OPEN = frozenset(("ServerLive", "ServerReady"))
+_CHANGES = frozenset(("RepositoryModelLoad", "RepositoryModelUnload"))
 
 Metadata = Mapping[str, bytes]
 Method = Callable[[Any, Metadata], Awaitable[Any]]
@@ -63,6 +65,9 @@ class GrpcService:
             "ModelReady": self._model_ready,
             "ModelMetadata": self._model_metadata,
             "ModelInfer": self._model_infer,
+            "RepositoryIndex": self._repository_index,
+            "RepositoryModelLoad": self._repository_load,
+            "RepositoryModelUnload": self._repository_unload,
         }
         handlers = {name: self._handler(name, method) for name, method in methods.items()}
         generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
@@ -86,7 +91,9 @@ class GrpcService:
             try:
                 metadata = {key: _bytes(value) for key, value in context.invocation_metadata() or ()}
                 if name not in _OPEN:
-                    self._front.door.admit(metadata.get("authorization", b""))
+                    client = self._front.door.admit(metadata.get("authorization", b""))
+                    if name in _CHANGES and not client.repository:
+                        raise ForbiddenError(f"{client.name} may not load or unload models")
                 response = await method(request, metadata)
                 status = 200
                 return response
@@ -116,7 +123,7 @@ class GrpcService:
         return MESSAGES["ServerLiveResponse"](live=True)
 
     async def _server_ready(self, request: Any, metadata: Metadata) -> Any:
-        return MESSAGES["ServerReadyResponse"](ready=self._front.ready())
+        return MESSAGES["ServerReadyResponse"](ready=self._front.repository.ready)
 
     async def _server_metadata(self, request: Any, metadata: Metadata) -> Any:
         about = {name: self._front.about[name] for name in ("name", "version", "extensions")}
@@ -131,12 +138,30 @@ class GrpcService:
 
     async def _model_metadata(self, request: Any, metadata: Metadata) -> Any:
         served, loaded = self._front.pick(request.name, request.version or None)
+        model = await self._later(loaded.slot.get)
         return MESSAGES["ModelMetadataResponse"](
             name=served.route.endpoint,
             versions=served.versions,
             platform="onnxruntime_onnx",
-            **describe(loaded.model),
+            **describe(loaded.variant, model),
         )
+
+    async def _repository_index(self, request: Any, metadata: Metadata) -> Any:
+        return MESSAGES["RepositoryIndexResponse"](models=self._front.index(request.ready))
+
+    async def _repository_load(self, request: Any, metadata: Metadata) -> Any:
+        await self._later(partial(self._front.repository.load, request.model_name))
+        return MESSAGES["RepositoryModelLoadResponse"]()
+
+    async def _repository_unload(self, request: Any, metadata: Metadata) -> Any:
+        await self._later(partial(self._front.repository.unload, request.model_name))
+        return MESSAGES["RepositoryModelUnloadResponse"]()
+
+    async def _later(self, work: Callable[[], Any]) -> Any:
+        """What work on a thread returns."""
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._front.inference.run(work, partial(_settle, done), partial(_settle_wrong, done))
+        return await done
 
     async def _model_infer(self, request: Any, metadata: Metadata) -> Any:
         asked = Asked(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_lifecycle.serving.batching import Batcher, Job, Waiting
-from ml_lifecycle.serving.dataplane import LoadedVariant, Query, Scored
-from ml_lifecycle.serving.errors import ServingError
+from ml_lifecycle.serving.dataplane import LoadedVariant, Scored
+from ml_lifecycle.serving.errors import FeaturesUnavailableError, ServingError
 from ml_lifecycle.serving.log_rows import FailedEntry, LogEntry
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.prediction_log import PredictionLog
@@ -21,7 +21,13 @@ from ml_lifecycle.serving.shadows import Shadows
 # 43 to 72 µs); a request of this size holds the event loop for about half a millisecond.
 _INLINE_BYTES = 32 * 1024
 
-Decoded = tuple[LoadedVariant, Query]
+T = TypeVar("T")
+
+# Of those that wait for the online store so many are read for at once.
+_READ_REQUESTS = 64
+
+Result = tuple[list[Waiting], Scored | Exception, list[Any]]
+"""Requests that were scored together, and their answers; or one, and why it was not."""
 
 
 class Inference:
@@ -35,23 +41,39 @@ class Inference:
         self._metrics = metrics
         self._executor = executor
         self._batcher = Batcher(self._answer, self._fail)
+        self._reading: dict[LoadedVariant, list[Waiting]] = {}
+        metrics.reads_waiting(lambda: sum(map(len, tuple(self._reading.values()))))
         self._shadows = Shadows(prediction_log, metrics)
 
     def submit(self, job: Job) -> None:
         """Answer the job, or fail it, sooner or later. Called on the event loop."""
         if job.size > _INLINE_BYTES:
-            self._offload(job, None)
+            self._offload(job)
             return
         try:
             loaded, query = job.decode()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
             job.fail(error)
             return
-        if query.features is None:
-            # Reading the online store waits, and the first time imports Feast.
-            self._offload(job, (loaded, query))
+        if query.features is None or not loaded.slot.loaded:
+            # Reading the online store waits, and the first time imports Feast; a model is not loaded at once.
+            self._read(Waiting(job, loaded, query))
         else:
             self._batcher.submit(job, loaded, query)
+
+    def run(
+        self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[Exception], None]
+    ) -> None:
+        """Do work on a thread, and what comes of it on the event loop."""
+
+        def take(future: asyncio.Future[T]) -> None:
+            error = future.exception()
+            if isinstance(error, Exception):
+                failed(error)
+            else:
+                done(future.result())
+
+        asyncio.get_running_loop().run_in_executor(self._executor, work).add_done_callback(take)
 
     def _answer(self, jobs: Sequence[Job], scored: Scored) -> None:
         answers = [
@@ -71,25 +93,48 @@ class Inference:
             self._log.append(FailedEntry(route, variant, waiting.query, latency_ms, status))
         waiting.job.fail(error)
 
-    def _offload(self, job: Job, decoded: Decoded | None) -> None:
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._executor, _work, job, decoded)
-        future.add_done_callback(partial(self._answer_offloaded, job))
+    def _read(self, waiting: Waiting) -> None:
+        """Score by features from the online store, together with all that come while it is read."""
+        queue = self._reading.get(waiting.loaded)
+        if queue is not None:
+            queue.append(waiting)
+            return
+        self._reading[waiting.loaded] = []
+        self._read_together([waiting])
 
-    def _answer_offloaded(
-        self, job: Job, future: asyncio.Future[tuple[Decoded, tuple[Scored, Any] | Exception]]
-    ) -> None:
-        error = future.exception()
-        if isinstance(error, Exception):
-            job.fail(error)
-            return
-        (loaded, query), result = future.result()
-        if isinstance(result, Exception):
-            self._fail(Waiting(job, loaded, query), result)
-            return
-        scored, answer = result
-        self._note([job], scored)
-        job.reply(answer)
+    def _read_together(self, batch: list[Waiting]) -> None:
+        def take(results: list[Result]) -> None:
+            self._take(results)
+            queue = self._reading.pop(batch[0].loaded)
+            if queue:
+                rest = queue[_READ_REQUESTS:]
+                self._reading[batch[0].loaded] = rest
+                self._read_together(queue[:_READ_REQUESTS])
+
+        def fail(error: Exception) -> None:
+            for one in (*batch, *self._reading.pop(batch[0].loaded)):
+                one.job.fail(error)
+
+        self.run(partial(_score_all, batch), take, fail)
+
+    def _offload(self, job: Job) -> None:
+        """Decode, score and encode a large request on a thread."""
+
+        def work() -> list[Result]:
+            loaded, query = job.decode()
+            return _score_all([Waiting(job, loaded, query)])
+
+        self.run(work, self._take, job.fail)
+
+    def _take(self, results: list[Result]) -> None:
+        for batch, scored, answers in results:
+            if isinstance(scored, Exception):
+                self._fail(batch[0], scored)
+                continue
+            jobs = [one.job for one in batch]
+            self._note(jobs, scored)
+            for job, answer in zip(jobs, answers, strict=True):
+                job.reply(answer)
 
     def _note(self, jobs: Sequence[Job], scored: Scored) -> None:
         now = time.perf_counter()
@@ -101,11 +146,17 @@ class Inference:
             self._shadows.take(jobs[0].served, scored)
 
 
-def _work(job: Job, decoded: Decoded | None) -> tuple[Decoded, tuple[Scored, Any] | Exception]:
-    """Decode if that is still to do, score and encode; what is wrong with the request is raised."""
-    loaded, query = decoded or job.decode()
+def _score_all(batch: list[Waiting]) -> list[Result]:
+    """Score and encode requests for one variant together; if that fails, each alone."""
+    first = batch[0]
     try:
-        scored = loaded.score(job.served.route, [query])
-        return (loaded, query), (scored, job.encode(scored, query, scored.outputs))
-    except Exception as error:  # noqa: BLE001 - told with the variant that failed
-        return (loaded, query), error
+        scored = first.loaded.score(first.job.served.route, [one.query for one in batch])
+        answers = [
+            one.job.encode(scored, query, outputs)
+            for one, (query, outputs) in zip(batch, scored.each(), strict=True)
+        ]
+    except Exception as error:  # noqa: BLE001 - each is told its own, whatever it is
+        if len(batch) == 1 or isinstance(error, FeaturesUnavailableError):
+            return [([one], error, []) for one in batch]
+        return [result for one in batch for result in _score_all([one])]
+    return [(batch, scored, answers)]

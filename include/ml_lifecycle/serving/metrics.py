@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -95,6 +95,29 @@ class Metrics:
             ["endpoint", "version"],
             registry=registry,
         )
+        self._feature_rows = Counter(
+            "ml_lifecycle_feature_rows",
+            "Rows whose features were read by entity keys",
+            ["endpoint"],
+            registry=registry,
+        )
+        self._features_lacking = Counter(
+            "ml_lifecycle_features_lacking",
+            "Values that the online store did not have (missing), or that were too old (stale)",
+            ["endpoint", "feature", "reason"],
+            registry=registry,
+        )
+        self._reads_waiting = Gauge(
+            "ml_lifecycle_feature_reads_waiting",
+            "Requests that wait for the online store to be read for those before them",
+            registry=registry,
+        )
+        self.model_evictions = Counter(
+            "ml_lifecycle_model_evictions", "Models put out of memory to make room", registry=registry
+        )
+        self._models = Gauge(
+            "ml_lifecycle_models_bytes", "What the models in memory are estimated to take", registry=registry
+        )
         self.log_written = Counter(
             "ml_lifecycle_log_rows_written", "Prediction log rows safe in the lake", registry=registry
         )
@@ -136,6 +159,23 @@ class Metrics:
     def shadow_disagreed(self, endpoint: str, version: str, rows: int) -> None:
         """Count copies that a shadow decided otherwise."""
         self._disagreed.labels(endpoint, version).inc(rows)
+
+    def features_read(
+        self, endpoint: str, rows: int, missing: Mapping[str, int], stale: Mapping[str, int]
+    ) -> None:
+        """Count a read of the online store. ``missing`` and ``stale`` are values by feature."""
+        self._feature_rows.labels(endpoint).inc(rows)
+        for reason, lacking in (("missing", missing), ("stale", stale)):
+            for feature, count in lacking.items():
+                self._features_lacking.labels(endpoint, feature, reason).inc(count)
+
+    def reads_waiting(self, count: Callable[[], float]) -> None:
+        """Where the number of requests that wait for the online store is read."""
+        self._reads_waiting.set_function(count)
+
+    def models_in_memory(self, size: Callable[[], float]) -> None:
+        """Where the size of the loaded models is read."""
+        self._models.set_function(size)
 
     def log_pending(self, count: Callable[[], float]) -> None:
         """Where the number of unwritten log rows is read."""

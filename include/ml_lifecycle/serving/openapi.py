@@ -96,10 +96,24 @@ _SCHEMAS: dict[str, Any] = {
         "required": ["name", "version", "extensions", "environment", "models"],
         "properties": {"models": {"type": "array", "items": {"type": "string"}}},
     },
+    "RepositoryIndex": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "required": ["name", "version", "state", "reason"],
+            "properties": {"state": {"enum": ["READY", "UNAVAILABLE"]}},
+        },
+    },
+    "Nothing": {"type": "object", "maxProperties": 0},
     "Live": {"type": "object", "required": ["live"], "properties": {"live": {"const": True}}},
     "Ready": {"type": "object", "required": ["ready"], "properties": {"ready": {"type": "boolean"}}},
 }
-_REFUSED = {"401": "no token", "404": "no such model or version", "503": "not loaded yet"}
+_REFUSED = {
+    "401": "no token",
+    "404": "no such model or version",
+    "429": "the client has used up its allowance",
+    "503": "not loaded yet",
+}
 _INFER_REFUSED = {"400": "the request does not fit the model", "413": "too many bytes or rows", **_REFUSED}
 
 
@@ -135,6 +149,7 @@ def document(version: str, models: Sequence[str]) -> dict[str, Any]:
             "get": _operation("The model answers", "ModelReady", _REFUSED),
         }
         paths[f"{prefix}/infer"] = {"parameters": parameters, "post": infer}
+    paths |= _repository(model)
     return {
         "openapi": "3.1.0",
         "info": {"title": "ml_lifecycle model server, Open Inference Protocol V2", "version": version},
@@ -145,6 +160,20 @@ def document(version: str, models: Sequence[str]) -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _repository(model: dict[str, Any]) -> dict[str, Any]:
+    """Which models are in memory, and how that is changed."""
+    index = _operation("Every model and version with its state", "RepositoryIndex", {"401": _REFUSED["401"]})
+    paths: dict[str, Any] = {"/v2/repository/index": {"post": index}}
+    refused = {"400": "the body is no JSON object", "403": "the client may not", **_REFUSED}
+    for call, summary in (("load", "Serve what is published now"), ("unload", "Take it out of memory")):
+        if model["schema"]["enum"]:
+            paths[f"/v2/repository/models/{{model}}/{call}"] = {
+                "parameters": [model],
+                "post": _operation(summary, "Nothing", refused),
+            }
+    return paths
 
 
 def _operation(summary: str, schema: str, refused: dict[str, str]) -> dict[str, Any]:

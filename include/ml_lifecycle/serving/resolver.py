@@ -21,10 +21,13 @@ log = logging.getLogger(__name__)
 class Reader(Protocol):
     """Reads features by entity keys: one list a feature, rows in the keys' order, None where missing."""
 
-    def read(
+    def look_up(
         self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]
-    ) -> Mapping[str, list[object]]:
-        """Features of the rows ``entities`` name, without those too old at each row's ``as_of``."""
+    ) -> tuple[Mapping[str, list[object]], Mapping[str, int]]:
+        """Features of the rows ``entities`` name, without those too old at each row's ``as_of``.
+
+        Beside them how many values of each feature were there and too old.
+        """
         ...
 
     def close(self) -> None:
@@ -35,12 +38,20 @@ class Reader(Protocol):
 ReaderFactory = Callable[[bytes, str, str], Reader]
 
 
-def feast_reader(registry: bytes, service: str, online_store: str) -> Reader:
+Counted = Callable[[int, Mapping[str, int], Mapping[str, int]], None]
+"""Takes what a read came to: its rows, and by feature how many values were missing, and too old."""
+
+
+def feast_reader(registry: bytes, service: str, online_store: str, cache_seconds: float = 0.0) -> Reader:
     """A reader of Feast's online store. Importing Feast takes seconds and 130 MiB, hence only here."""
     from ml_lifecycle.adapters.feast_online import OnlineReader
 
-    reader: Reader = OnlineReader(registry, service, online_store)
+    reader: Reader = OnlineReader(registry, service, online_store, cache_seconds)
     return reader
+
+
+def _uncounted(rows: int, missing: Mapping[str, int], stale: Mapping[str, int]) -> None:
+    pass
 
 
 class Resolver:
@@ -50,12 +61,19 @@ class Resolver:
     keys are first asked for.
 
     :param online_store: URL of the online store; None for a server that takes vectors only
+    :param counted: told of every read
     :raises IntegrityError: the registry's bytes have another digest. Retry: no.
     """
 
     def __init__(
-        self, variant: Variant, lake: Lake, online_store: str | None, factory: ReaderFactory
+        self,
+        variant: Variant,
+        lake: Lake,
+        online_store: str | None,
+        factory: ReaderFactory,
+        counted: Counted = _uncounted,
     ) -> None:
+        self._counted = counted
         self._variant = variant
         self._online_store = online_store
         self._factory = factory
@@ -145,7 +163,7 @@ class Resolver:
         """
         try:
             with self._used():
-                found = self.open().read(entities, as_of)
+                found, stale = self.open().look_up(entities, as_of)
         except ServingError:
             raise
         except LifecycleError as error:
@@ -161,4 +179,8 @@ class Resolver:
                     f"the online store gave {len(found.get(column.name, ()))} values of {column.name!r} "
                     f"for {rows} rows; the feature service {self._variant.feature_service!r} should give it"
                 )
-        return Features(rows, [found[column.name] for column in columns], "online_store")
+        values = [found[column.name] for column in columns]
+        missing = {column.name: one.count(None) for column, one in zip(columns, values, strict=True)}
+        fresh = {name: count - stale.get(name, 0) for name, count in missing.items()}
+        self._counted(rows, {name: count for name, count in fresh.items() if count}, stale)
+        return Features(rows, values, "online_store")

@@ -13,8 +13,16 @@ from urllib.parse import unquote_to_bytes
 
 from ml_lifecycle.serving.batching import Job
 from ml_lifecycle.serving.dataplane import LoadedVariant, Query, Scored, ServedRoute
+from ml_lifecycle.serving.decoding import read_json
+from ml_lifecycle.serving.door import Client
 from ml_lifecycle.serving.encoding import describe, encode_answer
-from ml_lifecycle.serving.errors import BadRequestError, ServingError, TooLargeError, TooManyRequestsError
+from ml_lifecycle.serving.errors import (
+    BadRequestError,
+    ForbiddenError,
+    ServingError,
+    TooLargeError,
+    TooManyRequestsError,
+)
 from ml_lifecycle.serving.front import Front
 from ml_lifecycle.serving.http import JSON, Request, Response, error_response, json_response
 from ml_lifecycle.serving.model import Outputs
@@ -40,9 +48,13 @@ _OF_THE_SERVER = {
     ("v2", "health", "live"): "live",
     ("v2", "health", "ready"): "ready",
     ("v2", "openapi.json"): "openapi",
+    ("v2", "repository", "index"): "repository_index",
     ("metrics",): "metrics",
 }
-_METHODS: Mapping[str, tuple[bytes, ...]] = {"infer": (b"POST",)}
+_OF_THE_REPOSITORY = {"load": "repository_load", "unload": "repository_unload"}
+_METHODS: Mapping[str, tuple[bytes, ...]] = dict.fromkeys(
+    ("infer", "repository_index", *_OF_THE_REPOSITORY.values()), (b"POST",)
+)
 _READING = (b"GET", b"HEAD")
 
 
@@ -65,6 +77,9 @@ def _find(path: bytes) -> Target | None:
         segments = tuple(unquote_to_bytes(segment).decode() for segment in path.split(b"/")[1:])
     except UnicodeDecodeError:
         return None
+    if segments[:3] == ("v2", "repository", "models") and len(segments) == 5 and segments[3]:
+        operation = _OF_THE_REPOSITORY.get(segments[4])
+        return None if operation is None else Target(operation, segments[3])
     if segments[:2] != ("v2", "models") or len(segments) < 3:
         operation = _OF_THE_SERVER.get(segments)
         return None if operation is None else Target(operation)
@@ -88,7 +103,7 @@ class _Note:
         self.started = time.perf_counter()
         self.target = target or Target("none")
         self.id = request_id
-        self.client = ""
+        self.client: Client | None = None
 
 
 class Rest:
@@ -105,6 +120,9 @@ class Rest:
             "model_metadata": self._model_metadata,
             "model_ready": self._model_ready,
             "infer": self._infer,
+            "repository_index": self._repository_index,
+            "repository_load": self._repository_load,
+            "repository_unload": self._repository_unload,
         }
 
     # What the HTTP server asks.
@@ -122,7 +140,7 @@ class Rest:
                 return error_of(request, error)
             except ServingError as error:
                 return error_of(request, error)
-            note.client = client.name
+            note.client = client
         if target is None:
             return error_response(404, "Not Found")
         methods = _METHODS.get(target.operation, _READING)
@@ -152,7 +170,7 @@ class Rest:
         if self._front.access_log is not None:
             self._front.access_log.add(
                 self._front.clock(),
-                note.client,
+                "" if note.client is None else note.client.name,
                 request.peer,
                 request.method.decode("latin-1"),
                 request.target.decode("latin-1"),
@@ -173,7 +191,7 @@ class Rest:
         return json_response({**self._front.about, "models": sorted(self._front.plane.endpoints)})
 
     def _server_ready(self, request: Request, target: Target) -> Response:
-        ready = self._front.ready()
+        ready = self._front.repository.ready
         return json_response({"ready": ready}, 200 if ready else 503)
 
     def _openapi(self, request: Request, target: Target) -> Response:
@@ -185,9 +203,38 @@ class Rest:
             {"name": served.route.endpoint, "version": loaded.variant.version, "ready": True}
         )
 
-    def _model_metadata(self, request: Request, target: Target) -> Response:
+    def _model_metadata(self, request: Request, target: Target) -> Response | None:
         error = self._front.plane.get(target.model).error
-        return json_response(_metadata(*self._front.pick(target.model, target.version), error))
+        served, loaded = self._front.pick(target.model, target.version)
+        if loaded.slot.loaded:
+            return json_response(_metadata(served, loaded, error))
+        self._later(request, lambda: json_response(_metadata(served, loaded, error)))
+        return None
+
+    def _repository_index(self, request: Request, target: Target) -> Response:
+        asked = _object(request)
+        return json_response(self._front.index(asked.get("ready") is True))
+
+    def _repository_load(self, request: Request, target: Target) -> None:
+        self._change(request, self._front.repository.load, target.model)
+
+    def _repository_unload(self, request: Request, target: Target) -> None:
+        self._change(request, self._front.repository.unload, target.model)
+
+    def _change(self, request: Request, change: Callable[[str], None], model: str) -> None:
+        if not request.note.client.repository:
+            raise ForbiddenError(f"{request.note.client.name} may not load or unload models")
+        _object(request)
+
+        def work() -> Response:
+            change(model)
+            return json_response({})
+
+        self._later(request, work)
+
+    def _later(self, request: Request, work: Callable[[], Response]) -> None:
+        """Answer what work on a thread makes."""
+        self._front.inference.run(work, request.reply, partial(_fail, request))
 
     def _infer(self, request: Request, target: Target) -> None:
         """Score the rows of the request."""
@@ -217,6 +264,13 @@ class Rest:
         loaded, query = decode_query(body, _json_length(request), asked, self._front.max_rows)
         request.note.id = query.id
         return loaded, query
+
+
+def _object(request: Request) -> Mapping[str, Any]:
+    """A body that may be empty, or a JSON object."""
+    if not request.body:
+        return {}
+    return read_json(request.body)[0]
 
 
 def _text(value: bytes | None) -> str | None:
@@ -286,11 +340,12 @@ def error_of(request: Request, error: Exception) -> Response:
 
 def _metadata(served: ServedRoute, loaded: LoadedVariant, error: str | None) -> dict[str, Any]:
     route, variant = served.route, loaded.variant
+    model = loaded.slot.get()
     return {
         "name": route.endpoint,
         "versions": list(served.versions),
         "platform": "onnxruntime_onnx",
-        **describe(loaded.model),
+        **describe(variant, model),
         "parameters": {
             "model": route.model,
             "version": variant.version,

@@ -6,14 +6,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.route import Pointer, Route, Variant, read_pointer, read_revision
 from ml_lifecycle.serving.dataplane import DataPlane, Endpoint, LoadedVariant, ServedRoute
-from ml_lifecycle.serving.errors import RouteRefusedError
+from ml_lifecycle.serving.errors import RouteRefusedError, UnknownModelError
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.model import OnnxModel, same_model
 from ml_lifecycle.serving.resolver import ReaderFactory, Resolver, feast_reader
+from ml_lifecycle.serving.shelf import Shelf
 from ml_lifecycle.serving.signature import Signature
 
 log = logging.getLogger(__name__)
@@ -24,16 +26,21 @@ class RouteLoader:
 
     :param online_store: URL of the online store; None for a server that takes vectors only
     :param threads: intra-op threads of ONNX Runtime
+    :param shelf: where models are kept; one without limits if not given
     """
 
     def __init__(
         self,
         lake: Lake,
+        metrics: Metrics,
         online_store: str | None = None,
         reader_factory: ReaderFactory = feast_reader,
         threads: int = 1,
+        shelf: Shelf | None = None,
     ) -> None:
         self._lake = lake
+        self._metrics = metrics
+        self._shelf = shelf or Shelf(metrics)
         self._online_store = online_store
         self._reader_factory = reader_factory
         self._threads = threads
@@ -41,7 +48,8 @@ class RouteLoader:
     def load(self, route: Route, pointer: Pointer, previous: ServedRoute | None = None) -> ServedRoute:
         """Load every variant; a model that ``previous`` already runs is taken from there.
 
-        A route without variants serves nothing: the endpoint was withdrawn.
+        A route without variants serves nothing: the endpoint was withdrawn. Of an endpoint that nobody has
+        asked yet, a model is loaded at its first request if the shelf is full.
 
         :raises IntegrityError: a model's or a registry's bytes have another digest. Retry: no.
         :raises RouteRefusedError: a model is not what the route says. Retry: no.
@@ -49,18 +57,29 @@ class RouteLoader:
         if route.variants and sum(variant.role == "champion" for variant in route.variants) != 1:
             raise RouteRefusedError(f"revision {route.revision} must have exactly one champion")
         loaded = previous.variants if previous else ()
-        variants = tuple(self._load_variant(variant, loaded) for variant in route.variants)
+        later = previous is None and len(route.variants) == 1 and self._shelf.full
+        variants = tuple(
+            self._load_variant(route.endpoint, variant, loaded, later) for variant in route.variants
+        )
         return ServedRoute(route, pointer, variants)
 
-    def _load_variant(self, variant: Variant, loaded: Sequence[LoadedVariant]) -> LoadedVariant:
-        model = next((one.model for one in loaded if same_model(one.variant, variant)), None)
-        if model is None:
-            data = self._lake.read_bytes(variant.model_path, variant.model_digest)
-            model = OnnxModel(data, variant, self._threads)
-        resolver = Resolver(variant, self._lake, self._online_store, self._reader_factory)
+    def _load_variant(
+        self, endpoint: str, variant: Variant, loaded: Sequence[LoadedVariant], later: bool
+    ) -> LoadedVariant:
+        slot = next((one.slot for one in loaded if same_model(one.variant, variant)), None)
+        if slot is None:
+            slot = self._shelf.slot(partial(self._load_model, variant), pinned=variant.role != "champion")
+            if not later:
+                slot.get()
+        counted = partial(self._metrics.features_read, endpoint)
+        resolver = Resolver(variant, self._lake, self._online_store, self._reader_factory, counted)
         for one in loaded:
             resolver.prepare(one.resolver)
-        return LoadedVariant(variant, model, resolver, Signature(variant))
+        return LoadedVariant(variant, slot, resolver, Signature(variant))
+
+    def _load_model(self, variant: Variant) -> tuple[OnnxModel, int]:
+        data = self._lake.read_bytes(variant.model_path, variant.model_digest)
+        return OnnxModel(data, variant, self._threads), len(data)
 
 
 class RouteFollower:
@@ -93,6 +112,8 @@ class RouteFollower:
         self._monotonic = monotonic
         self._failed: dict[str, tuple[Pointer | None, float]] = {}
         self._looked = False
+        self._held: set[str] = set()
+        self._following = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="routes", daemon=True)
 
@@ -105,6 +126,38 @@ class RouteFollower:
         self._stop.set()
         self._thread.join()
 
+    def unload(self, name: str) -> None:
+        """Take an endpoint's models out of memory, until :meth:`load`.
+
+        :raises UnknownModelError: there is no such endpoint. Retry: no.
+        """
+        with self._following:
+            if name not in self._plane:
+                raise UnknownModelError(f"no endpoint {name!r:.100}; this server has {self._known()}")
+            self._held.add(name)
+            before = self._plane.get(name).served
+            self._plane[name] = Endpoint(None, "it was unloaded on request; load it to have it back")
+        if before is not None:
+            for variant in before.variants:
+                variant.resolver.close()
+
+    def load(self, name: str) -> None:
+        """Serve what is published for an endpoint now, be it unloaded, new or newer than what is live.
+
+        :raises UnknownModelError: nothing was ever published for it. Retry: no.
+        :raises NotLoadedError: what is published cannot be loaded. Retry: yes.
+        """
+        with self._following:
+            self._held.discard(name)
+            self._failed.pop(name, None)
+            if self._plane.get(name).served is None:
+                self._plane.pop(name)
+            self._follow(name)
+            self._plane.served(name)
+
+    def _known(self) -> list[str]:
+        return sorted(self._plane.endpoints)
+
     @property
     def ready(self) -> bool:
         """Whether the lake was looked at, and every endpoint asked for by name is served."""
@@ -114,7 +167,9 @@ class RouteFollower:
         """Look at every endpoint's pointer once."""
         names = self._lake.folders("routes") if self._endpoints is None else self._endpoints
         for name in names:
-            self._follow(name)
+            with self._following:
+                if name not in self._held:
+                    self._follow(name)
         self._looked = True
 
     def _run(self) -> None:

@@ -23,6 +23,7 @@ from ml_lifecycle.serving.prediction_log import PredictionLog
 from ml_lifecycle.serving.resolver import ReaderFactory, feast_reader
 from ml_lifecycle.serving.rest import Rest
 from ml_lifecycle.serving.routes import RouteFollower, RouteLoader
+from ml_lifecycle.serving.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class ModelServer:
     :param poll_seconds: how often routes are looked at
     :param bounds: what one request and one connection may be
     :param max_rows: in one request
+    :param model_memory: bytes that models may take together, estimated; None for no limit
     :param reader_factory: makes readers of the online store
     :param clock: the wall clock, UTC
     :param access_log: where a line a request goes; None for nowhere
@@ -59,13 +61,14 @@ class ModelServer:
         poll_seconds: float = 0.2,
         bounds: Bounds | None = None,
         max_rows: int = 10_000,
+        model_memory: int | None = None,
         reader_factory: ReaderFactory = feast_reader,
         clock: Callable[[], datetime] = _utc_now,
         access_log: AccessLog | None = None,
     ) -> None:
         metrics = Metrics(environment)
         plane = DataPlane()
-        loader = RouteLoader(lake, online_store, reader_factory)
+        loader = RouteLoader(lake, metrics, online_store, reader_factory, shelf=Shelf(metrics, model_memory))
         self._follower = RouteFollower(lake, plane, loader, metrics, endpoints, poll_seconds)
         self._log = PredictionLog(lake, metrics)
         self._executor = ThreadPoolExecutor(_WORKER_THREADS, thread_name_prefix="infer")
@@ -77,11 +80,11 @@ class ModelServer:
                 "extensions": ["binary_tensor_data"],
                 "environment": environment,
             },
-            door=Door({clients: Client("anybody")} if isinstance(clients, str) else clients),
+            door=Door({clients: Client("anybody", repository=True)} if isinstance(clients, str) else clients),
             plane=plane,
             inference=Inference(self._log, metrics, self._executor),
             metrics=metrics,
-            ready=lambda: self._follower.ready,
+            repository=self._follower,
             clock=clock,
             max_rows=max_rows,
             max_bytes=bounds.body_bytes,

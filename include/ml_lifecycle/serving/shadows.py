@@ -99,7 +99,7 @@ class Shadows:
             return
         try:
             table = make_table(columns, known)
-            outputs = shadow.model.run(table)
+            outputs = shadow.slot.get().run(table)
         except Exception as error:  # noqa: BLE001 - whatever a shadow does, answers go on
             log.warning("the shadow of %s could not score: %s", served.route.endpoint, error)
             self._count_one(served, shadow, "failed", rows)
