@@ -225,7 +225,9 @@ def _score(arguments: argparse.Namespace) -> int:
         open_ledger(settings.database)  # which says what is wrong with it
         champion = find_champion(spec, lake, Database(settings.database))
         if champion is None:
-            raise NotApprovedError(f"{spec.name} has no champion to score with: promote one, or give --version")
+            raise NotApprovedError(
+                f"{spec.name} has no champion to score with: promote one, or give --version"
+            )
         version = champion.version
     training = read_training(lake, read_version(lake, spec.name, version).training_path)
     now = datetime.now(UTC)

@@ -443,9 +443,9 @@ class Monitoring(Record):
 
 @dataclass(frozen=True)
 class RowSlice:
-    """Some of the rows that there are to score.
+    """Some of the rows that there are to score: ``rows`` from ``first`` on.
 
-    Of the ``of`` rows whose moment lies in ``window``, ordered by moment and keys, ``rows`` from ``first`` on.
+    So they are counted among the ``of`` rows whose moment lies in ``window``, ordered by moment and keys.
     """
 
     window: Interval

@@ -153,7 +153,7 @@ def test_a_plan_is_what_the_lake_says_and_for_the_folder_it_was_made_for(
     with pytest.raises(AirflowFailException, match=r"RecordMismatchError: .* in version: clear the task"):
         share(shared, {**plan, "version": "5"}, 0).execute(context())
     (shared.folder.path / "training.py").write_text("def train(): ...")
-    with pytest.raises(AirflowFailException, match="SpecError: .* changed since the scoring was planned"):
+    with pytest.raises(AirflowFailException, match=r"SpecError: .* changed since the scoring was planned"):
         share(shared, plan, 0).execute(context())
     assert from_json(ScoringPlan, plan).snapshot_digest == from_json(Snapshot, snapshot).digest
 

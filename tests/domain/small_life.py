@@ -222,9 +222,7 @@ def _score(place: Place) -> Record:
         place.folder, place.lake, snapshot, champion.training.path, champion.version
     )
     with score_partitions.planned_partitions(place.folder, place.lake, plan) as partitions:
-        return score.score(
-            place.spec, place.lake, plan.run, champion.training, champion.version, partitions
-        )
+        return score.score(place.spec, place.lake, plan.run, champion.training, champion.version, partitions)
 
 
 def _monitor(place: Place) -> Record:

@@ -399,7 +399,9 @@ def test_every_kind_of_missing_text_and_number_is_what_the_server_makes_of_it(ba
     session = open_session(lake.read_bytes(batch.training.model_path))
     served = as_served(data, COLUMNS)
     plain = {
-        column.name: np.array(served[column.name].to_list(), dtype=object if column.type == "string" else None)
+        column.name: np.array(
+            served[column.name].to_list(), dtype=object if column.type == "string" else None
+        )
         for column in COLUMNS
     }
     plain["delay"] = plain["delay"].astype(np.float32)

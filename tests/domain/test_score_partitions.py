@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -44,7 +45,7 @@ def test_slices_are_all_rows_each_once_and_none_has_too_many(world: World, rows:
     assert all(0 < part.rows <= rows for part in slices)
     windows = list(dict.fromkeys(part.window for part in slices))
     assert (windows[0].start, windows[-1].end) == (START, ENDS)
-    assert all(one.end == other.start for one, other in zip(windows, windows[1:], strict=False))
+    assert all(one.end == other.start for one, other in pairwise(windows))
     for window in windows:
         inside = [part for part in slices if part.window == window]
         assert [part.first for part in inside] == list(range(0, inside[0].of, rows))

@@ -85,7 +85,8 @@ def _texts(series: pl.Series) -> Array:
     """ONNX Runtime takes text as Python objects only: one for each text there is, not for each row."""
     encoded = series.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
     texts: Array = encoded.dictionary.to_numpy(zero_copy_only=False)
-    return texts.astype(object)[encoded.indices.to_numpy(zero_copy_only=False)]
+    rows: Array = encoded.indices.to_numpy(zero_copy_only=False)
+    return texts.astype(object)[rows]
 
 
 def convert(estimator: Any, columns: Sequence[ColumnSpec], task: TaskType) -> bytes:

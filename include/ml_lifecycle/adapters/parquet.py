@@ -94,7 +94,7 @@ def writing_parquet(lake: Lake, path: str, schema: pa.Schema) -> Iterator[Parque
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return kind in (pa.string(), pa.large_string(), pa.string_view())
 
 
 class _Hashed(io.RawIOBase):

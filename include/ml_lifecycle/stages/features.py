@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
@@ -49,8 +49,6 @@ from ml_lifecycle.stages.feature_tables import (
 )
 
 if TYPE_CHECKING:
-    from feast import FeatureStore
-
     from ml_lifecycle.adapters.feast_repo import Features
 
 ColumnType = Literal["float", "int", "string", "bool"]
@@ -198,7 +196,7 @@ class ScoringRows(AbstractContextManager["ScoringRows"]):
         self._opened.close()
 
     @cached_property
-    def _store(self) -> tuple[Features, FeatureStore]:
+    def _store(self) -> tuple[Features, Any]:
         from ml_lifecycle.adapters.feast_repo import open_store
 
         features = features_of(self._folder)
@@ -229,8 +227,8 @@ class ScoringRows(AbstractContextManager["ScoringRows"]):
             raise FeatureError(
                 f"from {part.window.start.isoformat()} to {part.window.end.isoformat()} there were {part.of} "
                 f"rows to score when they were counted, and now there are {rows.height}: tables() of "
-                f"features.py must make the same {self._folder.spec.features.entities!r} of the same sources, "
-                "and of no more than features.lookback of them"
+                f"features.py must make the same {self._folder.spec.features.entities!r} of the same "
+                "sources, and of no more than features.lookback of them"
             )
         return self.joined(rows.slice(part.first, part.rows))[0]
 

@@ -8,10 +8,11 @@ task that shares it, or a later run over the same rows and more. The manifest co
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -73,14 +74,11 @@ def score(
     :raises SourceError: a partition cannot be read. Retry: no.
     :raises IntegrityError: the model file is not the registered one. Retry: no.
     """
-    scorer = _Scorer(spec, lake, training, version, threads)
-    path, keys = scorer.place(partitions)
-    if lake.exists(f"{path}/manifest.json"):
-        return replace(from_json(Scoring, lake.read_json(f"{path}/manifest.json")), run=run)
-    scored: list[ScoredPartition] = []
-    for number, (partition, key) in enumerate(zip(partitions, keys, strict=True)):
-        scored.append(scorer.answer(partition, key, _part(path, number)))
-        _check_alike(scored[0], scored[-1])
+    with _Scorer(spec, lake, training, version, threads) as scorer:
+        path, keys = scorer.place(partitions)
+        if lake.exists(f"{path}/manifest.json"):
+            return replace(from_json(Scoring, lake.read_json(f"{path}/manifest.json")), run=run)
+        scored = scorer.answer(path, partitions, keys, range(len(partitions)))
     scoring = Scoring(
         run=run,
         digest=path.rsplit("/", 1)[-1],
@@ -110,15 +108,10 @@ def score_share(
 
     What :func:`score` then finds it need not compute. Raises as that does.
     """
-    scorer = _Scorer(spec, lake, training, plan.version, threads)
-    path, keys = scorer.place(partitions)
-    mine = range(share, len(partitions), shares)
-    scored = [scorer.answer(partitions[number], keys[number], _part(path, number)) for number in mine]
+    with _Scorer(spec, lake, training, plan.version, threads) as scorer:
+        path, keys = scorer.place(partitions)
+        scored = scorer.answer(path, partitions, keys, range(share, len(partitions), shares))
     return ScoredShare(plan.run, plan.digest, share, len(scored), sum(one.file.rows for one in scored))
-
-
-def _part(path: str, number: int) -> str:
-    return f"{path}/part-{number:05d}.parquet"
 
 
 def _check_alike(first: ScoredPartition, other: ScoredPartition) -> None:
@@ -133,18 +126,27 @@ def _listed(columns: dict[str, str]) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in columns.items())
 
 
-class _Scorer:
-    """One version of a model, and how a partition becomes its answers."""
+class _Scorer(AbstractContextManager["_Scorer"]):
+    """One version of a model, and how partitions become its answers.
 
-    def __init__(
-        self, spec: ModelSpec, lake: Lake, training: Training, version: str, threads: int
-    ) -> None:
+    While the model runs on one batch the next is read and the last one written, each by a thread of its own.
+    All that changes the lake is the second one's doing, so it happens in the same order each time; and the
+    model need not wait until a file is safely on the disk, or in the store.
+    """
+
+    def __init__(self, spec: ModelSpec, lake: Lake, training: Training, version: str, threads: int) -> None:
         self._spec = spec
         self._lake = lake
         self._training = training
         self._version = version
         self._threads = threads
         self._features = [column.name for column in training.columns]
+        self._reading = ThreadPoolExecutor(1, "read")
+        self._writing = ThreadPoolExecutor(1, "write")
+
+    def __exit__(self, *error: object) -> None:
+        self._reading.shutdown()
+        self._writing.shutdown()
 
     def place(self, partitions: Sequence[Partition]) -> tuple[str, list[str]]:
         """The result's folder, and of each partition the digest of what its answers follow from."""
@@ -163,51 +165,77 @@ class _Scorer:
         named = [[partition.name, key] for partition, key in zip(partitions, keys, strict=True)]
         return f"scores/{self._spec.name}/{digest_of({**terms, 'partitions': named})}", keys
 
-    def answer(self, partition: Partition, key: str, target: str) -> ScoredPartition:
-        """The partition with its answers in ``target``."""
+    def answer(
+        self, path: str, partitions: Sequence[Partition], keys: Sequence[str], numbers: Sequence[int]
+    ) -> list[ScoredPartition]:
+        """The partitions of these numbers with their answers below ``path``."""
+        done: list[ScoredPartition] = []
+        ending: Future[ScoredPartition] | None = None
+        for place, number in enumerate(numbers):
+            if ending is not None and keys[number] == keys[numbers[place - 1]]:
+                wait([ending])  # then this one need not be computed again
+            begun = self._answer(partitions[number], keys[number], f"{path}/part-{number:05d}.parquet")
+            if ending is not None:
+                done.append(ending.result())
+                _check_alike(done[0], done[-1])
+            ending = begun
+        if ending is not None:
+            done.append(ending.result())
+            _check_alike(done[0], done[-1])
+        return done
+
+    def _answer(self, partition: Partition, key: str, target: str) -> Future[ScoredPartition]:
         noted = f"scored_partitions/{self._spec.name}/{key}.json"
         if self._lake.exists(noted):
             known = from_json(ScoredPartition, self._lake.read_json(noted))
-            if self._lake.exists(target) or self._copy(known.file, target):
-                return replace(known, file=replace(known.file, partition=partition.name, path=target))
+            if self._lake.exists(target) or self._writing.submit(self._copy, known.file, target).result():
+                found = replace(known, file=replace(known.file, partition=partition.name, path=target))
+                return self._writing.submit(lambda: found)
         try:
             with partition.open() as rows:
-                scored = self._write(partition.name, rows, target)
+                return self._write(partition.name, rows, target, noted)
         except FeatureError as error:
             raise FeatureError(f"{partition.name}: {error}") from error
-        self._lake.write_json(noted, to_json(scored))
-        return scored
 
     def _copy(self, known: ScoredFile, target: str) -> bool:
         """Whether an earlier result still has the very file."""
-        with tempfile.NamedTemporaryFile(prefix="scored-") as local:
-            with suppress(LakeFileMissingError, IntegrityError):
-                self._lake.get_file(known.path, local.name, known.digest)
-                self._lake.put_file(target, local.name)
-                return True
+        lost = (LakeFileMissingError, IntegrityError)
+        with tempfile.NamedTemporaryFile(prefix="scored-") as local, suppress(*lost):
+            self._lake.get_file(known.path, local.name, known.digest)
+            self._lake.put_file(target, local.name)
+            return True
         return False
 
-    def _write(self, name: str, rows: OpenRows, target: str) -> ScoredPartition:
+    def _write(self, name: str, rows: OpenRows, target: str, noted: str) -> Future[ScoredPartition]:
         passed = self._passed(rows.schema)
-        answers = self._answer_fields
-        schema = pa.schema([*(rows.schema.field(column) for column in passed), *answers])
+        schema = pa.schema([*(rows.schema.field(column) for column in passed), *self._answer_fields])
         batches = rows.batches([*passed, *self._features], BATCH_ROWS)
-        with (
-            writing_parquet(self._lake, target, schema) as file,
-            ThreadPoolExecutor(1, "read") as reading,
-            ThreadPoolExecutor(1, "write") as writing,
-        ):
-            # One batch is read and one is written while the model runs on the one between them.
-            coming = reading.submit(next, batches, None)
-            written: Future[None] = writing.submit(lambda: None)
+        coming = self._reading.submit(next, batches, None)
+        output = ExitStack()
+        opened = self._writing.submit(output.enter_context, writing_parquet(self._lake, target, schema))
+        written: Future[Any] = opened
+        try:
             while (batch := coming.result()) is not None:
-                coming = reading.submit(next, batches, None)
+                coming = self._reading.submit(next, batches, None)
                 arrays = [*(batch.column(column) for column in passed), *self._answers(batch)]
-                written.result()
-                written = writing.submit(file.write, pa.record_batch(arrays, schema=schema))
+                file = opened.result()
+                written.result()  # two batches of answers are held at most
+                written = self._writing.submit(file.write, pa.record_batch(arrays, schema=schema))
             written.result()
-        columns = {field.name: _kind(field.type) for field in schema}
-        return ScoredPartition(ScoredFile(name, target, file.digest, file.rows), columns)
+        except BaseException:
+            wait([coming])  # or the file would be closed while it is read
+            self._writing.submit(output.__exit__, *sys.exc_info()).result()
+            raise
+
+        def end() -> ScoredPartition:
+            output.close()
+            file = opened.result()
+            columns = {field.name: _kind(field.type) for field in schema}
+            scored = ScoredPartition(ScoredFile(name, target, file.digest, file.rows), columns)
+            self._lake.write_json(noted, to_json(scored))
+            return scored
+
+        return self._writing.submit(end)
 
     def _passed(self, schema: pa.Schema) -> list[str]:
         """The columns that pass through."""
@@ -218,7 +246,9 @@ class _Scorer:
         out = {*self._features, self._spec.labels.column}
         passed = [name for name in schema.names if name not in out]
         if clash := [field.name for field in self._answer_fields if field.name in passed]:
-            raise FeatureError(f"the rows have columns named like the answers, {', '.join(clash)}: rename them")
+            raise FeatureError(
+                f"the rows have columns named like the answers, {', '.join(clash)}: rename them"
+            )
         return passed
 
     @cached_property
@@ -245,13 +275,13 @@ class _Scorer:
         except pl.exceptions.PolarsError as error:
             raise FeatureError(f"a feature is not of the type that the model takes: {error}") from error
         answered = predict(self._session, feeds(served))
-        texts = (pa.repeat(pa.scalar(text, pa.large_string()), batch.num_rows) for text in self._same)
-        return [*self._of_task(answered), *texts]
+        return [*self._of_task(answered), *(text.slice(0, batch.num_rows) for text in self._same)]
 
-    @property
-    def _same(self) -> tuple[str, str]:
-        """What is the same in every row."""
-        return self._version, self._training.model_digest
+    @cached_property
+    def _same(self) -> list[pa.Array]:
+        """What is the same in every row, once for all batches."""
+        texts = (self._version, self._training.model_digest)
+        return [pa.repeat(pa.scalar(text, pa.large_string()), BATCH_ROWS) for text in texts]
 
     def _of_task(self, answered: Prediction) -> list[pa.Array]:
         outputs, labels = answered.outputs, answered.labels

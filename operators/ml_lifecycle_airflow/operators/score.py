@@ -40,8 +40,8 @@ class PlanScoreOperator(StageOperator):
 class ScoreShareOperator(StageOperator):
     """Score a share of the slices; to be mapped over ``share``.
 
-    A slice that is finished, by whichever task, is not scored again. So a task that was killed loses one slice,
-    and what it had done before counts.
+    A slice that is finished, by whichever task, is not scored again. So a task that was killed loses one
+    slice, and what it had done before counts.
 
     :param plan: the plan's record
     :param share: its number, from 0
