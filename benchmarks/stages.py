@@ -248,13 +248,13 @@ class Plain:
         return materialise(self.folder, self.lake, self.load("ingest"), self.online_store("production"))
 
     def score(self) -> Scoring:
-        from ml_lifecycle.stages.features import build_scoring_rows
         from ml_lifecycle.stages.score import score
+        from ml_lifecycle.stages.score_partitions import plan_scoring, planned_partitions
 
-        snapshot, training = self.load("ingest"), self.load("train")
-        rows, _ = build_scoring_rows(self.folder, self.lake, snapshot, snapshot.run.interval)
-        version = self.load("register").version
-        return score(self.folder.spec, self.lake, snapshot.run, training, version, rows.lazy())
+        training, version = self.load("train"), self.load("register").version
+        plan = plan_scoring(self.folder, self.lake, self.load("ingest"), training.path, version)
+        with planned_partitions(self.folder, self.lake, plan) as partitions:
+            return score(self.folder.spec, self.lake, plan.run, training, version, partitions)
 
     def write_log(self) -> int:
         """A prediction log of every row of the interval, as a server that scored them would have kept it."""

@@ -195,6 +195,52 @@ def _live(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _score_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="the model folder")
+    parser.add_argument("files", help="a Parquet file of the lake, or a folder of them, such as landing/due")
+    parser.add_argument("--database", metavar="URL", help="default: $ML_LIFECYCLE_DATABASE")
+    parser.add_argument("--lake", metavar="URL", help="default: $ML_LIFECYCLE_LAKE")
+    parser.add_argument("--version", help="a registered version; default: the champion")
+    parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime; default: %(default)s")
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.delivery.audit import open_ledger
+    from ml_lifecycle.delivery.lineage import find_champion, read_training, read_version
+    from ml_lifecycle.errors import NotApprovedError
+    from ml_lifecycle.ledger.database import Database
+    from ml_lifecycle.records import Interval, Run
+    from ml_lifecycle.settings import LAKE_VARIABLE, Settings, SettingsError
+    from ml_lifecycle.spec.folder import load_folder
+    from ml_lifecycle.stages.score import score
+    from ml_lifecycle.stages.score_partitions import lake_partitions
+
+    settings = Settings.read(os.environ, database=arguments.database, lake=arguments.lake)
+    if settings.lake is None:
+        raise SettingsError(f"where is the lake? Give --lake URL or set {LAKE_VARIABLE}")
+    spec, lake = load_folder(arguments.folder).spec, Lake(settings.lake)
+    version = arguments.version
+    if version is None:
+        open_ledger(settings.database)  # which says what is wrong with it
+        champion = find_champion(spec, lake, Database(settings.database))
+        if champion is None:
+            raise NotApprovedError(
+                f"{spec.name} has no champion to score with: promote one, or give --version"
+            )
+        version = champion.version
+    training = read_training(lake, read_version(lake, spec.name, version).training_path)
+    now = datetime.now(UTC)
+    run = Run(spec.name, f"cli__{now.isoformat()}", now, Interval(now, now))
+    partitions = lake_partitions(lake, arguments.files.rstrip("/"))
+    scoring = score(spec, lake, run, training, version, partitions, arguments.threads)
+    print(
+        f"{scoring.rows} rows in {len(scoring.files)} files scored by version {version}: "
+        f"{lake.uri(scoring.output_path)}"
+    )
+    return 0
+
+
 def _pod_check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", help="run this image; the command, if given, replaces the image's own")
     parser.add_argument("--engine", default="docker", help="that runs it; default: %(default)s")
@@ -240,6 +286,12 @@ COMMANDS = (
     Command("schema", "print the JSON Schema of a spec file, for editors", _schema_arguments, _schema),
     Command("new", "write a working model folder to start from", _new_arguments, _new),
     Command("live", "show what was live at a time, and who let it", _live_arguments, _live),
+    Command(
+        "score",
+        "score Parquet files of the lake with a model's champion",
+        _score_arguments,
+        _score,
+    ),
     Command(
         "pod check",
         "try whether a command or an image honours the contract of training pods",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ml_lifecycle_airflow.operators.ingest import IngestOperator
     from ml_lifecycle_airflow.operators.monitor import MonitorOperator, NotifyOperator, RetrainOperator
     from ml_lifecycle_airflow.operators.register import RegisterOperator, RequestPromotionOperator
-    from ml_lifecycle_airflow.operators.score import ScoreOperator
+    from ml_lifecycle_airflow.operators.score import PlanScoreOperator, ScoreOperator, ScoreShareOperator
     from ml_lifecycle_airflow.operators.search import PlanSearchOperator, SearchOperator, TrialOperator
     from ml_lifecycle_airflow.operators.train import TrainOperator
     from ml_lifecycle_airflow.operators.validate import ValidateOperator
@@ -43,6 +43,7 @@ _HOMES = {
     "MaterialiseOperator": "operators.features",
     "MonitorOperator": "operators.monitor",
     "NotifyOperator": "operators.monitor",
+    "PlanScoreOperator": "operators.score",
     "PlanSearchOperator": "operators.search",
     "PrepareFeaturesOperator": "operators.features",
     "RegisterOperator": "operators.register",
@@ -50,6 +51,7 @@ _HOMES = {
     "RetrainOperator": "operators.monitor",
     "RollbackOperator": "operators.deploy",
     "ScoreOperator": "operators.score",
+    "ScoreShareOperator": "operators.score",
     "SearchOperator": "operators.search",
     "TrainOperator": "operators.train",
     "TrainingSetOperator": "operators.features",
@@ -69,6 +71,7 @@ __all__ = [
     "MaterialiseOperator",
     "MonitorOperator",
     "NotifyOperator",
+    "PlanScoreOperator",
     "PlanSearchOperator",
     "PrepareFeaturesOperator",
     "RegisterOperator",
@@ -76,6 +79,7 @@ __all__ = [
     "RetrainOperator",
     "RollbackOperator",
     "ScoreOperator",
+    "ScoreShareOperator",
     "SearchOperator",
     "TrainOperator",
     "TrainingSetOperator",

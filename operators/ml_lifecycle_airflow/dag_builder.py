@@ -25,7 +25,7 @@ from ml_lifecycle_airflow.operators.features import (
 from ml_lifecycle_airflow.operators.ingest import IngestOperator
 from ml_lifecycle_airflow.operators.monitor import MonitorOperator, NotifyOperator, RetrainOperator
 from ml_lifecycle_airflow.operators.register import RegisterOperator, RequestPromotionOperator
-from ml_lifecycle_airflow.operators.score import ScoreOperator
+from ml_lifecycle_airflow.operators.score import PlanScoreOperator, ScoreOperator, ScoreShareOperator
 from ml_lifecycle_airflow.operators.search import PlanSearchOperator, SearchOperator, TrialOperator
 from ml_lifecycle_airflow.operators.train import TrainOperator
 from ml_lifecycle_airflow.operators.validate import ValidateOperator
@@ -231,9 +231,21 @@ def _score(model: ModelFolder, dag_id: str) -> DAG:
         ingested = IngestOperator(task_id="ingest", outlets=[asset(spec.name, "snapshot")])
         validated = ValidateOperator(task_id="validate", snapshot=ingested.output)
         fresh = MaterialiseOperator(task_id="materialise", snapshot=ingested.output)
-        scored = ScoreOperator(task_id="score", snapshot=ingested.output)
-        ingested >> validated >> [fresh, scored]
+        ingested >> validated >> [fresh, _scoring(spec.scoring.parallel, ingested)]
     return dag
+
+
+def _scoring(parallel: int, ingested: IngestOperator) -> BaseOperator:
+    """The tasks that score, one or several that share the work; returns the first."""
+    if parallel == 1:
+        return ScoreOperator(task_id="score", snapshot=ingested.output)
+    planned = PlanScoreOperator(task_id="plan_score", snapshot=ingested.output)
+    # As many tasks as may run at once, not one a partition: a task costs seconds, and there may be thousands.
+    shared = ScoreShareOperator.partial(task_id="score_share", plan=planned.output, shares=parallel).expand(
+        share=list(range(parallel))
+    )
+    shared >> ScoreOperator(task_id="score", snapshot=ingested.output, plan=planned.output)
+    return planned
 
 
 def _rollback(model: ModelFolder, dag_id: str) -> DAG:

@@ -38,6 +38,7 @@ STAGES = (
     "ml_lifecycle.stages.approve",
     "ml_lifecycle.stages.deploy",
     "ml_lifecycle.stages.monitor",
+    "ml_lifecycle.stages.score",
 )
 BY_COMMAND = {
     "scheduler": STAGES,

@@ -53,6 +53,7 @@ from ml_lifecycle.stages import (
     online_features,
     register,
     score,
+    score_partitions,
     train,
     validate,
 )
@@ -217,10 +218,11 @@ def _score(place: Place) -> Record:
         find_champion(place.spec, place.lake, place.database),
     )
     assert champion is not None
-    rows, _ = features.build_scoring_rows(place.folder, place.lake, snapshot, snapshot.run.interval)
-    return score.score(
-        place.spec, place.lake, snapshot.run, champion.training, champion.version, rows.lazy(), part_rows=200
+    plan = score_partitions.plan_scoring(
+        place.folder, place.lake, snapshot, champion.training.path, champion.version
     )
+    with score_partitions.planned_partitions(place.folder, place.lake, plan) as partitions:
+        return score.score(place.spec, place.lake, plan.run, champion.training, champion.version, partitions)
 
 
 def _monitor(place: Place) -> Record:
@@ -284,7 +286,11 @@ def begin(root: Path) -> None:
     # Beside the folder: copied, the files would be others to ingest.
     source = root.with_name("source")
     land(Lake(str(source)), days=FIRST_DAYS + 1)
-    write_model(root / "dags", sources={"readings": {"uri": f"{source}/landing/readings/*.parquet"}})
+    write_model(
+        root / "dags",
+        sources={"readings": {"uri": f"{source}/landing/readings/*.parquet"}},
+        scoring={"partition_rows": 1500},
+    )
     place = Place(root, 1)
     place.database.migrate()
     MlflowClient(tracking_uri=place.mlflow).search_registered_models()  # makes the tables

@@ -6,9 +6,16 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+import polars as pl
 import pytest
+from delivery_kit import make_candidate, make_model
+from training_world import make_folder
 
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.tables import write_parquet
 from ml_lifecycle.cli import Command, build_parser, main
+from ml_lifecycle.ledger.database import Database
+from ml_lifecycle.records import to_json
 
 
 def test_new_then_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +123,50 @@ def test_check_runs_the_code_and_tells_all_in_one_round(
     assert "'skil' is not a metric of binary models" in printed.err
     assert "ModuleNotFoundError: No module named 'polar'" in printed.err
     assert "Traceback" not in printed.err
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> list[str]:
+    """The arguments that score one file with a model whose version 3 is registered."""
+    lake, database = Lake(str(tmp_path / "lake")), Database(f"sqlite:///{tmp_path / 'lifecycle.db'}")
+    database.migrate()
+    candidate = make_candidate(lake, 3, make_model(2.0))
+    lake.write_json("versions/delays/3/manifest.json", to_json(candidate.version))
+    due = pl.DataFrame({"id": ["a", "b"], "distance": [1.5, 2.5], "hour": [7, 8]})
+    write_parquet(lake, "due/today.parquet", due)
+    folder = str(make_folder(tmp_path / "models", "regression", name="delays").path)
+    return ["score", folder, "due/", "--lake", lake.url, "--database", f"sqlite:///{tmp_path}/lifecycle.db"]
+
+
+def test_score_writes_the_answers_and_says_where(
+    scored: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*scored, "--version", "3"]) == 0
+    said, where = capsys.readouterr().out.strip().rsplit(": ", 1)
+    assert said == "2 rows in 1 files scored by version 3"
+    answers = pl.read_parquet(f"{where}/*.parquet")
+    assert answers.select("id", "prediction").rows() == [("a", 10.0), ("b", 13.0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "delays has no champion to score with: promote one, or give --version"),
+        ({"--version": "9"}, "delays has no version 9"),
+        ({"--version": "3", "due/": "nowhere"}, "no Parquet file 'nowhere', and none below it"),
+        ({"--database": "sqlite:////nowhere/x.db"}, "/nowhere/x.db: no such file"),
+    ],
+)
+def test_score_says_what_is_missing(
+    scored: list[str], change: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [change.get(word, word) if word == "due/" else word for word in scored]
+    for option in sorted(change.keys() - {"due/"}):  # the last one given counts
+        given += [option, change[option]]
+    assert main(given) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""
 
 
 def test_reading_a_folder_runs_none_of_its_code(tmp_path: Path) -> None:

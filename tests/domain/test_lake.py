@@ -3,6 +3,7 @@
 import os
 import threading
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -65,6 +66,27 @@ def test_files_are_put_whole(lake: Lake, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         lake.put_file("a/copy", tmp_path / "nothing")
     assert lake.read_bytes("a/copy") == content
+
+
+def test_a_file_is_written_piece_by_piece_and_is_there_whole_or_not_at_all(lake: Lake) -> None:
+    lake.write_bytes("a/b.bin", b"before")
+    with lake.writing("a/b.bin") as file:
+        file.write(b"one, ")
+        assert lake.read_bytes("a/b.bin") == b"before"
+        file.write(b"two")
+    assert lake.read_bytes("a/b.bin") == b"one, two"
+    with suppress(ZeroDivisionError), lake.writing("a/b.bin") as file:
+        file.write(b"half of it")
+        _ = 1 / 0
+    assert lake.read_bytes("a/b.bin") == b"one, two"
+    assert list(lake.list("a")) == ["a/b.bin"]
+
+
+def test_a_file_s_digest_is_that_of_its_bytes(lake: Lake) -> None:
+    lake.write_bytes("a/b.bin", b"some" * 10**6)
+    assert lake.digest("a/b.bin") == sha256(b"some" * 10**6)
+    with pytest.raises(LakeFileMissingError, match=r"no file 'a/c\.bin'"):
+        lake.digest("a/c.bin")
 
 
 def test_files_are_got_whole_or_refused(lake: Lake, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.adapters.onnx import as_served as in_model_types
 from ml_lifecycle.adapters.onnx import feeds
 from ml_lifecycle.adapters.predictions import read_parts
+from ml_lifecycle.adapters.tables import write_parquet
 from ml_lifecycle.delivery.route import Route, Variant, publish
 from ml_lifecycle.records import Interval, Training, TrainingSet
 from ml_lifecycle.serving.columns import make_table
@@ -33,6 +34,7 @@ from ml_lifecycle.stages.feature_tables import INSTANT, build_tables, features_o
 from ml_lifecycle.stages.features import build_scoring_rows
 from ml_lifecycle.stages.online_features import materialise
 from ml_lifecycle.stages.score import score
+from ml_lifecycle.stages.score_partitions import FilePartition
 
 TRAINED = datetime(2013, 2, 20, 8, tzinfo=UTC)
 ROWS_A_MOMENT = 100
@@ -148,8 +150,10 @@ def test_the_server_scores_what_training_and_batch_scoring_have_for_the_same_mom
             )
             # Those to places that training never saw first.
             rows = today.sort(pl.col("destination").is_in(places), maintain_order=True).head(ROWS_A_MOMENT)
-            scoring = score(world.folder.spec, world.lake, snapshot.run, training, "1", rows.lazy())
-            scored = world.lake.scan([f"{scoring.output_path}/part-00000.parquet"]).collect()
+            asked = write_parquet(world.lake, f"asked/{moment:%Y-%m-%d}.parquet", rows)
+            partitions = [FilePartition(world.lake, asked)]
+            scoring = score(world.folder.spec, world.lake, snapshot.run, training, "1", partitions)
+            scored = world.lake.scan([file.path for file in scoring.files]).collect()
             assert scored["flight_id"].equals(rows["flight_id"])
             np.testing.assert_array_equal(ask(client, rows, f"{moment}"), scored["probabilities"].to_list())
             for row in rows.to_dicts():

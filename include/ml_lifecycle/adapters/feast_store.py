@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,6 +261,7 @@ def _join_as_of(
                 _CREATED
             ),
         )
+        .filter(_within_reach(rows[_MOMENT], view.ttl))
         .drop_nulls([*keys, _EVENT])
         .sort(_EVENT, _CREATED, maintain_order=True, nulls_last=False)
         .unique([*keys, _EVENT], keep="last", maintain_order=True)
@@ -280,6 +281,15 @@ def _join_as_of(
         fresh = pl.col(_EVENT) >= pl.col(_MOMENT) - view.ttl
         joined = joined.with_columns(pl.when(fresh).then(pl.col(name)).alias(name) for name in features)
     return joined.drop(_EVENT)
+
+
+def _within_reach(moments: pl.Series, lifetime: timedelta | None) -> pl.Expr:
+    """Whether an event can count at one of the moments; most of a long history cannot."""
+    if moments.null_count() == moments.len():
+        return pl.lit(True)
+    first, last = (pl.lit(bound).cast(_TIMESTAMP) for bound in (moments.min(), moments.max()))
+    within = pl.col(_EVENT) <= last
+    return within & (pl.col(_EVENT) >= first - lifetime) if lifetime else within
 
 
 def _event_timestamp_column(entity_df: pd.DataFrame) -> str:

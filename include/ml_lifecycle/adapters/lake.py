@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -177,6 +178,40 @@ class Lake:
             self._fs.put_file(os.fspath(local), full)
         return path
 
+    @contextmanager
+    def writing(self, path: str) -> Iterator[BinaryIO]:
+        """A file to write piece by piece. It is there, whole, when the block has ended; never if it raised.
+
+        :raises NoSpaceError: the disk is full; what was there still is. Retry: yes, when there is room.
+        """
+        full = self.full_path(path)
+        if self._local:
+            with _replacing(full) as file:
+                yield file
+            return
+        # A store's own file would be closed, and thereby be there, after an error as well.
+        with tempfile.NamedTemporaryFile(prefix="lake-") as spooled:
+            with no_room_said(spooled.name):
+                yield cast("BinaryIO", spooled)
+                spooled.flush()
+            self._fs.put_file(spooled.name, full)
+
+    def digest(self, path: str) -> str:
+        """SHA-256 of the file's bytes, read piece by piece.
+
+        :raises LakeFileMissingError: there is no such file. Retry: no.
+        """
+        if self._local:
+            try:
+                return file_sha256(self.full_path(path))
+            except _MISSING as error:
+                raise LakeFileMissingError(f"no file {path!r} in {self.url}") from error
+        hashed = hashlib.sha256()
+        with self.open(path) as source:
+            while piece := source.read(_PIECE):
+                hashed.update(piece)
+        return hashed.hexdigest()
+
     def get_file(self, path: str, local: str | os.PathLike[str], digest: str) -> None:
         """Copy a file out to a local one, piece by piece; what is there is overwritten.
 
@@ -283,13 +318,20 @@ def no_room_said(target: str | os.PathLike[str]) -> Iterator[None]:
 
 def _replace(full: str, content: BinaryIO) -> None:
     """Put ``content`` where ``full`` is, all of it or nothing, and on the disk before it is seen."""
+    with _replacing(full) as file:
+        shutil.copyfileobj(content, file, _PIECE)
+
+
+@contextmanager
+def _replacing(full: str) -> Iterator[BinaryIO]:
+    """A file that is where ``full`` is once the block has ended, and on the disk before it is seen."""
     parent = os.path.dirname(full)
     temporary = f"{parent}/.{uuid.uuid4().hex}.tmp"
     try:
         with no_room_said(full):
             os.makedirs(parent, exist_ok=True)
             with open(temporary, "xb") as file:
-                shutil.copyfileobj(content, file, _PIECE)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, full)

@@ -74,13 +74,19 @@ def _as_served(column: ColumnSpec) -> pl.Expr:
 
 
 def feeds(served: pl.DataFrame) -> dict[str, Array]:
-    """What a session is fed: :func:`as_served`'s columns, each ``[n, 1]``."""
+    """What a session is fed: :func:`as_served`'s columns, each ``[n, 1]``; numbers are not copied."""
     return {
-        series.name: (
-            np.array(series.to_list(), dtype=object) if series.dtype == pl.String else series.to_numpy()
-        ).reshape(-1, 1)
+        series.name: (_texts(series) if series.dtype == pl.String else series.to_numpy()).reshape(-1, 1)
         for series in served
     }
+
+
+def _texts(series: pl.Series) -> Array:
+    """ONNX Runtime takes text as Python objects only: one for each text there is, not for each row."""
+    encoded = series.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
+    texts: Array = encoded.dictionary.to_numpy(zero_copy_only=False)
+    rows: Array = encoded.indices.to_numpy(zero_copy_only=False)
+    return texts.astype(object)[rows]
 
 
 def convert(estimator: Any, columns: Sequence[ColumnSpec], task: TaskType) -> bytes:
@@ -238,6 +244,12 @@ def open_session(data: bytes, threads: int = 1) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def label_type(session: Any) -> str | None:
+    """``int`` or ``string``, as the model answers classes; None for regression."""
+    types = {item.name: item.type for item in session.get_outputs()}
+    return {"tensor(int64)": "int", "tensor(string)": "string", None: None}[types.get("label")]
 
 
 def predict(session: Any, inputs: Mapping[str, Array]) -> Prediction:

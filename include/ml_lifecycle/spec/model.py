@@ -213,6 +213,20 @@ class Alert(Strict):
         return self
 
 
+class Scoring(Strict):
+    """How ``<model>__score`` scores a batch.
+
+    :param parallel: how many tasks share the rows, each on whichever worker is free; with 1 one task does all
+    :param partition_rows: at most so many rows have one file, are joined with their features at once, and are
+        lost with a task that is killed
+    :param threads: of ONNX Runtime a task
+    """
+
+    parallel: int = Field(default=1, ge=1, le=100)
+    partition_rows: int = Field(default=250_000, ge=1)
+    threads: int = Field(default=1, ge=1, le=256)
+
+
 class Monitoring(Strict):
     """What is watched, a window at a time.
 
@@ -275,6 +289,7 @@ class ModelSpec(Strict):
     approvers: Approvers
     environments: dict[Name, Environment]
     delivery: Delivery = Delivery()
+    scoring: Scoring = Scoring()
     monitoring: Monitoring = Monitoring()
     notify: tuple[Notify, ...] = ()
 

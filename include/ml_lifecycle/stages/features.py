@@ -13,17 +13,28 @@ label was known later than the first question of the holdout.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.tables import TIMESTAMP, write_parquet
 from ml_lifecycle.errors import FeatureError
-from ml_lifecycle.records import ColumnSpec, Interval, Snapshot, TrainingSet, digest_of, from_json, to_json
+from ml_lifecycle.records import (
+    ColumnSpec,
+    Interval,
+    RowSlice,
+    Snapshot,
+    TrainingSet,
+    digest_of,
+    from_json,
+    to_json,
+)
 from ml_lifecycle.spec.folder import ModelFolder, load_module
 from ml_lifecycle.spec.model import Labels, ModelSpec
 from ml_lifecycle.spec.types import format_duration
@@ -110,6 +121,39 @@ def entity_rows(folder: ModelFolder, lake: Lake, snapshot: Snapshot, window: Int
 
     :raises FeatureError: ``features.py`` makes no table of them. Retry: no.
     """
+    rows = _entities(folder, lake, snapshot, window).collect()
+    return rows.sort(_MOMENT, *folder.spec.labels.keys)
+
+
+def slice_rows(
+    folder: ModelFolder, lake: Lake, snapshot: Snapshot, window: Interval, rows: int
+) -> tuple[RowSlice, ...]:
+    """The entity rows of ``window`` in slices of at most ``rows``; none if there is nothing to predict.
+
+    Hours go together while they are few, and one that has too many is cut by the order of its rows: to read a
+    slice takes the keys of its hours, whatever the length of the window.
+
+    :raises FeatureError: as for :func:`entity_rows`. Retry: no.
+    """
+    hour = pl.col(_MOMENT).dt.truncate("1h")
+    counts = _entities(folder, lake, snapshot, window).group_by(hour).len().collect().sort(_MOMENT)
+    slices: list[RowSlice] = []
+    start, held = window.start, 0
+
+    def cut(end: datetime) -> None:
+        span = Interval(start, end)
+        slices.extend(RowSlice(span, at, min(rows, held - at), held) for at in range(0, held, rows))
+
+    for moment, count in counts.iter_rows():
+        if held and held + count > rows:
+            cut(moment)
+            start, held = moment, 0
+        held += count
+    cut(window.end)
+    return tuple(slices)
+
+
+def _entities(folder: ModelFolder, lake: Lake, snapshot: Snapshot, window: Interval) -> pl.LazyFrame:
     table, labels = folder.spec.features.entities, folder.spec.labels
     sources = sources_of(folder, lake, snapshot, history_start(folder, window))
     made = load_module(folder.path, "features").tables(sources)
@@ -119,9 +163,8 @@ def entity_rows(folder: ModelFolder, lake: Lake, snapshot: Snapshot, window: Int
             f"known what to predict; it returns {sorted(made)}"
         )
     moment = pl.col(_MOMENT)
-    rows = made[table].filter(moment >= window.start, moment < window.end)
-    found: pl.DataFrame = rows.select(*labels.keys, moment.cast(TIMESTAMP)).collect()
-    return found.sort(_MOMENT, *labels.keys)
+    rows: pl.LazyFrame = made[table].filter(moment >= window.start, moment < window.end)
+    return rows.select(*labels.keys, moment.cast(TIMESTAMP))
 
 
 def build_scoring_rows(
@@ -131,14 +174,63 @@ def build_scoring_rows(
 
     :raises FeatureError: as for :func:`entity_rows` and :func:`build_training_set`. Retry: no.
     """
-    from ml_lifecycle.adapters.feast_repo import historical_features, open_store
+    with ScoringRows(folder, lake, snapshot) as rows:
+        return rows.joined(entity_rows(folder, lake, snapshot, window))
 
-    features = features_of(folder)
-    rows = entity_rows(folder, lake, snapshot, window)
-    with local_tables(lake, build_tables(folder, lake, snapshot)) as path:
-        moments = pl.col(_MOMENT) - INSTANT
-        found = historical_features(open_store(features, path), features.service, rows.with_columns(moments))
-    return _as_served(found.select(*features.columns()).hstack(rows), features.columns())
+
+class ScoringRows(AbstractContextManager["ScoringRows"]):
+    """The rows to score, joined with their features slice by slice.
+
+    The feature tables are computed, and fetched from a remote lake, with the first slice that is read; a join
+    holds them in memory whole.
+    """
+
+    def __init__(self, folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> None:
+        self._folder = folder
+        self._lake = lake
+        self._snapshot = snapshot
+        self._opened = ExitStack()
+        self._newest: tuple[Interval, pl.DataFrame] | None = None
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    @cached_property
+    def _store(self) -> tuple[Features, Any]:
+        from ml_lifecycle.adapters.feast_repo import open_store
+
+        features = features_of(self._folder)
+        tables = build_tables(self._folder, self._lake, self._snapshot)
+        path = self._opened.enter_context(local_tables(self._lake, tables))
+        return features, open_store(features, path)
+
+    def joined(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, tuple[ColumnSpec, ...]]:
+        """Entity rows behind their features. Raises as :func:`build_scoring_rows`."""
+        from ml_lifecycle.adapters.feast_repo import historical_features
+
+        features, store = self._store
+        moments = rows.with_columns(pl.col(_MOMENT) - INSTANT)
+        found = historical_features(store, features.service, moments)
+        return _as_served(found.select(*features.columns()).hstack(rows), features.columns())
+
+    def read(self, part: RowSlice) -> pl.DataFrame:
+        """The rows of a slice. Raises as :func:`build_scoring_rows`, and
+
+        :raises FeatureError: the window has not as many rows as when it was sliced. Retry: no.
+        """
+        if self._newest is None or self._newest[0] != part.window:
+            self._newest = None  # two windows' keys need not be held
+            rows = entity_rows(self._folder, self._lake, self._snapshot, part.window)
+            self._newest = part.window, rows
+        rows = self._newest[1]
+        if rows.height != part.of:
+            raise FeatureError(
+                f"from {part.window.start.isoformat()} to {part.window.end.isoformat()} there were {part.of} "
+                f"rows to score when they were counted, and now there are {rows.height}: tables() of "
+                f"features.py must make the same {self._folder.spec.features.entities!r} of the same "
+                "sources, and of no more than features.lookback of them"
+            )
+        return self.joined(rows.slice(part.first, part.rows))[0]
 
 
 @dataclass(frozen=True)

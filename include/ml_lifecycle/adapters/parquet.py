@@ -1,0 +1,112 @@
+"""Parquet a batch at a time: files that need not fit into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
+from ml_lifecycle.errors import SourceError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+# As much of a column as is read ahead of its decoding, where a further read costs next to nothing. From an
+# object store each column of a row group is one read.
+_READ_BYTES = 2**20
+
+
+class ParquetInput:
+    """A file of the lake that is being read."""
+
+    def __init__(self, file: pq.ParquetFile, uri: str) -> None:
+        self._file = file
+        self._uri = uri
+        self.schema: pa.Schema = file.schema_arrow.remove_metadata()
+
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        """Some columns, in their order, at most ``rows`` rows at a time; the same batches each time.
+
+        :raises SourceError: a page cannot be decoded. Retry: no.
+        """
+        try:
+            for batch in self._file.iter_batches(rows, columns=list(columns), use_threads=False):
+                yield batch.select(list(columns))
+        except pa.ArrowInvalid as error:
+            raise SourceError(f"{self._uri} is damaged: {error}") from error
+
+
+@contextmanager
+def reading_parquet(lake: Lake, path: str) -> Iterator[ParquetInput]:
+    """Open a Parquet file of the lake.
+
+    :raises LakeFileMissingError: there is no such file. Retry: no.
+    :raises SourceError: it is no Parquet file. Retry: no.
+    """
+    local = lake.local_root is not None
+    with nullcontext(lake.full_path(path)) if local else lake.open(path) as source:
+        try:
+            file = pq.ParquetFile(source, buffer_size=_READ_BYTES if local else 0, pre_buffer=False)
+        except FileNotFoundError as error:
+            raise LakeFileMissingError(f"no file {path!r} in {lake.url}") from error
+        except pa.ArrowInvalid as error:
+            raise SourceError(f"{lake.uri(path)} is no Parquet file: {error}") from error
+        with file:
+            yield ParquetInput(file, lake.uri(path))
+
+
+class ParquetOutput:
+    """A file of the lake that is being written; one row group a batch."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self.rows = 0
+        self.digest = ""
+        """SHA-256 of the bytes, once the file is written."""
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append a batch."""
+        self._writer.write_batch(batch)
+        self.rows += batch.num_rows
+
+
+@contextmanager
+def writing_parquet(lake: Lake, path: str, schema: pa.Schema) -> Iterator[ParquetOutput]:
+    """A Parquet file that is there, whole, when the block has ended. The same batches give the same bytes.
+
+    :raises NoSpaceError: the disk is full; what was there still is. Retry: yes, when there is room.
+    """
+    # Numbers hardly repeat, and trying whether they do costs more than writing them.
+    repeating = [field.name for field in schema if _is_text(field.type)]
+    with lake.writing(path) as file:
+        hashed = _Hashed(file)
+        with pq.ParquetWriter(hashed, schema, compression="zstd", use_dictionary=repeating) as writer:
+            written = ParquetOutput(writer)
+            yield written
+        written.digest = hashed.digest.hexdigest()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return kind in (pa.string(), pa.large_string(), pa.string_view())
+
+
+class _Hashed(io.RawIOBase):
+    """Passes on what is written, and takes its digest on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
