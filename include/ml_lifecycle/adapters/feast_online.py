@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from feast import FeatureStore, FeatureView, RepoConfig
+from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.helpers import extract_text_and_num
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig, _quote_id, _table_id
@@ -235,7 +236,8 @@ class OnlineReader:
         for projection in self._service.feature_view_projections:
             view = self._store.registry.get_any_feature_view(projection.name, self._store.project)
             for column in getattr(view, "entity_columns", ()):
-                keys.add(projection.join_key_map.get(column.name, column.name))
+                if column.name != DUMMY_ENTITY_ID:
+                    keys.add(projection.join_key_map.get(column.name, column.name))
             lifetimes |= {feature.name: getattr(view, "ttl", None) or None for feature in projection.features}
         return keys, lifetimes
 

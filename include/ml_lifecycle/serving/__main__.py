@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     host, port = listener.getsockname()[:2]
     print(f"serving {options.environment} on http://{host}:{port}", flush=True)
-    address = None if options.grpc_port is None else f"{options.host}:{options.grpc_port}"
+    grpc_host = f"[{options.host}]" if ":" in options.host else options.host
+    address = None if options.grpc_port is None else f"{grpc_host}:{options.grpc_port}"
     try:
         serve(server, listener, address)
     except PortError as error:

@@ -16,6 +16,9 @@ from typing import Any
 from ml_lifecycle.serving.dataplane import LoadedVariant, Query, Scored, ServedRoute
 from ml_lifecycle.serving.model import Outputs
 
+# A hand-off to a thread costs about as much CPU as decoding and scoring one row (measured: 46 against
+# 43 to 72 µs); a request of this size holds the event loop for about half a millisecond.
+INLINE_BYTES = 32 * 1024
 # Two hundred rows take about half a millisecond: what comes later waits no longer for those before it.
 BATCH_ROWS = 256
 
@@ -24,7 +27,7 @@ BATCH_ROWS = 256
 class Job:
     """A request on its way, whatever protocol it came by.
 
-    :param size: bytes of the request
+    :param offload: whether decoding it would hold the event loop up
     :param started: when it came, by ``time.perf_counter``
     :param decode: makes its query, and says which variant answers it; raises what is wrong with it
     :param encode: makes its answer, on the thread it was scored on
@@ -33,7 +36,7 @@ class Job:
     """
 
     served: ServedRoute
-    size: int
+    offload: bool
     started: float
     decode: Callable[[], tuple[LoadedVariant, Query]]
     encode: Callable[[Scored, Query, Outputs], Any]

@@ -105,7 +105,7 @@ def make_table(specs: Sequence[ColumnSpec], parts: Sequence[Features]) -> Table:
     given: dict[str, Values] = {}
     columns: dict[str, NDArray[Any]] = {}
     for number, spec in enumerate(specs):
-        pieces = [_column(part, number) for part in parts]
+        pieces = [_piece(spec, part, number) for part in parts]
         values = pieces[0]
         if len(pieces) > 1:
             if any(isinstance(piece, np.ndarray) for piece in pieces):
@@ -148,10 +148,13 @@ def pack(values: Sequence[Any], specs: Sequence[ColumnSpec]) -> NDArray[np.float
     return np.array(values, dtype=np.float64).reshape(-1, width)
 
 
-def _column(part: Features, number: int) -> Values:
-    if isinstance(part.values, np.ndarray):
-        return part.values[:, number]
-    return part.values[number]
+def _piece(spec: ColumnSpec, part: Features, number: int) -> Values:
+    """One request's values of a column: whole numbers always of 64 bits, lest joining them changes some."""
+    packed = isinstance(part.values, np.ndarray)
+    values = part.values[:, number] if isinstance(part.values, np.ndarray) else part.values[number]
+    if spec.type != "int" or not isinstance(values, np.ndarray):
+        return values
+    return _whole(spec, values, part.origin) if packed else _as_taken(spec, values, part.origin)
 
 
 def _packed_table(
@@ -208,11 +211,11 @@ def _as_taken(spec: ColumnSpec, values: Values, origin: Origin) -> NDArray[Any]:
     if spec.type == "float":
         if not spec.nullable:
             _refuse_nulls(spec, np.isnan(values), origin)
-        with np.errstate(over="raise"):
-            try:
-                return values.astype(np.float32, copy=False)
-            except FloatingPointError as error:
-                raise _exceeds(spec, origin) from error
+        with np.errstate(over="ignore"):
+            taken = values.astype(np.float32, copy=False)
+        if np.isinf(taken).any():
+            raise _exceeds(spec, origin)
+        return taken
     if values.dtype == np.uint64 and values.size and values.max() >= 2**63:
         raise _exceeds(spec, origin)
     return values.astype(_GIVEN[spec.type], copy=False)

@@ -12,7 +12,7 @@ from ml_lifecycle.delivery.route import Pointer, Route, Variant
 from ml_lifecycle.serving.assignment import share_of
 from ml_lifecycle.serving.columns import Features, Table, make_table
 from ml_lifecycle.serving.errors import NotLoadedError, UnknownModelError
-from ml_lifecycle.serving.model import Outputs
+from ml_lifecycle.serving.model import OnnxModel, Outputs
 from ml_lifecycle.serving.moments import moment_of
 from ml_lifecycle.serving.resolver import Resolver
 from ml_lifecycle.serving.shelf import Slot
@@ -31,6 +31,7 @@ class Query:
     :param id: of the request: the client's, else made here
     :param outputs: the outputs to answer with; empty for all
     :param binary: whether outputs go out as binary tensors unless one says otherwise
+    :param size: bytes of the request, unpacked
     """
 
     rows: int
@@ -41,6 +42,7 @@ class Query:
     received_us: int
     outputs: tuple[RequestedOutput, ...] = ()
     binary: bool = False
+    size: int = 0
 
     @property
     def moments(self) -> list[datetime]:
@@ -90,7 +92,19 @@ class LoadedVariant:
         :raises ModelFailedError: the model could not be run. Retry: no.
         """
         table = make_table(self.variant.columns, self._features(queries))
-        return Scored(route, self.variant, queries, table, self.slot.get().run(table))
+        return Scored(route, self.variant, queries, table, self.model().run(table))
+
+    def model(self) -> OnnxModel:
+        """The model; loads it if it is not in memory.
+
+        :raises NotLoadedError: it was put out of memory, and cannot be loaded now. Retry: yes.
+        """
+        try:
+            return self.slot.get()
+        except Exception as error:
+            raise NotLoadedError(
+                f"version {self.variant.version} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
 
     def _features(self, queries: Sequence[Query]) -> Sequence[Features]:
         """Vectors as they are; of those that name entity keys all in one read."""
@@ -139,6 +153,13 @@ class ServedRoute:
     def shadows(self) -> tuple[LoadedVariant, ...]:
         """The variants that get a copy of the traffic."""
         return tuple(loaded for loaded in self.variants if loaded.variant.role == "shadow")
+
+    @cached_property
+    def key_sets(self) -> frozenset[frozenset[str]]:
+        """The entity keys of each variant that is asked by them."""
+        return frozenset(
+            frozenset(loaded.variant.entity_keys) for loaded in self.variants if loaded.variant.entity_keys
+        )
 
     def pick(self, version: str | None = None, key: str | None = None) -> LoadedVariant:
         """The variant that answers: the named version, else the one that ``key`` is assigned to.

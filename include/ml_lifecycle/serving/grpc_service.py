@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from ml_lifecycle.serving.batching import Job
+from ml_lifecycle.serving.batching import INLINE_BYTES, Job
 from ml_lifecycle.serving.dataplane import LoadedVariant, Query
 from ml_lifecycle.serving.encoding import describe
 from ml_lifecycle.serving.errors import ForbiddenError, PortError, ServingError
@@ -102,6 +102,7 @@ class GrpcService:
                 status = error.status
                 await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), str(error))
             except asyncio.CancelledError:
+                status = 499  # the client has gone, or waits no longer
                 raise
             except Exception as error:  # whatever it is, the client gets an answer
                 log.error("%s failed", name, exc_info=error)
@@ -152,7 +153,7 @@ class GrpcService:
 
     async def _model_metadata(self, request: Any, metadata: Metadata) -> Any:
         served, loaded = self._front.pick(request.name, request.version or None)
-        model = await self._later(loaded.slot.get)
+        model = await self._later(loaded.model)
         return MESSAGES["ModelMetadataResponse"](
             name=served.route.endpoint,
             versions=served.versions,
@@ -183,13 +184,13 @@ class GrpcService:
             self._front.clock(),
             request.model_version or _text(metadata.get("ml-lifecycle-version")),
             _text(metadata.get("ml-lifecycle-key")),
-            _text(metadata.get("x-request-id")),
+            (_text(metadata.get("x-request-id")) or "")[:200] or None,
         )
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._front.inference.submit(
             Job(
                 asked.served,
-                request.ByteSize(),
+                request.ByteSize() > INLINE_BYTES,
                 time.perf_counter(),
                 partial(self._decode, request, asked),
                 partial(make_response, bool(request.raw_input_contents)),
@@ -200,11 +201,11 @@ class GrpcService:
         return await answered
 
     def _decode(self, request: Any, asked: Asked) -> tuple[LoadedVariant, Query]:
-        return make_query(read_request(request), asked, self._front.max_rows)
+        return make_query(read_request(request), asked, self._front.max_rows, request.ByteSize())
 
 
 def _text(value: bytes | None) -> str | None:
-    return None if value is None else value[:200].decode("latin-1")
+    return None if value is None else value.decode("utf-8", "replace") or None
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from ml_lifecycle.serving.dataplane import Query, Scored
@@ -68,10 +68,10 @@ def _read_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, parameter in given.items():
         chosen = parameter.WhichOneof("parameter_choice")
         value = getattr(parameter, chosen) if chosen else None
-        if isinstance(value, str) and (name == "entities" or value.startswith("[")):
+        if isinstance(value, str) and (name == "entities" or (name == "event_time" and value[:1] == "[")):
             try:
-                value = json.loads(value)
-            except ValueError as error:
+                value = orjson.loads(value)
+            except orjson.JSONDecodeError as error:
                 raise BadRequestError(f'parameter "{name:.60}" is not JSON: {error}') from error
         parameters[name] = value
     return parameters

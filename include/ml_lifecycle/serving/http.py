@@ -134,6 +134,8 @@ class Connection(asyncio.Protocol):
         self._state: Literal["head", "body", "idle"] = "head"
         self._since = 0.0
         self._head_bytes = 0
+        self._raw_bytes = 0  # of a body, its chunks' sizes and trailers included
+        self._limit = server.bounds.body_bytes  # of the body that comes in
         self._request: Request | None = None  # the one whose parts come in
         self._chunks: list[bytes] = []
         self._size = 0
@@ -183,7 +185,9 @@ class Connection(asyncio.Protocol):
             return
         if self._state == "head":
             self._head_bytes += len(data)
-        elif self._state == "idle":
+        elif self._state == "body":
+            self._raw_bytes += len(data)
+        else:
             self._enter("head")
         try:
             self._parser.feed_data(data)
@@ -198,6 +202,8 @@ class Connection(asyncio.Protocol):
         else:
             if self._state == "head" and self._head_bytes > self._server.bounds.head_bytes:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            elif self._state == "body" and self._raw_bytes > 2 * self._limit + self._server.bounds.head_bytes:
+                self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)  # chunks of next to nothing, or trailers
             elif len(self._open) > _PIPELINED:
                 self._pause()
 
@@ -220,14 +226,20 @@ class Connection(asyncio.Protocol):
         """A header."""
         request = self._request
         assert request is not None
-        request.headers.setdefault(name.lower(), value)
+        if self._state == "head":  # trailers say nothing that we ask for
+            request.headers.setdefault(name.lower(), value)
 
     def on_headers_complete(self) -> None:
         """Admit the request, or refuse it before its body comes."""
         request = self._request
         assert request is not None
         request.method = self._parser.get_method()
-        request.keep_alive = self._parser.should_keep_alive()
+        # Of HTTP/1.0 too few agree what keeps a connection; after an upgrade we would not know the protocol.
+        old = self._parser.get_http_version() == "1.0" or self._parser.should_upgrade()
+        request.keep_alive = self._parser.should_keep_alive() and not old
+        bounds = self._server.bounds
+        self._limit = bounds.body_bytes if request.method == b"POST" else bounds.head_bytes
+        self._raw_bytes = 0
         target = request.target
         if b"?" in target:
             target, _, request.query = target.partition(b"?")
@@ -252,9 +264,8 @@ class Connection(asyncio.Protocol):
         if self._refusal is not None:
             return
         self._size += len(body)
-        limit = self._server.bounds.body_bytes
-        if self._size > limit:
-            self._refuse_body(413, f"the body has more than {limit} bytes")
+        if self._size > self._limit:
+            self._refuse_body(413, f"the body has more than {self._limit} bytes")
         else:
             self._chunks.append(body)
 
@@ -266,6 +277,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._enter("idle")
         if self._refusal is not None or self._last:
+            self._go_on()
             return
         if not request.keep_alive:
             self._last = True
@@ -332,7 +344,10 @@ class Connection(asyncio.Protocol):
         """Refuse or leave a client that is too slow. An answer that is due is waited for."""
         bounds = self._server.bounds
         waited = now - self._since
-        if self._state == "body":
+        if self._transport.is_closing() or not self._writable:
+            if waited > bounds.body_seconds:
+                self._transport.abort()  # it does not read its answers: an orderly end would wait for that
+        elif self._state == "body":
             if self._refusal is not None and waited > min(bounds.body_seconds, 5.0):
                 self._transport.close()
             elif waited > bounds.body_seconds:
@@ -345,10 +360,7 @@ class Connection(asyncio.Protocol):
             if waited > bounds.head_seconds and not self._open:
                 self._refuse(HTTPStatus.REQUEST_TIMEOUT)
         elif waited > bounds.idle_seconds and not self._open:
-            if self._writable:
-                self._transport.close()
-            else:
-                self._transport.abort()  # it does not read its answers: an orderly end would wait for that
+            self._transport.close()
 
     def finish(self) -> None:
         """Close once what is open is answered."""
@@ -369,9 +381,8 @@ class Connection(asyncio.Protocol):
 
     def _bound(self, request: Request) -> Response | None:
         length = request.headers.get(b"content-length")
-        limit = self._server.bounds.body_bytes
-        if length is not None and int(length) > limit:
-            return error_response(413, f"the body has {int(length)} bytes, at most {limit} are taken")
+        if length is not None and int(length) > self._limit:
+            return error_response(413, f"the body has {int(length)} bytes, at most {self._limit} are taken")
         return None
 
     def _refuse_body(self, status: int, message: str) -> None:
@@ -387,12 +398,16 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _refuse(self, status: HTTPStatus) -> None:
-        """Say why in one line and close: what came is no request."""
+        """Answer what is no request, after those before it, and close."""
+        if self._last:
+            return  # nothing is taken any more
+        request = Request(self)
+        request.keep_alive = False
+        self._request, self._chunks = None, []
         self._last = True
-        if not self._transport.is_closing():
-            head = _LINES[status.value] + b"connection: close\r\ncontent-length: 0\r\n\r\n"
-            self._transport.write(head)
-            self._transport.close()
+        self._state = "idle"
+        self._open.append(request)
+        self.send(request, error_response(status.value, status.phrase))
 
     def _enter(self, state: Literal["head", "body", "idle"]) -> None:
         self._state = state

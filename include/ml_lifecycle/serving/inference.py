@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -17,14 +18,13 @@ from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.prediction_log import PredictionLog
 from ml_lifecycle.serving.shadows import Shadows
 
-# A hand-off to a thread costs about as much CPU as decoding and scoring one row (measured: 46 against
-# 43 to 72 µs); a request of this size holds the event loop for about half a millisecond.
-_INLINE_BYTES = 32 * 1024
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Of those that wait for the online store so many are read for at once.
+# Of those that wait for the online store so many are read for at once, and rows of theirs.
 _READ_REQUESTS = 64
+_READ_ROWS = 1_000
 
 Result = tuple[list[Waiting], Scored | Exception, list[Any]]
 """Requests that were scored together, and their answers; or one, and why it was not."""
@@ -33,21 +33,25 @@ Result = tuple[list[Waiting], Scored | Exception, list[Any]]
 class Inference:
     """Decodes, scores, logs and answers. Rows are logged before their answer is sent.
 
-    :param executor: where work goes that would hold the event loop up
+    :param executor: where requests go that would hold the event loop up
+    :param waiting: where work goes that only waits: for the lake, or for a model to be loaded
     """
 
-    def __init__(self, prediction_log: PredictionLog, metrics: Metrics, executor: Executor) -> None:
+    def __init__(
+        self, prediction_log: PredictionLog, metrics: Metrics, executor: Executor, waiting: Executor
+    ) -> None:
         self._log = prediction_log
         self._metrics = metrics
         self._executor = executor
+        self._waiting = waiting
         self._batcher = Batcher(self._answer, self._fail)
         self._reading: dict[LoadedVariant, list[Waiting]] = {}
         metrics.reads_waiting(lambda: sum(map(len, tuple(self._reading.values()))))
-        self._shadows = Shadows(prediction_log, metrics)
+        self._shadows = Shadows(prediction_log, metrics, self._offload_work)
 
     def submit(self, job: Job) -> None:
         """Answer the job, or fail it, sooner or later. Called on the event loop."""
-        if job.size > _INLINE_BYTES:
+        if job.offload:
             self._offload(job)
             return
         try:
@@ -55,16 +59,25 @@ class Inference:
         except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
             job.fail(error)
             return
-        if query.features is None or not loaded.slot.loaded:
-            # Reading the online store waits, and the first time imports Feast; a model is not loaded at once.
+        if query.features is None:
+            # Reading the online store waits, and the first time imports Feast.
             self._read(Waiting(job, loaded, query))
+        elif not loaded.slot.loaded:
+            self.run(partial(_score_all, [Waiting(job, loaded, query)]), self._take, job.fail)
         else:
             self._batcher.submit(job, loaded, query)
 
     def run(
-        self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[Exception], None]
+        self,
+        work: Callable[[], T],
+        done: Callable[[T], None],
+        failed: Callable[[Exception], None],
+        executor: Executor | None = None,
     ) -> None:
-        """Do work on a thread, and what comes of it on the event loop."""
+        """Do work on a thread, and what comes of it on the event loop.
+
+        :param executor: one for work that waits, if not given
+        """
 
         def take(future: asyncio.Future[T]) -> None:
             error = future.exception()
@@ -73,7 +86,16 @@ class Inference:
             else:
                 done(future.result())
 
-        asyncio.get_running_loop().run_in_executor(self._executor, work).add_done_callback(take)
+        asyncio.get_running_loop().run_in_executor(executor or self._waiting, work).add_done_callback(take)
+
+    def close(self) -> None:
+        """Count what shadows will not score any more."""
+        self._shadows.close()
+
+    def _offload_work(self, work: Callable[[], None]) -> None:
+        self.run(
+            work, lambda _: None, lambda error: log.error("a shadow failed", exc_info=error), self._executor
+        )
 
     def _answer(self, jobs: Sequence[Job], scored: Scored) -> None:
         try:
@@ -112,15 +134,15 @@ class Inference:
             self._take(results)
             queue = self._reading.pop(batch[0].loaded)
             if queue:
-                rest = queue[_READ_REQUESTS:]
-                self._reading[batch[0].loaded] = rest
-                self._read_together(queue[:_READ_REQUESTS])
+                count = _read_for(queue)
+                self._reading[batch[0].loaded] = queue[count:]
+                self._read_together(queue[:count])
 
         def fail(error: Exception) -> None:
             for one in (*batch, *self._reading.pop(batch[0].loaded)):
                 one.job.fail(error)
 
-        self.run(partial(_score_all, batch), take, fail)
+        self.run(partial(_score_all, batch), take, fail, self._executor)
 
     def _offload(self, job: Job) -> None:
         """Decode, score and encode a large request on a thread."""
@@ -130,7 +152,7 @@ class Inference:
             self._log.wait_for_room()
             return _score_all([Waiting(job, loaded, query)])
 
-        self.run(work, self._take, job.fail)
+        self.run(work, self._take, job.fail, self._executor)
 
     def _take(self, results: list[Result]) -> None:
         for batch, scored, answers in results:
@@ -145,11 +167,21 @@ class Inference:
     def _note(self, jobs: Sequence[Job], scored: Scored) -> None:
         now = time.perf_counter()
         latencies = [(now - job.started) * 1000 for job in jobs]
-        self._log.append(LogEntry(scored, latencies, sum(job.size for job in jobs)))
+        self._log.append(LogEntry(scored, latencies, sum(query.size for query in scored.queries)))
         variant = scored.variant
         self._metrics.scored(scored.route.endpoint, variant.version, variant.role, scored.table.rows)
         if jobs[0].served.shadows:
             self._shadows.take(jobs[0].served, scored)
+
+
+def _read_for(queue: Sequence[Waiting]) -> int:
+    """How many of those that wait come next: at least one."""
+    rows = 0
+    for count, one in enumerate(queue[:_READ_REQUESTS]):
+        rows += one.query.rows
+        if count and rows > _READ_ROWS:
+            return count
+    return min(len(queue), _READ_REQUESTS)
 
 
 def _score_all(batch: list[Waiting]) -> list[Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -56,6 +57,7 @@ class FailedEntry:
     latency_ms: float
     status: int
     size: int = 0
+    returned: bool = True
 
     @property
     def rows(self) -> int:
@@ -63,9 +65,10 @@ class FailedEntry:
         return self.query.rows
 
 
-def digest_part(variant: Variant) -> str:
-    """What the names of a model's parts end with: parts of one model have the same columns."""
-    return variant.model_digest.removeprefix("sha256:")[:12]
+def kind_of(digest: str, frame: pl.DataFrame) -> str:
+    """What the names of parts end with that may be read together: of one model, and with the same types."""
+    types = zlib.crc32(repr(list(frame.schema.items())).encode())
+    return f"{digest[:12]}{types:08x}"
 
 
 def by_day(frame: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
@@ -113,7 +116,7 @@ def failed_frame(entries: Sequence[FailedEntry]) -> pl.DataFrame:
         first.route,
         first.variant,
         {
-            "returned": _constant(True, pl.Boolean(), requests.rows),
+            "returned": _constant(first.returned, pl.Boolean(), requests.rows),
             "model_digest": _constant(first.variant.model_digest, pl.String(), requests.rows),
             "features": nothing,
             "features_from": nothing,

@@ -25,8 +25,8 @@ from ml_lifecycle.serving.log_rows import (
     LogEntry,
     answered_frame,
     by_day,
-    digest_part,
     failed_frame,
+    kind_of,
 )
 from ml_lifecycle.serving.metrics import Metrics
 
@@ -144,16 +144,8 @@ class PredictionLog:
         """Write what waits; False if the lake refused."""
         with self._wake:
             entries, self._entries, self._waiting = self._entries, [], 0
-        size = sum(entry.size for entry in entries)
-        try:
-            parts = self._encode(entries)
-            self._parts.extend(parts)
-            self._settle(0, size - sum(len(part.data) for part in parts))
-        except Exception:  # one row that cannot be encoded must not end the log
-            rows = sum(entry.rows for entry in entries)
-            log.exception("%d prediction log rows cannot be encoded and are lost", rows)
-            self._metrics.log_lost.inc(rows)
-            self._settle(rows, size)
+        for group in _groups(entries):
+            self._take(group)
         while self._parts:
             part = self._parts[0]
             try:
@@ -170,30 +162,37 @@ class PredictionLog:
             self._settle(part.rows, len(part.data))
         return True
 
+    def _take(self, group: list[Any]) -> None:
+        """Make parts of a group; one entry that cannot be encoded must not take others with it."""
+        size = sum(entry.size for entry in group)
+        try:
+            parts = self._encode(group)
+        except Exception:
+            if len(group) > 1:
+                for entry in group:
+                    self._take([entry])
+                return
+            log.exception("%d prediction log rows cannot be encoded and are lost", group[0].rows)
+            self._metrics.log_lost.inc(group[0].rows)
+            self._settle(group[0].rows, size)
+            return
+        self._parts.extend(parts)
+        self._settle(0, size - sum(len(part.data) for part in parts))
+
     def _settle(self, rows: int, size: int) -> None:
         with self._wake:
             self._pending -= rows
             self._bytes -= size
             self._wake.notify_all()
 
-    def _encode(self, entries: Iterable[LogEntry | FailedEntry]) -> list[_Part]:
-        groups: dict[tuple[Any, ...], list[Any]] = {}
-        for entry in entries:
-            if isinstance(entry, FailedEntry):
-                groups.setdefault((id(entry.route), id(entry.variant), entry.status), []).append(entry)
-                continue
-            scored = entry.scored
-            kind = scored.table.origin, entry.returned
-            groups.setdefault((id(scored.route), id(scored.variant), *kind), []).append(entry)
-        parts: list[_Part] = []
-        for group in groups.values():
-            if isinstance(group[0], FailedEntry):
-                route, ending, frame = group[0].route, "failed", failed_frame(group)
-            else:
-                scored = group[0].scored
-                route, ending, frame = scored.route, digest_part(scored.variant), answered_frame(group)
-            parts += [self._part(route.endpoint, ending, day, part) for day, part in by_day(frame)]
-        return parts
+    def _encode(self, group: list[Any]) -> list[_Part]:
+        if isinstance(group[0], FailedEntry):
+            frame, endpoint = failed_frame(group), group[0].route.endpoint
+            ending = kind_of("failed", frame)
+        else:
+            frame, scored = answered_frame(group), group[0].scored
+            endpoint, ending = scored.route.endpoint, kind_of(scored.variant.model_digest, frame)
+        return [self._part(endpoint, ending, day, part) for day, part in by_day(frame)]
 
     def _part(self, endpoint: str, ending: str, day: date, frame: pl.DataFrame) -> _Part:
         buffer = BytesIO()
@@ -204,3 +203,16 @@ class PredictionLog:
         assert isinstance(first, datetime)
         name = f"{first:%Y%m%dT%H%M%S%f}-{self._instance}-{self._sequence:06d}-{ending}.parquet"
         return _Part(f"predictions/{endpoint}/{day.isoformat()}/{name}", buffer.getvalue(), frame.height)
+
+
+def _groups(entries: Iterable[LogEntry | FailedEntry]) -> Iterable[list[Any]]:
+    """Entries whose rows have the same constants."""
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for entry in entries:
+        if isinstance(entry, FailedEntry):
+            kind: tuple[Any, ...] = (id(entry.route), id(entry.variant), entry.status, entry.returned)
+        else:
+            scored = entry.scored
+            kind = (id(scored.route), id(scored.variant), scored.table.origin, entry.returned)
+        groups.setdefault(kind, []).append(entry)
+    return groups.values()

@@ -15,7 +15,7 @@ from ml_lifecycle.serving.dataplane import LoadedVariant, Query, ServedRoute
 from ml_lifecycle.serving.decoding import parse_request, read_json, wants_binary
 from ml_lifecycle.serving.errors import BadRequestError, TooLargeError
 from ml_lifecycle.serving.model import OUTPUTS
-from ml_lifecycle.serving.signature import Signature, entity_values, few
+from ml_lifecycle.serving.signature import Signature, entity_values, few, may_be_keys
 from ml_lifecycle.serving.types import InferRequest, RequestedOutput, Tensor
 from ml_lifecycle.shown import shown
 
@@ -53,25 +53,30 @@ def decode_query(
     """
     data, binary = read_json(body, json_bytes)
     if json_bytes is None and data.keys() <= _PLAIN_KEYS:
-        found = _quick(data, asked, max_rows)
+        found = _quick(data, asked, max_rows, len(body))
         if found is not None:
             return found
-    return make_query(parse_request(data, binary), asked, max_rows)
+    return make_query(parse_request(data, binary), asked, max_rows, len(body))
 
 
-def _quick(data: dict[str, Any], asked: Asked, max_rows: int) -> tuple[LoadedVariant, Query] | None:
+def _quick(
+    data: dict[str, Any], asked: Asked, max_rows: int, size: int
+) -> tuple[LoadedVariant, Query] | None:
     """The query of what almost every request is: vectors by known columns, and nothing else."""
     inputs, given = data.get("inputs"), data.get("id")
     if type(inputs) is not list or not inputs or not (given is None or type(given) is str):
         return None
     if given is not None and not 0 < len(given) <= 200:
         return None
+    key_sets = asked.served.key_sets
+    if key_sets and frozenset(tensor.get("name") for tensor in inputs if type(tensor) is dict) in key_sets:
+        return None  # by whichever of them it is assigned
     request_id = given or asked.id or new_id()
     loaded = asked.served.pick(asked.version, asked.key or request_id)
     features = loaded.signature.quick(inputs)
     if features is None or not 0 < features.rows <= max_rows:
         return None
-    return loaded, Query(features.rows, features, {}, None, request_id, asked.received_us)
+    return loaded, Query(features.rows, features, {}, None, request_id, asked.received_us, size=size)
 
 
 def new_id() -> str:
@@ -79,8 +84,10 @@ def new_id() -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-def make_query(request: InferRequest, asked: Asked, max_rows: int) -> tuple[LoadedVariant, Query]:
+def make_query(request: InferRequest, asked: Asked, max_rows: int, size: int) -> tuple[LoadedVariant, Query]:
     """The request as a query: typed columns, or entity keys to read features with.
+
+    :param size: bytes of the request
 
     :raises BadRequestError: names, datatypes, shapes or values do not fit the variant. Retry: no.
     :raises UnknownModelError: the version is not served. Retry: no.
@@ -93,7 +100,8 @@ def make_query(request: InferRequest, asked: Asked, max_rows: int) -> tuple[Load
         raise BadRequestError(f"inputs given more than once: {few(repeated)}")
     request_id = request.id or asked.id or new_id()
     entities = _entity_parameter(request.parameters, rows)
-    if any(_by_entity(names, one.signature) for one in asked.served.variants):
+    by_entity = [_by_entity(names, one.signature) for one in asked.served.variants]
+    if all(by_entity) or (any(by_entity) and all(map(may_be_keys, request.inputs))):
         entities = {tensor.name: entity_values(tensor) for tensor in request.inputs}
     key = asked.key or key_of(request.parameters, entities, request_id)
     loaded = asked.served.pick(asked.version, key)
@@ -110,6 +118,7 @@ def make_query(request: InferRequest, asked: Asked, max_rows: int) -> tuple[Load
         received_us=asked.received_us,
         outputs=request.outputs,
         binary=wants_binary(request.parameters),
+        size=size,
     )
 
 
@@ -147,6 +156,8 @@ def _entity_parameter(parameters: Mapping[str, Any], rows: int) -> Mapping[str, 
                 f'parameter "entities": {shown(key)} has {shown(odd[0])}; '
                 "a key is text, a whole number or null"
             )
+        if any(type(value) is int and not -(2**63) <= value < 2**63 for value in values):
+            raise BadRequestError(f'parameter "entities": {shown(key)} exceeds a 64-bit integer')
     return entities
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from ml_lifecycle.serving.batching import Job
+from ml_lifecycle.serving.batching import INLINE_BYTES, Job
 from ml_lifecycle.serving.dataplane import LoadedVariant, Query, Scored, ServedRoute
 from ml_lifecycle.serving.decoding import read_json
 from ml_lifecycle.serving.door import Client
@@ -250,7 +250,7 @@ class Rest:
         self._front.inference.submit(
             Job(
                 asked.served,
-                len(request.body),
+                b"content-encoding" in headers or len(request.body) > INLINE_BYTES,
                 request.note.started,
                 partial(self._decode, request, asked),
                 _answer_of,
@@ -274,7 +274,7 @@ def _object(request: Request) -> Mapping[str, Any]:
 
 
 def _text(value: bytes | None) -> str | None:
-    return None if value is None else value[:200].decode("latin-1")
+    return None if value is None else value.decode("utf-8", "replace") or None
 
 
 def _reply(request: Request, response: Response) -> None:
@@ -297,8 +297,8 @@ def _body_of(request: Request, max_bytes: int) -> bytes:
     :raises BadRequestError: it is not what its encoding says. Retry: no.
     :raises TooLargeError: it grows beyond ``max_bytes``. Retry: no.
     """
-    encoding = request.headers.get(b"content-encoding")
-    if encoding is None or encoding == b"identity":
+    encoding = request.headers.get(b"content-encoding", b"identity").lower()
+    if encoding == b"identity":
         return request.body
     if encoding not in (b"gzip", b"deflate"):
         raise BadRequestError(f"Content-Encoding must be gzip, deflate or identity, got {encoding!r:.60}")
@@ -340,7 +340,7 @@ def error_of(request: Request, error: Exception) -> Response:
 
 def _metadata(served: ServedRoute, loaded: LoadedVariant, error: str | None) -> dict[str, Any]:
     route, variant = served.route, loaded.variant
-    model = loaded.slot.get()
+    model = loaded.model()
     return {
         "name": route.endpoint,
         "versions": list(served.versions),

@@ -11,7 +11,7 @@ from functools import partial
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.route import Pointer, Route, Variant, read_pointer, read_revision
 from ml_lifecycle.serving.dataplane import DataPlane, Endpoint, LoadedVariant, ServedRoute
-from ml_lifecycle.serving.errors import RouteRefusedError, UnknownModelError
+from ml_lifecycle.serving.errors import NotLoadedError, RouteRefusedError, UnknownModelError
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.model import OnnxModel, same_model
 from ml_lifecycle.serving.resolver import ReaderFactory, Resolver, feast_reader
@@ -67,8 +67,11 @@ class RouteLoader:
         self, endpoint: str, variant: Variant, loaded: Sequence[LoadedVariant], later: bool
     ) -> LoadedVariant:
         slot = next((one.slot for one in loaded if same_model(one.variant, variant)), None)
+        pinned = variant.role != "champion"
+        if slot is not None:
+            slot.pinned = pinned  # a canary may have become the champion
         if slot is None:
-            slot = self._shelf.slot(partial(self._load_model, variant), pinned=variant.role != "champion")
+            slot = self._shelf.slot(partial(self._load_model, variant), pinned=pinned)
             if not later:
                 slot.get()
         counted = partial(self._metrics.features_read, endpoint)
@@ -144,16 +147,23 @@ class RouteFollower:
     def load(self, name: str) -> None:
         """Serve what is published for an endpoint now, be it unloaded, new or newer than what is live.
 
-        :raises UnknownModelError: nothing was ever published for it. Retry: no.
-        :raises NotLoadedError: what is published cannot be loaded. Retry: yes.
+        :raises UnknownModelError: nothing was ever published for it, or this server is not to serve it.
+            Retry: no.
+        :raises NotLoadedError: what is published cannot be loaded; what was live stays so. Retry: yes.
         """
+        if self._endpoints is not None and name not in self._endpoints:
+            raise UnknownModelError(f"this server serves {sorted(self._endpoints)} only, not {name!r:.100}")
         with self._following:
+            if name not in self._plane and name not in self._lake.folders("routes"):
+                raise UnknownModelError(f"nothing was ever published for {name!r:.100}")
             self._held.discard(name)
             self._failed.pop(name, None)
-            if self._plane.get(name).served is None:
-                self._plane.pop(name)
+            before = self._plane.get(name)
+            if before.served is None:
+                self._plane[name] = Endpoint(None, "it is being loaded")
             self._follow(name)
-            self._plane.served(name)
+            if (error := self._plane.get(name).error) is not None:
+                raise NotLoadedError(f"endpoint {name!r} has no loaded route: {error}")
 
     def _known(self) -> list[str]:
         return sorted(self._plane.endpoints)
@@ -161,7 +171,8 @@ class RouteFollower:
     @property
     def ready(self) -> bool:
         """Whether the lake was looked at, and every endpoint asked for by name is served."""
-        return self._looked and all(self._plane.get(name).served for name in self._endpoints or ())
+        wanted = set(self._endpoints or ()) - self._held
+        return self._looked and all(self._plane.get(name).served for name in wanted)
 
     def poll(self) -> None:
         """Look at every endpoint's pointer once."""

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from ml_lifecycle import __version__
 from ml_lifecycle.adapters.lake import Lake
@@ -25,6 +26,9 @@ from ml_lifecycle.serving.resolver import ReaderFactory, feast_reader
 from ml_lifecycle.serving.rest import Rest
 from ml_lifecycle.serving.routes import RouteFollower, RouteLoader
 from ml_lifecycle.serving.shelf import Shelf
+
+if TYPE_CHECKING:
+    from ml_lifecycle.serving.grpc_service import GrpcService
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +74,7 @@ class ModelServer:
         self._follower = RouteFollower(lake, plane, loader, metrics, endpoints, poll_seconds)
         self._log = PredictionLog(lake, metrics)
         self._executor = ThreadPoolExecutor(_WORKER_THREADS, thread_name_prefix="infer")
+        self._waiting = ThreadPoolExecutor(_WORKER_THREADS, thread_name_prefix="load")
         bounds = bounds or Bounds()
         front = Front(
             about={
@@ -80,7 +85,7 @@ class ModelServer:
             },
             door=Door({clients: Client("anybody", repository=True)} if isinstance(clients, str) else clients),
             plane=plane,
-            inference=Inference(self._log, metrics, self._executor),
+            inference=Inference(self._log, metrics, self._executor, self._waiting),
             metrics=metrics,
             repository=self._follower,
             clock=clock,
@@ -108,14 +113,25 @@ class ModelServer:
 
                 grpc_service = GrpcService(self._front)
                 await grpc_service.start(grpc_address)
+            # Both protocols end at once, within one and the same time.
+            ending = asyncio.create_task(_stop_grpc(grpc_service, stopped))
             await self._http.run(listener, stopped, _SHUTDOWN_SECONDS)
-            if grpc_service is not None:
-                await grpc_service.stop(_SHUTDOWN_SECONDS)
+            await ending
         finally:
             # All requests are answered by now; their rows are in the log's buffer.
             self._follower.stop()
+            self._front.inference.close()
             self._executor.shutdown()
+            self._waiting.shutdown()
             self._log.close()
+            if self._front.access_log is not None:
+                self._front.access_log.flush()
+
+
+async def _stop_grpc(service: GrpcService | None, stopped: asyncio.Event) -> None:
+    await stopped.wait()
+    if service is not None:
+        await service.stop(_SHUTDOWN_SECONDS)
 
 
 def listen(host: str, port: int) -> socket.socket:

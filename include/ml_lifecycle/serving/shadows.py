@@ -10,12 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
+from ml_lifecycle.serving.batching import BATCH_ROWS
 from ml_lifecycle.serving.columns import features_of, make_table
 from ml_lifecycle.serving.dataplane import LoadedVariant, Scored, ServedRoute
-from ml_lifecycle.serving.log_rows import LogEntry
+from ml_lifecycle.serving.errors import ServingError
+from ml_lifecycle.serving.log_rows import FailedEntry, LogEntry
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.prediction_log import PredictionLog
 
@@ -31,10 +35,18 @@ _LATE_SECONDS = 0.010
 class Shadows:
     """What waits to be scored once more.
 
+    :param offload: does work on a thread
     :param rows: that wait at most
     """
 
-    def __init__(self, prediction_log: PredictionLog, metrics: Metrics, rows: int = 5_000) -> None:
+    def __init__(
+        self,
+        prediction_log: PredictionLog,
+        metrics: Metrics,
+        offload: Callable[[Callable[[], None]], None],
+        rows: int = 5_000,
+    ) -> None:
+        self._offload = offload
         self._log = prediction_log
         self._metrics = metrics
         self._limit = rows
@@ -64,14 +76,24 @@ class Shadows:
         due, self._due = self._due, None
         assert due is not None
         if asyncio.get_running_loop().time() - due > _LATE_SECONDS:
-            for served, scored in self._waiting:
-                self._count(served, "dropped", scored.table.rows)
-            self._waiting, self._rows = [], 0
+            self.close()
+            return
+        if not self._waiting:
             return
         served, piece = self._next_piece()
+        large = sum(scored.table.rows for scored in piece) > BATCH_ROWS
         for shadow in served.shadows:
-            self._score(served, shadow, piece)
+            if large or not shadow.slot.loaded:
+                self._offload(partial(self._score, served, shadow, piece))
+            else:
+                self._score(served, shadow, piece)
         self._wake()
+
+    def close(self) -> None:
+        """Drop what waits."""
+        for served, scored in self._waiting:
+            self._count(served, "dropped", scored.table.rows)
+        self._waiting, self._rows = [], 0
 
     def _next_piece(self) -> tuple[ServedRoute, list[Scored]]:
         """The oldest batches of one route."""
@@ -99,9 +121,14 @@ class Shadows:
             return
         try:
             table = make_table(columns, known)
-            outputs = shadow.slot.get().run(table)
+            outputs = shadow.model().run(table)
         except Exception as error:  # noqa: BLE001 - whatever a shadow does, answers go on
             log.warning("the shadow of %s could not score: %s", served.route.endpoint, error)
+            latency_ms = (time.perf_counter() - started) * 1000
+            status = error.status if isinstance(error, ServingError) else 500
+            for query in (query for scored in piece for query in scored.queries):
+                failed = FailedEntry(served.route, shadow.variant, query, latency_ms, status, returned=False)
+                self._log.append(failed)
             self._count_one(served, shadow, "failed", rows)
             return
         queries = [query for scored in piece for query in scored.queries]

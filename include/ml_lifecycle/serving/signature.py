@@ -18,8 +18,6 @@ from ml_lifecycle.shown import shown
 # Of so many requests the names and datatypes are remembered; clients send few different ones.
 _LAYOUTS = 64
 
-_PACKED: tuple[int, ...] = ()
-
 Kinds = tuple[tuple[str, str], ...]
 
 
@@ -30,6 +28,7 @@ class Signature:
         self.columns = variant.columns
         self.entity_keys = variant.entity_keys
         self._names = {column.name: number for number, column in enumerate(variant.columns)}
+        self._numeric = all(column.type in ("float", "int") for column in variant.columns)
         self._layouts: dict[Kinds, tuple[int, ...]] = {}
 
     def quick(self, inputs: Sequence[Mapping[str, Any]]) -> Features | None:
@@ -38,12 +37,12 @@ class Signature:
         Names and datatypes were seen before, and every column's shape is ``[rows]`` or ``[rows, 1]``.
         """
         try:
+            shape = inputs[0]["shape"]
+            if len(inputs) == 1 and len(shape) == 2 and inputs[0]["name"] not in self._names:
+                return self._quick_packed(inputs[0], shape)
             order = self._layouts.get(tuple([(tensor["name"], tensor["datatype"]) for tensor in inputs]))
             if order is None:
                 return None
-            shape = inputs[0]["shape"]
-            if order == _PACKED:
-                return self._quick_packed(inputs[0], shape)
             rows = shape[0]
             if type(rows) is not int:
                 return None
@@ -51,7 +50,9 @@ class Signature:
                 sent, data = tensor["shape"], tensor["data"]
                 if len(tensor) != 4 or type(data) is not list or len(data) != rows or sent[0] != rows:
                     return None
-                if len(sent) != 1 and (len(sent) != 2 or sent[1] != 1 or type(data[0]) is list):
+                if type(sent[0]) is not int or len(sent) > 2:
+                    return None
+                if len(sent) == 2 and (sent[1] != 1 or type(sent[1]) is not int or type(data[0]) is list):
                     return None
         except (KeyError, TypeError, IndexError, ValueError):
             return None
@@ -59,9 +60,16 @@ class Signature:
 
     def _quick_packed(self, tensor: Mapping[str, Any], shape: Any) -> Features | None:
         rows, width = shape
-        data, columns = tensor["data"], len(self.columns)
-        whole = type(data) is list and type(rows) is int and width == columns and len(tensor) == 4
-        if not whole or len(data) != rows * columns or rows < 1 or type(data[0]) is list:
+        name, data, columns = tensor["name"], tensor["data"], len(self.columns)
+        known = self._numeric and tensor["datatype"] in DATATYPES["float"] and len(tensor) == 4
+        named = type(name) is str and 0 < len(name) <= 200
+        whole = type(rows) is int and type(width) is int and width == columns and type(data) is list
+        if (
+            not (known and named and whole)
+            or len(data) != rows * columns
+            or rows < 1
+            or type(data[0]) is list
+        ):
             return None
         return Features(rows, pack(data, self.columns), "request")
 
@@ -116,7 +124,6 @@ class Signature:
             )
         rows = tensor.shape[0]
         if not isinstance(tensor.data, np.ndarray):
-            self._remember(((tensor.name, tensor.datatype),), _PACKED)
             return Features(rows, pack(tensor.data, self.columns), "request")
         return Features(rows, tensor.data.reshape(rows, width), "request")
 
@@ -159,6 +166,11 @@ def few(names: Sequence[str]) -> str:
     """The first few: an answer must not grow with what a request invents."""
     some = ", ".join(f"{name!r:.60}" for name in names[:5])
     return f"[{some}]" if len(names) <= 5 else f"[{some} and {len(names) - 5} more]"
+
+
+def may_be_keys(tensor: Tensor) -> bool:
+    """Whether a tensor is of a type that entity keys have."""
+    return tensor.datatype == "BYTES" or "INT" in tensor.datatype
 
 
 def entity_values(tensor: Tensor) -> list[Any]:
