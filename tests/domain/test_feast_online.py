@@ -10,15 +10,18 @@ import subprocess
 import sys
 import textwrap
 import types
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
 from pathlib import Path
 
+import pandas as pd
 import polars as pl
 import psutil
 import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
-from feast.types import Bool, Float32, Int64, String
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Bool, Float32, Float64, Int64, String
 
 from ml_lifecycle.adapters.feast_online import OnlineReader
 from ml_lifecycle.adapters.feast_repo import Features, materialise, open_store, registry_bytes
@@ -33,7 +36,8 @@ def hours(value: float) -> datetime:
     return START + timedelta(hours=value)
 
 
-def objects() -> Features:
+def objects(on_demand: Sequence[str] = ()) -> Features:
+    """Two views; with ``on_demand``, those the service has beside one that is computed from users."""
     user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
     shop = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.INT64)
 
@@ -62,7 +66,17 @@ def objects() -> Features:
     )
     module = types.ModuleType("features")
     vars(module).update(user=user, shop=shop, users=users, shops=shops)
-    module.service = FeatureService(name="service", features=[users, shops])  # type: ignore[attr-defined]
+    made = {"users": users, "shops": shops}
+
+    @on_demand_feature_view(sources=[users], schema=[Field(name="double", dtype=Float64)], mode="pandas")
+    def doubled(inputs: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"double": inputs["spent"].astype("float64") * 2})
+
+    behind = (
+        [users, shops] if not on_demand else [*(made[name] for name in on_demand if name in made), doubled]
+    )
+    vars(module).update({"doubled": doubled} if on_demand else {})
+    module.service = FeatureService(name="service", features=behind)  # type: ignore[attr-defined]
     return Features.of(module, "test", "service")
 
 
@@ -101,9 +115,9 @@ class Place:
             folder / "shops.parquet"
         )
 
-    def open(self, rows: pl.DataFrame) -> FeatureStore:
+    def open(self, rows: pl.DataFrame, on_demand: Sequence[str] = ()) -> FeatureStore:
         rows.write_parquet(self.folder / "users.parquet")
-        return open_store(objects(), self.folder, self.url)
+        return open_store(objects(on_demand), self.folder, self.url)
 
     def write(self, rows: pl.DataFrame, start: float = 0, end: float = 1000) -> bytes:
         store = self.open(rows)
@@ -309,3 +323,25 @@ def test_without_a_cache_every_read_is_one(place: Place) -> None:
     for value in (2.0, 3.0):
         place.write(user_rows(("a", hours(value), value)))
         assert reader.read({"user_id": ["a"], "shop_id": [1]})["spent"] == [value]
+
+
+def test_on_demand_features_are_made_online_and_are_as_old_as_what_they_are_made_from(place: Place) -> None:
+    store = place.open(user_rows(("a", hours(1), 1.5), ("b", hours(1), None)), ["users", "shops"])
+    materialise(store, hours(0), hours(1000))
+    reader = OnlineReader(registry_bytes(store), "service", place.url)
+    keys = {"user_id": ["a", "b", "nobody"], "shop_id": [1, 1, 1]}
+    found, stale = reader.look_up(keys, hours(2))
+    assert found["spent"] == [1.5, None, None]
+    assert found["double"][0] == 3.0
+    assert all(value is None or value != value for value in found["double"][1:])
+    assert stale == {}
+    found, stale = reader.look_up(keys, hours(8))
+    assert found["spent"] == [None, None, None]
+    assert found["double"][0] is None, "made from a value that was too old"
+    assert stale["spent"] == stale["double"] == 1
+
+
+def test_an_on_demand_view_without_its_source_is_refused(place: Place) -> None:
+    store = place.open(user_rows(("a", hours(1), 1.5)), ["shops"])
+    with pytest.raises(FeatureError, match="'double' is made from users: add features of it to the service"):
+        OnlineReader(registry_bytes(store), "service", place.url)

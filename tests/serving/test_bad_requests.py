@@ -176,6 +176,88 @@ def test_an_endless_head_is_cut_off_at_once(server: Server, name: str, start: by
     assert time.monotonic() - began < 5, "100 MB of header held the server up"
 
 
+def heard(url: str, data: bytes, until: bytes = b"") -> bytes:
+    """All that is answered until the server closes, or until ``until`` was heard."""
+    found = b""
+    with connect(url) as client, suppress(ConnectionError):
+        client.sendall(data)
+        while not until or until not in found:
+            if not (piece := client.recv(65536)):
+                break
+            found += piece
+    return found
+
+
+def statuses(answers: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)]
+
+
+GOOD_CALL = head(length=len(GOOD)) + GOOD
+
+
+@pytest.mark.parametrize("nonsense", [b"\0\1\2\r\n\r\n", b"GET /v2 HTTP/9\r\n\r\n"])
+def test_what_is_no_request_is_told_after_the_answers_before_it(server: Server, nonsense: bytes) -> None:
+    assert statuses(heard(server.url, GOOD_CALL * 3 + nonsense)) == [200, 200, 200, 400]
+
+
+def test_what_follows_a_last_request_is_not_looked_at(server: Server) -> None:
+    last = head(length=len(GOOD), headers=b"connection: close\r\n") + GOOD
+    assert statuses(heard(server.url, last + b"\0\1 nonsense")) == [200]
+
+
+CLOSED: dict[str, tuple[bytes, list[int]]] = {
+    "HTTP/1.0, refused": (b"GET /no HTTP/1.0\r\nauthorization: Bearer x\r\n\r\n", [401]),
+    "HTTP/1.0, kept alive": (b"GET /v2/health/live HTTP/1.0\r\nconnection: keep-alive\r\n\r\n", [200]),
+    "refused with a body": (
+        head(length=2, headers=b"connection: close\r\n", token="x") + b"{}",
+        [401],
+    ),
+    "an upgrade": (
+        b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\n"
+        b"upgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n\r\n",
+        [200],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_who_reads_to_the_end_gets_there(server: Server, name: str) -> None:
+    data, expected = CLOSED[name]
+    began = time.monotonic()
+    answers = heard(server.url, data)
+    assert statuses(answers) == expected
+    assert b"connection: close" in answers
+    assert time.monotonic() - began < 20, "it was left open until it was idle for too long"
+
+
+def test_trailers_and_bodies_of_readers_have_bounds(server: Server) -> None:
+    """Before anybody has shown a token."""
+    before = memory(server)
+    chunked_head = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    endless = [chunked_head, b"0\r\n", *[b"x-trailer: " + b"a" * 60_000 + b"\r\n"] * 500]
+    assert send(server.url, endless) in (0, 413)
+    assert (
+        send(server.url, [b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\ncontent-length: 999999\r\n\r\n"])
+        == 413
+    )
+    assert memory(server) - before < 20 * MIB
+
+
+def test_who_does_not_read_answers_is_left(publisher: Publisher) -> None:
+    publisher("late", "binary", 1, "1")
+    with live(impatient(publisher.lake)) as url:
+        wait_until(lambda: send(url, [head(length=len(GOOD)), GOOD]) == 200)
+        with connect(url) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(1)
+            with suppress(TimeoutError, ConnectionError):
+                for _ in range(2_000):
+                    client.sendall(head(b"GET", b"/v2/openapi.json") * 16)
+            port = client.getsockname()[1]
+            mine = psutil.Process()
+            wait_until(lambda: all(one.raddr.port != port for one in mine.net_connections() if one.raddr))
+
+
 def with_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     return {**row(), "parameters": parameters}
 

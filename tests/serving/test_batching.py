@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from ml_lifecycle.delivery.route import Pointer
+from ml_lifecycle.records import ColumnSpec
 from ml_lifecycle.serving.batching import Batcher, Job, Waiting
-from ml_lifecycle.serving.dataplane import Scored, ServedRoute
+from ml_lifecycle.serving.columns import Features, make_table
+from ml_lifecycle.serving.dataplane import Query, Scored, ServedRoute
 from ml_lifecycle.serving.errors import ServingError
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.moments import microseconds
 from ml_lifecycle.serving.queries import Asked, decode_query
 from ml_lifecycle.serving.routes import RouteLoader
-from tests.serving.conftest import Publisher, row
+from tests.serving.conftest import Built, Publisher, row
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -154,3 +156,63 @@ def test_queries_without_id_get_one(publisher: Publisher) -> None:
         _, query = decode_query(body, None, Asked(line, microseconds(NOW)), 10)
         ids.add(query.id)
     assert len(ids) == 4
+
+
+def whole_numbers() -> Built:
+    """A file that answers with the whole number it was given."""
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["n"], ["prediction"], to=TensorProto.FLOAT),
+            helper.make_node("Identity", ["m"], ["unused"]),
+        ],
+        "numbers",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, [None, 1]) for name in ("n", "m")],
+        [
+            helper.make_tensor_value_info("prediction", TensorProto.FLOAT, [None, 1]),
+            helper.make_tensor_value_info("unused", TensorProto.INT64, [None, 1]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    columns = (ColumnSpec("n", "int"), ColumnSpec("m", "int"))
+    return Built(model.SerializeToString(), None, "regression", columns, ())
+
+
+def test_a_neighbour_changes_no_whole_number_and_hides_no_fault(publisher: Publisher) -> None:
+    publisher.built = {**publisher.built, "numbers": whole_numbers()}
+    numbers = served(publisher, "numbers", "numbers")
+
+    def query(n: Any, m: Any = 1) -> Query:
+        values = [[n] if isinstance(n, int) else n, [m]]
+        return Query(1, Features(1, values, "request"), {}, None, "q", 0)
+
+    large, beyond = 2**53 + 1, np.array([2**63], dtype=np.uint64)
+    small = np.array([3], dtype=np.uint64)
+    packed = Query(1, Features(1, np.array([[3.7, 1.0]]), "request"), {}, None, "p", 0)
+    specs = numbers.champion.variant.columns
+    together = make_table(specs, [one.features for one in (query(large), query(small)) if one.features])
+    assert together.columns["n"].tolist() == [large, 3]
+    assert together.given["n"].dtype == np.int64  # type: ignore[union-attr]
+    for wrong, message in ((query(beyond), "exceeds a 64-bit integer"), (packed, "expected a whole number")):
+        for others in ([], [query(large)], [query(small)]):
+            with pytest.raises(ServingError, match=message):
+                numbers.champion.score(numbers.route, [*others, wrong])
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("shape", [[1, True], [1.0], [1, 1.0], [True]])
+def test_a_shape_is_read_the_same_way_the_first_time_and_later(
+    publisher: Publisher, shape: list[Any], first: bool
+) -> None:
+    line = served(publisher, "line", "regression")
+    column = {"name": "a", "datatype": "FP32", "shape": [1], "data": [1.5]}
+    asked = Asked(line, microseconds(NOW))
+    if not first:
+        good = {"inputs": [column, {**column, "name": "b"}]}
+        decode_query(json.dumps(good).encode(), None, asked, 10)
+    for place in (0, 1):
+        inputs = [dict(column), {**column, "name": "b"}]
+        inputs[place]["shape"] = shape
+        with pytest.raises(ServingError, match="shape"):
+            decode_query(json.dumps({"inputs": inputs}).encode(), None, asked, 10)

@@ -230,15 +230,36 @@ class OnlineReader:
         self._folder.cleanup()
 
     def _layout(self) -> tuple[set[str], dict[str, timedelta | None]]:
-        """The join keys that are needed, and by feature, in the service's order, the time to live."""
+        """The join keys that are needed, and by feature, in the service's order, the time to live.
+
+        An on-demand feature lives as long as what it is made from: see ``_sources``.
+        """
         keys: set[str] = set()
         lifetimes: dict[str, timedelta | None] = {}
+        features: dict[str, list[str]] = {}
+        derived: dict[str, list[str]] = {}
         for projection in self._service.feature_view_projections:
             view = self._store.registry.get_any_feature_view(projection.name, self._store.project)
-            for column in getattr(view, "entity_columns", ()):
+            names = [feature.name for feature in projection.features]
+            lifetimes |= dict.fromkeys(names, getattr(view, "ttl", None) or None)
+            sources = getattr(view, "source_feature_view_projections", None)
+            if sources is not None:
+                derived |= {name: list(sources) for name in names}
+                continue
+            features[projection.name] = names
+            for column in view.entity_columns:
                 if column.name != DUMMY_ENTITY_ID:
                     keys.add(projection.join_key_map.get(column.name, column.name))
-            lifetimes |= {feature.name: getattr(view, "ttl", None) or None for feature in projection.features}
+        for name, sources in derived.items():
+            if lacking := sorted(set(sources) - features.keys()):
+                raise FeatureError(
+                    f"feature {name!r} is made from {', '.join(lacking)}: add features of it to the service "
+                    f"{self._service.name!r}, so that their age is known"
+                )
+        self._sources = {
+            name: [feature for source in sources for feature in features[source]]
+            for name, sources in derived.items()
+        }
         return keys, lifetimes
 
     def _expire(
@@ -246,6 +267,7 @@ class OnlineReader:
     ) -> dict[str, int]:
         """Take out what was too old; returns how many values of each feature."""
         stale: dict[str, int] = {}
+        expired: dict[str, set[int]] = {}
         # What counts at a moment was known before it: as in training, Feast is asked an instant earlier.
         known = [moment - timedelta.resolution for moment in moments]
         for at, (name, lifetime) in enumerate(self._lifetimes.items()):
@@ -256,6 +278,13 @@ class OnlineReader:
                 if stamp is not None and stamp < moment - lifetime:
                     values[name][number] = None
                     stale[name] = stale.get(name, 0) + (value is not None)
+                    if value is not None:
+                        expired.setdefault(name, set()).add(number)
+        # Feast has computed them from values that were too old.
+        for name, sources in self._sources.items():
+            for number in set[int]().union(*(expired.get(source, ()) for source in sources)):
+                stale[name] = stale.get(name, 0) + (values[name][number] is not None)
+                values[name][number] = None
         return {name: count for name, count in stale.items() if count}
 
 
