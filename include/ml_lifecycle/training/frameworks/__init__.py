@@ -42,8 +42,8 @@ def fit_in_segments(
     ``fit()``, and always in the same way. Without sampling the answers of XGBoost and LightGBM are those of
     ``fit()``, bit for bit.
 
-    :param every: trees, or rounds, a segment; if not given a twentieth of all, with LightGBM at least 60,
-        with scikit-learn a fifth
+    :param every: trees, or rounds, a segment; if not given a twentieth of all, with scikit-learn a fifth,
+        with LightGBM at least 100
     :param sample_weight: as ``fit()`` takes it
     :param before: what the rows went through, fitted; a trial of a search needs it to measure itself
     :raises ValueError: the estimator cannot be fitted in segments as it is set; the text says why. Retry: no.
