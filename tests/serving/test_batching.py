@@ -12,9 +12,9 @@ import pytest
 
 from ml_lifecycle.delivery.route import Pointer
 from ml_lifecycle.records import ColumnSpec
-from ml_lifecycle.serving.batching import Batcher, Job, Waiting
+from ml_lifecycle.serving.batching import Batcher, Job, Result
 from ml_lifecycle.serving.columns import Features, make_table
-from ml_lifecycle.serving.dataplane import Query, Scored, ServedRoute
+from ml_lifecycle.serving.dataplane import Query, ServedRoute
 from ml_lifecycle.serving.errors import ServingError
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.moments import microseconds
@@ -36,7 +36,7 @@ class Round:
 
     def run(self, *asked: tuple[ServedRoute, dict[str, Any]]) -> None:
         async def submit() -> None:
-            batcher = Batcher(self._scored, self._failed, self._rows)
+            batcher = Batcher(self._take, self._rows)
             for served, request in asked:
                 body = json.dumps(request).encode()
                 loaded, query = decode_query(body, None, Asked(served, microseconds(NOW)), 1_000)
@@ -50,15 +50,16 @@ class Round:
         def nothing(*_: object) -> Any:
             raise AssertionError("the batcher has no use for it")
 
-        return Job(served, 1, 0.0, nothing, nothing, nothing, nothing)
+        return Job(served, False, 0.0, nothing, lambda scored, query, outputs: outputs, nothing, nothing)
 
-    def _failed(self, waiting: Waiting, error: Exception) -> None:
-        self.errors[waiting.query.id] = error
-
-    def _scored(self, jobs: Any, scored: Scored) -> None:
-        self.batches.append([query.id for query in scored.queries])
-        for query, outputs in scored.each():
-            self.answers[query.id] = outputs
+    def _take(self, results: list[Result]) -> None:
+        for batch, scored, answers in results:
+            if isinstance(scored, Exception):
+                self.errors[batch[0].query.id] = scored
+                continue
+            self.batches.append([query.id for query in scored.queries])
+            for one, outputs in zip(batch, answers, strict=True):
+                self.answers[one.query.id] = outputs
 
 
 def served(publisher: Publisher, endpoint: str, model: str, version: str = "1") -> ServedRoute:

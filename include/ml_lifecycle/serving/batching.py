@@ -9,11 +9,12 @@ row: the last bits of a probability can differ between the two, by some 1e-7.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ml_lifecycle.serving.dataplane import LoadedVariant, Query, Scored, ServedRoute
+from ml_lifecycle.serving.errors import FeaturesUnavailableError
 from ml_lifecycle.serving.model import Outputs
 
 # A hand-off to a thread costs about as much CPU as decoding and scoring one row (measured: 46 against
@@ -53,22 +54,38 @@ class Waiting:
     query: Query
 
 
+Result = tuple[list[Waiting], Scored | Exception, list[Any]]
+"""Requests that were scored together, and their answers; or one, and why it has none."""
+
+
+def score_together(batch: list[Waiting]) -> list[Result]:
+    """Score and encode requests for one variant together; if that fails, each alone.
+
+    One of them is at fault then, and the others must not pay for it.
+    """
+    first = batch[0]
+    try:
+        scored = first.loaded.score(first.job.served.route, [one.query for one in batch])
+        answers = [
+            one.job.encode(scored, query, outputs)
+            for one, (query, outputs) in zip(batch, scored.each(), strict=True)
+        ]
+    except Exception as error:  # noqa: BLE001 - each is told its own, whatever it is
+        if len(batch) == 1 or isinstance(error, FeaturesUnavailableError):
+            return [([one], error, []) for one in batch]
+        return [result for one in batch for result in score_together([one])]
+    return [(batch, scored, answers)]
+
+
 class Batcher:
     """Collects jobs for a round of the event loop.
 
-    :param scored: takes every batch with its jobs
-    :param failed: takes one that could not be scored
+    :param take: what came of each batch
     :param rows: in one run at most, unless one request has more
     """
 
-    def __init__(
-        self,
-        scored: Callable[[Sequence[Job], Scored], None],
-        failed: Callable[[Waiting, Exception], None],
-        rows: int = BATCH_ROWS,
-    ) -> None:
-        self._scored = scored
-        self._failed = failed
+    def __init__(self, take: Callable[[list[Result]], None], rows: int = BATCH_ROWS) -> None:
+        self._take = take
         self._rows = rows
         self._waiting: list[Waiting] = []
 
@@ -81,7 +98,7 @@ class Batcher:
     def _run(self) -> None:
         waiting, self._waiting = self._waiting, []
         for batch in self._batches(waiting):
-            self._score(batch)
+            self._take(score_together(batch))
 
     def _batches(self, waiting: list[Waiting]) -> Iterator[list[Waiting]]:
         """Jobs of one variant each; a route that has changed meanwhile parts them too."""
@@ -98,17 +115,3 @@ class Batcher:
                     batch, rows = [], one.query.rows
                 batch.append(one)
             yield batch
-
-    def _score(self, batch: list[Waiting]) -> None:
-        first = batch[0]
-        try:
-            scored = first.loaded.score(first.job.served.route, [one.query for one in batch])
-        except Exception as error:  # noqa: BLE001 - each is told its own, whatever it is
-            if len(batch) == 1:
-                self._failed(first, error)
-                return
-            # One of them is at fault: the others must not pay for it.
-            for one in batch:
-                self._score([one])
-            return
-        self._scored([one.job for one in batch], scored)

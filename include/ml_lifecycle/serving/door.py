@@ -10,7 +10,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ml_lifecycle.serving.errors import ClientsFileError, TooManyRequestsError, UnauthorizedError
+from ml_lifecycle.serving.errors import (
+    ClientsFileError,
+    ForbiddenError,
+    TooManyRequestsError,
+    UnauthorizedError,
+)
 
 _KEYS = frozenset(("token", "requests_per_second", "burst", "repository"))
 
@@ -28,6 +33,14 @@ class Client:
     rate: float | None = None
     burst: int = 1
     repository: bool = False
+
+    def change_models(self) -> None:
+        """Whether it may load and unload models.
+
+        :raises ForbiddenError: it may not. Retry: no.
+        """
+        if not self.repository:
+            raise ForbiddenError(f"{self.name} may not load or unload models")
 
 
 class Door:

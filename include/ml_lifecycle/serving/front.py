@@ -14,6 +14,11 @@ from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.routes import RouteFollower
 
 
+def header_text(value: bytes | None) -> str | None:
+    """A header's value; None if it is not there, or empty."""
+    return None if value is None else value.decode("utf-8", "replace") or None
+
+
 @dataclass(frozen=True)
 class Front:
     """The server as a front sees it.

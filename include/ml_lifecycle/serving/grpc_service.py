@@ -14,8 +14,8 @@ import grpc
 from ml_lifecycle.serving.batching import INLINE_BYTES, Job
 from ml_lifecycle.serving.dataplane import LoadedVariant, Query
 from ml_lifecycle.serving.encoding import describe
-from ml_lifecycle.serving.errors import ForbiddenError, PortError, ServingError
-from ml_lifecycle.serving.front import Front
+from ml_lifecycle.serving.errors import PortError, ServingError
+from ml_lifecycle.serving.front import Front, header_text
 from ml_lifecycle.serving.grpc_messages import MESSAGES, SERVICE
 from ml_lifecycle.serving.grpc_tensors import make_response, read_request
 from ml_lifecycle.serving.queries import Asked, make_query
@@ -93,8 +93,8 @@ class GrpcService:
                 if name not in _OPEN:
                     known = self._front.door.admit(metadata.get("authorization", b""))
                     client = known.name
-                    if name in _CHANGES and not known.repository:
-                        raise ForbiddenError(f"{client} may not load or unload models")
+                    if name in _CHANGES:
+                        known.change_models()
                 response = await method(request, metadata)
                 status = 200
                 return response
@@ -182,9 +182,9 @@ class GrpcService:
         asked = Asked(
             self._front.plane.served(request.model_name),
             self._front.clock(),
-            request.model_version or _text(metadata.get("ml-lifecycle-version")),
-            _text(metadata.get("ml-lifecycle-key")),
-            (_text(metadata.get("x-request-id")) or "")[:200] or None,
+            request.model_version or header_text(metadata.get("ml-lifecycle-version")),
+            header_text(metadata.get("ml-lifecycle-key")),
+            (header_text(metadata.get("x-request-id")) or "")[:200] or None,
         )
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._front.inference.submit(
@@ -202,10 +202,6 @@ class GrpcService:
 
     def _decode(self, request: Any, asked: Asked) -> tuple[LoadedVariant, Query]:
         return make_query(read_request(request), asked, self._front.max_rows, request.ByteSize())
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "replace") or None
 
 
 def _bytes(value: str | bytes) -> bytes:

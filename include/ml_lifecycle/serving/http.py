@@ -82,13 +82,12 @@ class Request:
     :ivar note: the application's own
     """
 
-    __slots__ = ("_connection", "body", "headers", "keep_alive", "method", "note", "query", "target")
+    __slots__ = ("_connection", "body", "headers", "keep_alive", "method", "note", "target")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.method = b""
         self.target = b""
-        self.query = b""
         self.headers: dict[bytes, bytes] = {}
         self.body = b""
         self.keep_alive = True
@@ -142,7 +141,6 @@ class Connection(asyncio.Protocol):
         self._refusal: Response | None = None  # of the one that comes in
         self._open: deque[Request] = deque()  # read and not answered, the oldest first
         self._answers: dict[int, Response] = {}  # of those that are not the oldest
-        self._answering = False
         self._writable = True
         self._paused = False
         self._last = False  # no request is taken after those that are open
@@ -242,7 +240,7 @@ class Connection(asyncio.Protocol):
         self._raw_bytes = 0
         target = request.target
         if b"?" in target:
-            target, _, request.query = target.partition(b"?")
+            target = target.partition(b"?")[0]
         if target[:1] not in (b"/", b"*"):
             target = _path_of(target)
         request.target = target

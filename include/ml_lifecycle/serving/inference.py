@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from ml_lifecycle.serving.batching import Batcher, Job, Waiting
+from ml_lifecycle.serving.batching import Batcher, Job, Result, Waiting, score_together
 from ml_lifecycle.serving.dataplane import LoadedVariant, Scored
-from ml_lifecycle.serving.errors import FeaturesUnavailableError, ServingError
+from ml_lifecycle.serving.errors import ServingError
 from ml_lifecycle.serving.log_rows import FailedEntry, LogEntry
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.prediction_log import PredictionLog
@@ -25,9 +25,6 @@ T = TypeVar("T")
 # Of those that wait for the online store so many are read for at once, and rows of theirs.
 _READ_REQUESTS = 64
 _READ_ROWS = 1_000
-
-Result = tuple[list[Waiting], Scored | Exception, list[Any]]
-"""Requests that were scored together, and their answers; or one, and why it was not."""
 
 
 class Inference:
@@ -44,7 +41,7 @@ class Inference:
         self._metrics = metrics
         self._executor = executor
         self._waiting = waiting
-        self._batcher = Batcher(self._answer, self._fail)
+        self._batcher = Batcher(self._take)
         self._reading: dict[LoadedVariant, list[Waiting]] = {}
         metrics.reads_waiting(lambda: sum(map(len, tuple(self._reading.values()))))
         self._shadows = Shadows(prediction_log, metrics, self._offload_work)
@@ -63,7 +60,7 @@ class Inference:
             # Reading the online store waits, and the first time imports Feast.
             self._read(Waiting(job, loaded, query))
         elif not loaded.slot.loaded:
-            self.run(partial(_score_all, [Waiting(job, loaded, query)]), self._take, job.fail)
+            self.run(partial(score_together, [Waiting(job, loaded, query)]), self._take, job.fail)
         else:
             self._batcher.submit(job, loaded, query)
 
@@ -97,20 +94,6 @@ class Inference:
             work, lambda _: None, lambda error: log.error("a shadow failed", exc_info=error), self._executor
         )
 
-    def _answer(self, jobs: Sequence[Job], scored: Scored) -> None:
-        try:
-            answers = [
-                job.encode(scored, query, outputs)
-                for job, (query, outputs) in zip(jobs, scored.each(), strict=True)
-            ]
-        except Exception as error:  # noqa: BLE001 - a client must not wait for ever, whatever it is
-            for job in jobs:
-                job.fail(error)
-            return
-        self._note(jobs, scored)
-        for job, answer in zip(jobs, answers, strict=True):
-            job.reply(answer)
-
     def _fail(self, waiting: Waiting, error: Exception) -> None:
         """A fault of ours is logged: a release is judged by it. A client's own is not."""
         if not isinstance(error, ServingError) or error.status >= 500:
@@ -142,7 +125,7 @@ class Inference:
             for one in (*batch, *self._reading.pop(batch[0].loaded)):
                 one.job.fail(error)
 
-        self.run(partial(_score_all, batch), take, fail, self._executor)
+        self.run(partial(score_together, batch), take, fail, self._executor)
 
     def _offload(self, job: Job) -> None:
         """Decode, score and encode a large request on a thread."""
@@ -150,7 +133,7 @@ class Inference:
         def work() -> list[Result]:
             loaded, query = job.decode()
             self._log.wait_for_room()
-            return _score_all([Waiting(job, loaded, query)])
+            return score_together([Waiting(job, loaded, query)])
 
         self.run(work, self._take, job.fail, self._executor)
 
@@ -182,19 +165,3 @@ def _read_for(queue: Sequence[Waiting]) -> int:
         if count and rows > _READ_ROWS:
             return count
     return min(len(queue), _READ_REQUESTS)
-
-
-def _score_all(batch: list[Waiting]) -> list[Result]:
-    """Score and encode requests for one variant together; if that fails, each alone."""
-    first = batch[0]
-    try:
-        scored = first.loaded.score(first.job.served.route, [one.query for one in batch])
-        answers = [
-            one.job.encode(scored, query, outputs)
-            for one, (query, outputs) in zip(batch, scored.each(), strict=True)
-        ]
-    except Exception as error:  # noqa: BLE001 - each is told its own, whatever it is
-        if len(batch) == 1 or isinstance(error, FeaturesUnavailableError):
-            return [([one], error, []) for one in batch]
-        return [result for one in batch for result in _score_all([one])]
-    return [(batch, scored, answers)]

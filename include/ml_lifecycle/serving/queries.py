@@ -88,7 +88,6 @@ def make_query(request: InferRequest, asked: Asked, max_rows: int, size: int) ->
     """The request as a query: typed columns, or entity keys to read features with.
 
     :param size: bytes of the request
-
     :raises BadRequestError: names, datatypes, shapes or values do not fit the variant. Retry: no.
     :raises UnknownModelError: the version is not served. Retry: no.
     :raises TooLargeError: more than ``max_rows`` rows. Retry: no.

@@ -18,12 +18,11 @@ from ml_lifecycle.serving.door import Client
 from ml_lifecycle.serving.encoding import describe, encode_answer
 from ml_lifecycle.serving.errors import (
     BadRequestError,
-    ForbiddenError,
     ServingError,
     TooLargeError,
     TooManyRequestsError,
 )
-from ml_lifecycle.serving.front import Front
+from ml_lifecycle.serving.front import Front, header_text
 from ml_lifecycle.serving.http import JSON, Request, Response, error_response, json_response
 from ml_lifecycle.serving.model import Outputs
 from ml_lifecycle.serving.openapi import document
@@ -222,8 +221,7 @@ class Rest:
         self._change(request, self._front.repository.unload, target.model)
 
     def _change(self, request: Request, change: Callable[[str], None], model: str) -> None:
-        if not request.note.client.repository:
-            raise ForbiddenError(f"{request.note.client.name} may not load or unload models")
+        request.note.client.change_models()
         _object(request)
 
         def work() -> Response:
@@ -239,12 +237,11 @@ class Rest:
     def _infer(self, request: Request, target: Target) -> None:
         """Score the rows of the request."""
         headers = request.headers
-        key = headers.get(_KEY)
         asked = Asked(
             self._front.plane.served(target.model),
             self._front.clock(),
-            target.version or _text(headers.get(_VERSION)),
-            _text(key),
+            target.version or header_text(headers.get(_VERSION)),
+            header_text(headers.get(_KEY)),
             request.note.id or None,
         )
         self._front.inference.submit(
@@ -271,10 +268,6 @@ def _object(request: Request) -> Mapping[str, Any]:
     if not request.body:
         return {}
     return read_json(request.body)[0]
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "replace") or None
 
 
 def _reply(request: Request, response: Response) -> None:

@@ -111,6 +111,7 @@ class Shadows:
 
     def _score(self, served: ServedRoute, shadow: LoadedVariant, piece: list[Scored]) -> None:
         rows = sum(scored.table.rows for scored in piece)
+        queries = [query for scored in piece for query in scored.queries]
         started = time.perf_counter()
         columns = shadow.variant.columns
         parts = [features_of(scored.table, scored.variant.columns, columns) for scored in piece]
@@ -126,12 +127,11 @@ class Shadows:
             log.warning("the shadow of %s could not score: %s", served.route.endpoint, error)
             latency_ms = (time.perf_counter() - started) * 1000
             status = error.status if isinstance(error, ServingError) else 500
-            for query in (query for scored in piece for query in scored.queries):
+            for query in queries:
                 failed = FailedEntry(served.route, shadow.variant, query, latency_ms, status, returned=False)
                 self._log.append(failed)
             self._count_one(served, shadow, "failed", rows)
             return
-        queries = [query for scored in piece for query in scored.queries]
         copy = Scored(served.route, shadow.variant, queries, table, outputs)
         latency_ms = (time.perf_counter() - started) * 1000
         self._log.append(LogEntry(copy, [latency_ms] * len(queries), 200 * rows, returned=False))

@@ -44,8 +44,6 @@ class Signature:
             if order is None:
                 return None
             rows = shape[0]
-            if type(rows) is not int:
-                return None
             for tensor in inputs:
                 sent, data = tensor["shape"], tensor["data"]
                 if len(tensor) != 4 or type(data) is not list or len(data) != rows or sent[0] != rows:
@@ -178,14 +176,14 @@ def entity_values(tensor: Tensor) -> list[Any]:
 
     :raises BadRequestError: they are neither text nor whole numbers. Retry: no.
     """
-    accepted = (str,) if tensor.datatype == "BYTES" else (int,) if "INT" in tensor.datatype else ()
-    if not accepted:
+    if not may_be_keys(tensor):
         raise BadRequestError(f"entity key {tensor.name!r} must be BYTES or INT64, not {tensor.datatype}")
     if len(tensor.shape) == 2 and tensor.shape[1] != 1:
         raise BadRequestError(f"entity key {tensor.name!r} has shape {list(tensor.shape)}, use [rows]")
+    accepted = str if tensor.datatype == "BYTES" else int
     values = plain(tensor.data)
     for row, value in enumerate(values):
-        if type(value) not in accepted:
+        if type(value) is not accepted:
             raise BadRequestError(
                 f"entity key {tensor.name!r}, row {row}: {shown(value)} is no {tensor.datatype}"
             )
