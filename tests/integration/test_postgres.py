@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -154,7 +155,8 @@ def readable(stack: Stack, server: PostgresServer) -> dict[str, str]:
     private = {stack.root / "secrets.json", stack.root / "passwords.json", *(stack.root / "tokens").iterdir()}
     for path in stack.root.rglob("*"):
         if path.is_file() and path not in private:
-            found[str(path.relative_to(stack.root))] = path.read_bytes().decode("latin-1")
+            with suppress(FileNotFoundError):  # a pod that ended is removed with its log
+                found[str(path.relative_to(stack.root))] = path.read_bytes().decode("latin-1")
     binaries = postgres_binaries()
     assert binaries is not None
     for name in DATABASES:
