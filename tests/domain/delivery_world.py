@@ -10,11 +10,12 @@ from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.releases import Releases
 from ml_lifecycle.delivery.route import current, published_heads
+from ml_lifecycle.delivery.targets import ModelServers
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.records import Evidence, Release
 from ml_lifecycle.serving.client import ModelClient
-from ml_lifecycle.stages.deploy import Target, deploy, rollback
+from ml_lifecycle.stages.deploy import deploy, rollback
 
 CLOCK = Clock(now=lambda: NOW)
 
@@ -41,7 +42,7 @@ class World:
         self.database = Database(f"sqlite:///{folder}/{endpoint}.db")
         self.source = Lake(str(folder / endpoint))
         self.spec = make_spec(delivery={"endpoint": endpoint, "check_timeout": timeout})
-        self.target = Target(environment, lake, (client,))
+        self.target = ModelServers(environment, lake, (client,))
         self.releases = Releases(self.database)
         self._slope = slope
 

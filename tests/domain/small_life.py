@@ -22,6 +22,7 @@ from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.lineage import find_champion, read_training, trained_as
 from ml_lifecycle.delivery.releases import PRODUCTION
+from ml_lifecycle.delivery.targets import ModelServers
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.intervals import claim_interval
 from ml_lifecycle.ledger.ledger import Ledger
@@ -311,7 +312,7 @@ def serve_a_day(place: Place) -> None:
         with server.client() as client:
             deploy.deploy(
                 place.spec,
-                deploy.Target(PRODUCTION, place.production, (client,)),
+                ModelServers(PRODUCTION, place.production, (client,)),
                 place.lake,
                 place.database,
                 evidence,

@@ -45,12 +45,12 @@ class Rewriting:
     def ready(self, endpoint: str | None = None) -> bool:
         return self._client.ready(endpoint)
 
-    def metadata(self, endpoint: str) -> dict[str, Any]:
-        return self._client.metadata(endpoint)
+    def metadata(self, endpoint: str, version: str | None = None) -> dict[str, Any]:
+        return self._client.metadata(endpoint, version)
 
-    def post(self, endpoint: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    def post(self, endpoint: str, request: Mapping[str, Any], version: str | None = None) -> dict[str, Any]:
         self.ids.append(request["id"])
-        response = self._client.post(endpoint, request)
+        response = self._client.post(endpoint, request, version)
         self._change(response)
         return response
 
@@ -80,7 +80,7 @@ def golden() -> Golden:
 
 
 def test_a_right_server_passes(client: ModelClient, route: Route, golden: Golden) -> None:
-    assert run_checks(client, route, golden, None) == []
+    assert run_checks(client, route, route.champion, golden, None) == []
 
 
 def test_golden_rows_come_from_the_evaluation(tmp_path: Path, golden: Golden) -> None:
@@ -91,9 +91,9 @@ def test_golden_rows_come_from_the_evaluation(tmp_path: Path, golden: Golden) ->
 
 def test_a_difference_beyond_the_tolerance_fails(client: ModelClient, route: Route, golden: Golden) -> None:
     wrong = replace(golden, expected={"prediction": [207.0, 513.0002, 17.0]})
-    (failure,) = run_checks(client, route, wrong, None)
+    (failure,) = run_checks(client, route, route.champion, wrong, None)
     assert failure == "golden rows: prediction[1] is 513.0, expected 513.0002"
-    assert run_checks(client, route, replace(wrong, absolute=1e-3), None) == []
+    assert run_checks(client, route, route.champion, replace(wrong, absolute=1e-3), None) == []
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_difference_beyond_the_tolerance_fails(client: ModelClient, route: Rou
 def test_another_form_fails(
     client: ModelClient, route: Route, golden: Golden, expected: dict[str, Any], failure: str
 ) -> None:
-    assert run_checks(client, route, replace(golden, expected=expected), None) == [failure]
+    assert run_checks(client, route, route.champion, replace(golden, expected=expected), None) == [failure]
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), "207.0"])
@@ -114,29 +114,31 @@ def test_what_is_no_number_fails(client: ModelClient, route: Route, golden: Gold
     def change(response: dict[str, Any]) -> None:
         response["outputs"][0]["data"][0] = value
 
-    (failure,) = run_checks(Rewriting(client, change), route, golden, None)
+    (failure,) = run_checks(Rewriting(client, change), route, route.champion, golden, None)
     assert failure == f"golden rows: prediction[0] is {value!r}, expected 207.0"
 
 
 def test_another_model_behind_the_endpoint_fails(client: ModelClient, route: Route, golden: Golden) -> None:
     other = replace(route, variants=(replace(route.champion, model_digest="f" * 64),))
-    (failure,) = run_checks(client, other, golden, None)
+    (failure,) = run_checks(client, other, other.champion, golden, None)
     assert failure.startswith(f"golden rows: model {route.champion.model_digest} answered, not ffff")
 
 
 def test_columns_of_another_type_fail(client: ModelClient, route: Route, golden: Golden) -> None:
     columns = (COLUMNS[0], ColumnSpec("hour", "string"))
     other = replace(route, variants=(replace(route.champion, columns=columns),))
-    (failure,) = run_checks(client, other, golden, None)
+    (failure,) = run_checks(client, other, other.champion, golden, None)
     assert failure.startswith("columns: the server takes {'distance': 'FP32', 'hour': 'INT64'}, the model")
 
 
 def test_a_server_that_answers_wrong_inputs_fails(client: ModelClient, route: Route, golden: Golden) -> None:
     class Lenient(Rewriting):
-        def post(self, endpoint: str, request: Mapping[str, Any]) -> dict[str, Any]:
-            return super().post(endpoint, {**golden.request, "id": request["id"]})
+        def post(
+            self, endpoint: str, request: Mapping[str, Any], version: str | None = None
+        ) -> dict[str, Any]:
+            return super().post(endpoint, {**golden.request, "id": request["id"]}, version)
 
-    failures = run_checks(Lenient(client, lambda _: None), route, golden, None)
+    failures = run_checks(Lenient(client, lambda _: None), route, route.champion, golden, None)
     assert failures == [
         "missing input: was answered with predictions, expected 400",
         "wrong datatype: was answered with predictions, expected 400",
@@ -146,7 +148,8 @@ def test_a_server_that_answers_wrong_inputs_fails(client: ModelClient, route: Ro
 def test_an_endpoint_that_is_not_there_fails_every_check(
     client: ModelClient, route: Route, golden: Golden
 ) -> None:
-    failures = run_checks(client, replace(route, endpoint="elsewhere"), golden, 1000.0)
+    elsewhere = replace(route, endpoint="elsewhere")
+    failures = run_checks(client, elsewhere, route.champion, golden, 1000.0)
     assert [failure.split(":")[0] for failure in failures] == [
         "columns",
         "golden rows",
@@ -158,8 +161,8 @@ def test_an_endpoint_that_is_not_there_fails_every_check(
 
 
 def test_latency_is_checked_on_single_rows(client: ModelClient, route: Route, golden: Golden) -> None:
-    assert run_checks(client, route, golden, 10_000.0) == []
-    (failure,) = run_checks(client, route, golden, 1e-6)
+    assert run_checks(client, route, route.champion, golden, 10_000.0) == []
+    (failure,) = run_checks(client, route, route.champion, golden, 1e-6)
     assert failure.startswith("latency: p99 is ")
     assert failure.endswith(" over 200 requests, at most 1e-06 ms is allowed")
 
@@ -168,7 +171,7 @@ def test_the_checks_are_told_from_traffic_by_their_ids(
     client: ModelClient, route: Route, golden: Golden
 ) -> None:
     watched = Rewriting(client, lambda _: None)
-    run_checks(watched, route, golden, 10_000.0)
+    run_checks(watched, route, route.champion, golden, 10_000.0)
     assert len(watched.ids) == 203
     assert all(one.startswith(CHECK_ID_PREFIX) for one in watched.ids)
 

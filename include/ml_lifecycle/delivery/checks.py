@@ -11,12 +11,10 @@ from typing import Any, Protocol
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.predictions import CHECK_ID_PREFIX
-from ml_lifecycle.delivery.route import Route
+from ml_lifecycle.delivery.route import Route, Variant
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.records import ColumnSpec
 from ml_lifecycle.serving.types import announced
-
-"""The prediction ids of all requests made here begin with this: they are no traffic."""
 
 _POLL_SECONDS = 0.1
 _LATENCY_REQUESTS = 200
@@ -28,10 +26,10 @@ class Client(Protocol):
     def ready(self, endpoint: str | None = None) -> bool:
         """Whether the server, or an endpoint of it, answers."""
 
-    def metadata(self, endpoint: str) -> dict[str, Any]:
+    def metadata(self, endpoint: str, version: str | None = None) -> dict[str, Any]:
         """The V2 metadata."""
 
-    def post(self, endpoint: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    def post(self, endpoint: str, request: Mapping[str, Any], version: str | None = None) -> dict[str, Any]:
         """A V2 response to a V2 request."""
 
 
@@ -98,20 +96,25 @@ def _wait(look: Callable[[], str | None], seconds: float, clock: Clock) -> str |
         clock.sleep(_POLL_SECONDS)
 
 
-def run_checks(client: Client, route: Route, golden: Golden, max_latency_ms: float | None) -> list[str]:
-    """Run every check; what failed, empty if none did.
+def run_checks(
+    client: Client, route: Route, variant: Variant, golden: Golden, max_latency_ms: float | None
+) -> list[str]:
+    """Run every check on one of the route's variants; what failed, empty if none did.
+
+    The champion is asked as clients ask it; any other by its version, as it gets little traffic or none.
 
     :param max_latency_ms: p99 over one-row requests; None leaves the latency unchecked
     """
+    asked = _Asked(client, route, variant)
     checks: dict[str, Callable[[], str | None]] = {
-        "columns": lambda: _check_columns(client, route),
-        "golden rows": lambda: _check_golden(client, route, golden),
-        "missing input": lambda: _check_refused(client, route, _without_an_input(golden.request)),
-        "wrong datatype": lambda: _check_refused(client, route, _with_a_wrong_datatype(golden.request)),
+        "columns": lambda: _check_columns(asked),
+        "golden rows": lambda: _check_golden(asked, golden),
+        "missing input": lambda: _check_refused(asked, _without_an_input(golden.request)),
+        "wrong datatype": lambda: _check_refused(asked, _with_a_wrong_datatype(golden.request)),
     }
     if max_latency_ms is not None:
         limit = max_latency_ms
-        checks["latency"] = lambda: _check_latency(client, route, golden.request, limit)
+        checks["latency"] = lambda: _check_latency(asked, golden.request, limit)
     failures = []
     for name, check in checks.items():
         try:
@@ -124,18 +127,39 @@ def run_checks(client: Client, route: Route, golden: Golden, max_latency_ms: flo
     return failures
 
 
-def _check_columns(client: Client, route: Route) -> str | None:
-    announces = {one["name"]: one["datatype"] for one in client.metadata(route.endpoint)["inputs"]}
-    columns: Sequence[ColumnSpec] = route.champion.columns
+@dataclass(frozen=True)
+class _Asked:
+    """A variant behind a running server."""
+
+    client: Client
+    route: Route
+    variant: Variant
+
+    def metadata(self) -> dict[str, Any]:
+        return self.client.metadata(self.route.endpoint, self._version)
+
+    def post(self, request: Mapping[str, Any], what: str) -> dict[str, Any]:
+        name = f"{CHECK_ID_PREFIX}{self.route.endpoint}-{self.route.revision}-{what}"
+        return self.client.post(self.route.endpoint, {**request, "id": name}, self._version)
+
+    @property
+    def _version(self) -> str | None:
+        alone = self.variant.role == "champion" and len(self.route.variants) == 1
+        return None if alone else self.variant.version
+
+
+def _check_columns(asked: _Asked) -> str | None:
+    announces = {one["name"]: one["datatype"] for one in asked.metadata()["inputs"]}
+    columns: Sequence[ColumnSpec] = asked.variant.columns
     expected = {column.name: announced(column) for column in columns}
     return None if announces == expected else f"the server takes {announces}, the model {expected}"
 
 
-def _check_golden(client: Client, route: Route, golden: Golden) -> str | None:
-    response = client.post(route.endpoint, {**golden.request, "id": _id(route, "golden")})
+def _check_golden(asked: _Asked, golden: Golden) -> str | None:
+    response = asked.post(golden.request, "golden")
     digest = response["parameters"]["model_digest"]
-    if digest != route.champion.model_digest:
-        return f"model {digest} answered, not {route.champion.model_digest}"
+    if digest != asked.variant.model_digest:
+        return f"model {digest} answered, not {asked.variant.model_digest}"
     answers = {output["name"]: output["data"] for output in response["outputs"]}
     if missing := sorted(golden.expected.keys() - answers.keys()):
         return f"the answer lacks {missing}"
@@ -164,11 +188,11 @@ def _flat(values: Sequence[Any]) -> list[Any]:
     return [one for value in values for one in (value if isinstance(value, list) else [value])]
 
 
-def _check_refused(client: Client, route: Route, request: Mapping[str, Any]) -> str | None:
+def _check_refused(asked: _Asked, request: Mapping[str, Any]) -> str | None:
     from ml_lifecycle.serving.client import RequestRefusedError  # its HTTP library is an extra
 
     try:
-        client.post(route.endpoint, {**request, "id": _id(route, "refused")})
+        asked.post(request, "refused")
     except RequestRefusedError as error:
         return None if error.status == 400 else f"answered {error.status}, expected 400"
     return "was answered with predictions, expected 400"
@@ -189,15 +213,12 @@ def _with_a_wrong_datatype(request: Mapping[str, Any]) -> dict[str, Any]:
     return {**request, "inputs": [wrong, *others]}
 
 
-def _check_latency(
-    client: Client, route: Route, request: Mapping[str, Any], max_latency_ms: float
-) -> str | None:
+def _check_latency(asked: _Asked, request: Mapping[str, Any], max_latency_ms: float) -> str | None:
     rows = _single_rows(request)
     milliseconds = []
     for number in range(_LATENCY_REQUESTS):
-        body = {**rows[number % len(rows)], "id": _id(route, f"latency-{number}")}
         started = time.perf_counter()
-        client.post(route.endpoint, body)
+        asked.post(rows[number % len(rows)], f"latency-{number}")
         milliseconds.append((time.perf_counter() - started) * 1000)
     p99 = sorted(milliseconds)[math.ceil(0.99 * len(milliseconds)) - 1]
     if p99 <= max_latency_ms:
@@ -217,7 +238,3 @@ def _row(tensor: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
     width = len(tensor["data"]) // rows
     data = tensor["data"][row * width : (row + 1) * width]
     return {**tensor, "shape": [1, *tensor["shape"][1:]], "data": data}
-
-
-def _id(route: Route, what: str) -> str:
-    return f"{CHECK_ID_PREFIX}{route.endpoint}-{route.revision}-{what}"

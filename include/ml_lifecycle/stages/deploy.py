@@ -10,21 +10,14 @@ and it serves nothing again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ml_lifecycle.adapters.lake import Lake, sha256
-from ml_lifecycle.delivery.checks import (
-    Client,
-    Clock,
-    Golden,
-    run_checks,
-    wait_for_revision,
-    wait_for_withdrawal,
-)
+from ml_lifecycle.delivery.checks import Clock, Golden
 from ml_lifecycle.delivery.lineage import RegistryFile, read_evaluation, read_training
 from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases
-from ml_lifecycle.delivery.route import Variant, published_heads
+from ml_lifecycle.delivery.route import Route, Variant, published_heads
+from ml_lifecycle.delivery.targets import Target
 from ml_lifecycle.errors import (
     IntegrityError,
     NotApprovedError,
@@ -54,20 +47,6 @@ from ml_lifecycle.stages.approve import (
 
 
 @dataclass(frozen=True)
-class Target:
-    """An environment at work.
-
-    :param environment: its name in the spec
-    :param lake: the lake its servers follow
-    :param clients: one a server
-    """
-
-    environment: str
-    lake: Lake
-    clients: Sequence[Client]
-
-
-@dataclass(frozen=True)
 class _Candidate:
     """What is read from the source lake about the version to be released."""
 
@@ -92,25 +71,14 @@ class _Endpoint:
 
     def check(self, release: Release, golden: Golden) -> list[str]:
         """What is wrong with an applied release, as the running servers show it."""
-        if silent := self.await_servers(release):
-            return silent
         route = self.releases.route(release)
-        return [
-            failure
-            for client in self.target.clients
-            for failure in run_checks(client, route, golden, self.spec.delivery.max_latency_ms)
-        ]
+        if silent := self._follow(route):
+            return silent
+        return self.target.check(route, route.champion, golden, self.spec.delivery.max_latency_ms)
 
-    def await_servers(self, release: Release) -> list[str]:
-        """Which servers do not follow the release in time."""
+    def _follow(self, route: Route) -> list[str]:
         seconds = self.spec.delivery.check_timeout.total_seconds()
-        found = (
-            wait_for_withdrawal(client, release.endpoint, seconds, self.clock)
-            if release.kind == "withdraw"
-            else wait_for_revision(client, release.endpoint, release.revision, seconds, self.clock)
-            for client in self.target.clients
-        )
-        return [failure for failure in found if failure is not None]
+        return self.target.follow(route, seconds, self.clock)
 
     def finish(self, restore: Release) -> tuple[Release, list[str]]:
         """Publish and confirm a restore, then see whether the servers follow; returns which do not.
@@ -120,7 +88,7 @@ class _Endpoint:
         """
         applied = self.releases.apply(restore, self.target.lake, self.clock.now())
         confirmed = self.releases.confirmed(applied, self.clock.now())
-        return confirmed, self.await_servers(confirmed)
+        return confirmed, self._follow(self.releases.route(confirmed))
 
     def finish_left_behind(self) -> Release | None:
         """Finish a restore whose process was killed, and return it."""
@@ -176,8 +144,7 @@ def deploy(
         return releases.apply(live, target.lake, clock.now())
     if target.environment == PRODUCTION:
         _require_approval(endpoint, database, evidence, live)
-    for client in target.clients:
-        client.ready()
+    target.ready()
     deployment = Deployment(
         model=spec.name,
         environment=target.environment,

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from ml_lifecycle.adapters.lake import Lake
     from ml_lifecycle.delivery.checks import Clock
+    from ml_lifecycle.delivery.targets import Target
     from ml_lifecycle.ledger.database import Database
     from ml_lifecycle.records import Record, Run
     from ml_lifecycle.spec.folder import ModelFolder
-    from ml_lifecycle.stages.deploy import Target
 
     R = TypeVar("R", bound=Record)
 
@@ -102,12 +102,12 @@ class Resources:
         return LakeHook(self.spec.environments[environment].lake).get_conn()
 
     def target(self, environment: str) -> Target:
-        """An environment's lake and model server, for releases."""
-        from ml_lifecycle.stages.deploy import Target
+        """Where an environment's models run, for releases."""
+        from ml_lifecycle.delivery.targets import ModelServers
         from ml_lifecycle_airflow.hooks.model_server import ModelServerHook
 
         client = ModelServerHook(self.spec.environments[environment].server).get_conn()
-        return Target(environment, self.environment_lake(environment), [client])
+        return ModelServers(environment, self.environment_lake(environment), [client])
 
     def clock(self) -> Clock:
         """The wall clock; stages never ask for it themselves."""
