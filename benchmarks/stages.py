@@ -189,15 +189,16 @@ class Plain:
     def _deploy(self, environment: str) -> Any:
         from ml_lifecycle.delivery.checks import Clock
         from ml_lifecycle.delivery.lineage import read_registry
+        from ml_lifecycle.delivery.targets import ModelServers
         from ml_lifecycle.serving.client import ModelClient
-        from ml_lifecycle.stages.deploy import Target, deploy
+        from ml_lifecycle.stages.deploy import deploy
 
         assert self.servers is not None
         evidence = self.load("evidence")
         with ModelClient(self.servers[environment], self.token) as client:
             return deploy(
                 self.folder.spec,
-                Target(environment, self.environment_lake(environment), [client]),
+                ModelServers(environment, self.environment_lake(environment), [client]),
                 self.lake,
                 self.database,
                 evidence,

@@ -375,6 +375,7 @@ class Release(Record):
     :param environment: the environment's name in the spec, e.g. ``production``
     :param kind: ``deploy`` of a new version, ``restore`` of an earlier release's, or ``withdraw``: nothing is
         served, because the first release ever failed
+    :param state: ``superseded`` once the release has gone on to its next step, which is a revision of its own
     :param previous_revision: what was live when it began
     :param restores: the ``deploy`` release whose version a ``restore`` serves again
     :param replaces: the release that a ``restore`` or ``withdraw`` takes out of service
@@ -387,7 +388,7 @@ class Release(Record):
     environment: str
     endpoint: str
     revision: int
-    state: Literal["intent", "applied", "confirmed", "rolled_back"]
+    state: Literal["intent", "applied", "confirmed", "rolled_back", "superseded"]
     version: str
     model_digest: str
     evidence_digest: str | None

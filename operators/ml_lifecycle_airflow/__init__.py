@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ml_lifecycle_airflow.operators.search import PlanSearchOperator, SearchOperator, TrialOperator
     from ml_lifecycle_airflow.operators.train import TrainOperator
     from ml_lifecycle_airflow.operators.validate import ValidateOperator
+    from ml_lifecycle_airflow.operators.watch import WatchOperator
     from ml_lifecycle_airflow.sensors.approve import ApprovalSensor
     from ml_lifecycle_airflow.sensors.ingest import DataArrivalSensor
 
@@ -57,6 +58,7 @@ _HOMES = {
     "TrainingSetOperator": "operators.features",
     "TrialOperator": "operators.search",
     "ValidateOperator": "operators.validate",
+    "WatchOperator": "operators.watch",
     "lifecycle_dags": "dag_builder",
 }
 
@@ -85,6 +87,7 @@ __all__ = [
     "TrainingSetOperator",
     "TrialOperator",
     "ValidateOperator",
+    "WatchOperator",
     "lifecycle_dags",
 ]
 

@@ -29,6 +29,7 @@ from ml_lifecycle_airflow.operators.score import PlanScoreOperator, ScoreOperato
 from ml_lifecycle_airflow.operators.search import PlanSearchOperator, SearchOperator, TrialOperator
 from ml_lifecycle_airflow.operators.train import TrainOperator
 from ml_lifecycle_airflow.operators.validate import ValidateOperator
+from ml_lifecycle_airflow.operators.watch import WatchOperator
 from ml_lifecycle_airflow.pod_arguments import scheduling_arguments
 from ml_lifecycle_airflow.sensors.approve import ApprovalSensor
 from ml_lifecycle_airflow.sensors.ingest import DataArrivalSensor
@@ -156,7 +157,14 @@ def _promote(model: ModelFolder, dag_id: str) -> DAG:
         "from a candidate to production, by way of staging and a human",
         # Each waits for a human, superseded ones to their deadline, and no newer candidate waits for them.
         max_active_runs=_OPEN_PROMOTIONS,
-        params={"version": Param(type="string", pattern="^[0-9]+$", description="Registry version")},
+        params={
+            "version": Param(type="string", pattern="^[0-9]+$", description="Registry version"),
+            "all_traffic": Param(
+                False,
+                type="boolean",
+                description="For approvers: stop watching the version's release and give it all traffic.",
+            ),
+        },
     ) as dag:
         gathered = EvidenceOperator(task_id="evidence")
         approval = ApprovalSensor(
@@ -174,7 +182,11 @@ def _promote(model: ModelFolder, dag_id: str) -> DAG:
             outlets=[asset(spec.name, "champion")],
         )
         ready >> approval >> prepared
-        released >> champion
+        if spec.delivery.strategy != "blue_green":
+            watched = WatchOperator(task_id="watch_production", evidence=gathered.output)
+            released >> watched >> champion
+        else:
+            released >> champion
     return dag
 
 

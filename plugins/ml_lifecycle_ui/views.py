@@ -42,7 +42,7 @@ def gather(database: Database, dag_ids: Iterable[str]) -> list[dict[str, Any]]:
     """
     models = models_of(dag_ids)
     served = {each.release.model: each for each in Releases(database).served(PRODUCTION)}
-    busy = {release.model: release for release in Releases(database).all_under_way(PRODUCTION)}
+    busy = {each.release.model: each for each in Releases(database).all_under_way(PRODUCTION)}
     approvals = _approvals(database, (each.release for each in served.values()))
     windows = newest_windows(database, models, SHOWN_WINDOWS)
     requests: dict[str, list[ApprovalRequest]] = {}
@@ -53,7 +53,7 @@ def gather(database: Database, dag_ids: Iterable[str]) -> list[dict[str, Any]]:
             "name": model,
             "dags": [{"kind": kind, "link": _site("dags", f"{model}__{kind}")} for kind in kinds],
             "champion": _champion(served[model], approvals) if model in served else None,
-            "under_way": _release(busy[model], approvals) if model in busy else None,
+            "under_way": _under_way(busy[model], approvals) if model in busy else None,
             "approvals": [_request(request) for request in requests.get(model, ())],
             "last_window": _window(windows[model][0]) if windows.get(model) else None,
             "windows": [_mark(window) for window in windows.get(model, ())],
@@ -95,11 +95,19 @@ def _champion(served: Served, approvals: dict[str, Approval]) -> dict[str, Any]:
         "reason": release.reason,
         "since": served.since.isoformat(),
         "approved_by": None if approval is None else approval.approved_by,
-        "traffic": [
-            {"role": variant.role, "version": variant.version, "weight": variant.weight}
-            for variant in served.route.variants
-        ],
+        "traffic": _traffic(served),
     }
+
+
+def _under_way(busy: Served, approvals: dict[str, Approval]) -> dict[str, Any]:
+    return {**_release(busy.release, approvals), "traffic": _traffic(busy)}
+
+
+def _traffic(served: Served) -> list[dict[str, Any]]:
+    return [
+        {"role": variant.role, "version": variant.version, "weight": variant.weight}
+        for variant in served.route.variants
+    ]
 
 
 def _release(release: Release, approvals: dict[str, Approval]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.delivery.releases import Deployment, Releases
+from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.requests import RequestKey
@@ -185,11 +186,16 @@ def begin_staging(database: Database, evidence: Evidence) -> Release:
             model_digest=evidence.model_digest,
             evidence_digest=evidence.digest,
             strategy="blue_green",
-            variants=(),
+            variants=(_served(evidence),),
             expected=None if live is None else live.revision,
         ),
         NOW,
     )
+
+
+def _served(evidence: Evidence) -> Variant:
+    digest = evidence.model_digest
+    return Variant("champion", evidence.version, f"models/{digest}.onnx", digest, "regression", COLUMNS, ())
 
 
 def make_model(slope: float) -> bytes:

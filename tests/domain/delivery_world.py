@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from delivery_kit import NOW, Candidate, approve, make_candidate, make_golden, make_model, make_spec
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.checks import Clock
+from ml_lifecycle.delivery.endpoint import Endpoint
 from ml_lifecycle.delivery.releases import Releases
 from ml_lifecycle.delivery.route import current, published_heads
 from ml_lifecycle.delivery.targets import ModelServers
@@ -37,11 +40,13 @@ class World:
         environment: str = "production",
         timeout: str = "10s",
         slope: float = 0.0,
+        delivery: Mapping[str, Any] | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.database = Database(f"sqlite:///{folder}/{endpoint}.db")
         self.source = Lake(str(folder / endpoint))
-        self.spec = make_spec(delivery={"endpoint": endpoint, "check_timeout": timeout})
+        self.spec = make_spec(delivery={"endpoint": endpoint, "check_timeout": timeout, **(delivery or {})})
+        self.clock = CLOCK
         self.target = ModelServers(environment, lake, (client,))
         self.releases = Releases(self.database)
         self._slope = slope
@@ -77,7 +82,7 @@ class World:
             self.database,
             evidence,
             candidate.version,
-            CLOCK,
+            self.clock,
             requested_by="cem",
         )
 
@@ -85,12 +90,29 @@ class World:
         candidate = self.candidate(number)
         return self.deploy(candidate, self.approved(candidate))
 
+    def carry(self, candidate: Candidate, evidence: Evidence) -> Release:
+        """Release the candidate through all of its steps, as if traffic spoke for it at each."""
+        endpoint = Endpoint(self.spec, self.target, self.releases, self.clock)
+        release = self.deploy(candidate, evidence)
+        while release.state != "confirmed":
+            release = endpoint.carry_on(endpoint.advance(release))
+        return release
+
+    def begin_and_roll_back(self, candidate: Candidate, evidence: Evidence) -> Release:
+        """Give the candidate a part of the traffic, and take it back as people do.
+
+        Called again, nothing begins anew: people who roll back take the approval too.
+        """
+        if self.releases.requested(self.target.environment, self.endpoint, "run 1") is None:
+            self.deploy(candidate, evidence)
+        return self.rollback("run 1")
+
     def rollback(self, request: str) -> Release:
         return rollback(
             self.spec,
             self.target,
             self.database,
-            CLOCK,
+            self.clock,
             request=request,
             requested_by="ben",
             reason="complaints",

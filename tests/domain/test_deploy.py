@@ -26,6 +26,7 @@ from ml_lifecycle.errors import (
     NothingToRollBackToError,
     ReleaseChecksError,
     ReleaseConflictError,
+    RollbackTargetError,
     ServerUnavailableError,
     SpecError,
 )
@@ -89,8 +90,30 @@ def test_a_release_is_copied_published_checked_and_confirmed(world: World) -> No
 
 def test_a_second_release_follows_on_the_first(world: World) -> None:
     world.release(1)
-    assert world.release(2).previous_revision == 1
-    assert world.served() == ("2", 2)
+    second = world.release(2)
+    assert (second.previous_revision, second.revision) == (1, 3)
+    assert world.releases.get("production", world.endpoint, 2).state == "superseded"
+    assert world.served() == ("2", 3)
+    world.check_order()
+
+
+def test_what_it_replaces_stays_loaded_beside_it(world: World) -> None:
+    world.release(1)
+    route = world.releases.route(world.release(2))
+    assert [(one.role, one.version) for one in route.variants] == [("champion", "2"), ("standby", "1")]
+    answer = world.target.clients[0].post(world.endpoint, make_golden(1)["request"], "1")
+    assert answer["outputs"][0]["data"] == make_golden(1)["expected"]["prediction"]
+
+
+def test_a_way_back_that_is_broken_is_told_and_stops_nothing(world: World) -> None:
+    first = world.release(1)
+    golden = world.releases.route(first).champion.golden_path
+    assert golden is not None
+    world.target.lake.write_json(golden, make_golden(1.5))
+    assert world.release(2).reason.startswith("no way back to version 1: golden rows: prediction[0]")
+    with pytest.raises(RollbackTargetError, match=r"version 1 .* version 2 stays live: golden rows"):
+        world.rollback("run 1")
+    assert world.live().version == "2"
     world.check_order()
 
 
@@ -307,9 +330,9 @@ class TestRollback:
         restored = world.rollback("run 1")
         assert (restored.version, restored.revision, restored.restores, world.served()) == (
             "1",
-            3,
+            5,
             1,
-            ("1", 3),
+            ("1", 5),
         )
         entries = Ledger(world.database).entries()
         told = next(entry for entry in entries if entry.payload.get("kind") == "restore")
@@ -359,8 +382,8 @@ class TestRollback:
         world.release(2)
         with ModelClient("http://127.0.0.1:9", "x") as nobody:
             real, world.target = world.target, replace(world.target, clients=(nobody,))
-            with pytest.raises(ServerUnavailableError, match="revision 3 is published, but"):
+            with pytest.raises(ServerUnavailableError, match="revision 5 is published, but"):
                 world.rollback("run 1")
             world.target = real
-        assert world.rollback("run 1").revision == 3
+        assert world.rollback("run 1").revision == 5
         world.check_order()

@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ class Scenario:
     served: tuple[str, ...]
     environment: str = "production"
     error: str | None = None
+    delivery: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _approved(world: World) -> tuple[Any, ...]:
@@ -55,13 +56,19 @@ def _not_approved(world: World) -> tuple[Any, ...]:
 
 
 def _failing(world: World) -> tuple[Any, ...]:
-    candidate = world.candidate(2, expected=-1.0)
+    candidate = world.candidate(2, expected=world.slope(9))
     return candidate, world.approved(candidate)
 
 
+CANARY = {"strategy": "canary", "steps": [5, 50]}
+AB = {"strategy": "ab", "watch": {"labels": {"loss": "absolute", "margin": 1, "largest": 100}}}
 SCENARIOS = {
     "staging": Scenario((1,), World.deploy, _not_approved, ("1", "2"), environment="staging"),
     "production": Scenario((1,), World.deploy, _approved, ("1", "2")),
+    "canary": Scenario((1,), World.carry, _approved, ("1", "2"), delivery=CANARY),
+    "shadow": Scenario((1,), World.carry, _approved, ("1", "2"), delivery={"strategy": "shadow"}),
+    "ab": Scenario((1,), World.carry, _approved, ("1", "2"), delivery=AB),
+    "canary taken back": Scenario((1,), World.begin_and_roll_back, _approved, ("2", "1"), delivery=CANARY),
     "failing": Scenario((1,), World.deploy, _failing, ("2", "1"), error="ReleaseChecksError"),
     "failing first": Scenario((), World.deploy, _failing, (), error="ReleaseChecksError"),
     "rollback": Scenario((1, 2, 3), World.rollback, lambda world: ("run 1",), ("3", "2")),
@@ -89,7 +96,10 @@ class Endpoint:
         # A slope of its own, so that no other endpoint's model is in the server's lake already; of few
         # binary digits, so that answers are exact.
         slope = int(self.name.split("_")[1]) / 1024
-        return Settings(self.root, self.name, self.server_url, self.scenario.environment, slope)
+        scenario = self.scenario
+        return Settings(
+            self.root, self.name, self.server_url, scenario.environment, slope, dict(scenario.delivery)
+        )
 
     def run(self, death: Death | None = None) -> Outcome:
         outcome = self.faults.run(
@@ -183,10 +193,19 @@ class Settings:
     server_url: str
     environment: str
     slope: float
+    delivery: dict[str, Any]
 
     def open(self, client: ModelClient) -> World:
         lake = Lake(str(self.root / "lake"))
-        return World(self.root, self.name, client, lake, environment=self.environment, slope=self.slope)
+        return World(
+            self.root,
+            self.name,
+            client,
+            lake,
+            environment=self.environment,
+            slope=self.slope,
+            delivery=self.delivery,
+        )
 
 
 def call(settings: Settings, function: Callable[..., object], arguments: Sequence[Any]) -> None:

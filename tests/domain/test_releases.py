@@ -34,7 +34,6 @@ class World:
     def deployment(self, version: str, **changes: Any) -> Deployment:
         live = self.releases.live(*WHERE)
         digest = sha256(version.encode())
-        variant = Variant("champion", version, f"models/{digest}.onnx", digest, "regression", COLUMNS, ())
         fields: dict[str, Any] = {
             "model": "delays",
             "environment": "production",
@@ -43,10 +42,15 @@ class World:
             "model_digest": digest,
             "evidence_digest": sha256(f"evidence {version}".encode()),
             "strategy": "blue_green",
-            "variants": (variant,),
+            "variants": self._champion(version),
             "expected": None if live is None else live.revision,
         }
         return Deployment(**{**fields, **changes})
+
+    @staticmethod
+    def _champion(version: str) -> tuple[Variant, ...]:
+        digest = sha256(version.encode())
+        return (Variant("champion", version, f"models/{digest}.onnx", digest, "regression", COLUMNS, ()),)
 
     def begin(self, version: str) -> Release:
         return self.releases.apply(self.releases.begin(self.deployment(version), NOW), self.lake, NOW)
@@ -58,7 +62,11 @@ class World:
         restore = self.releases.begin_restore(
             replaced, NOW, reason="bad", requested_by="ben", request=request
         )
-        return self.releases.confirmed(self.releases.apply(restore, self.lake, NOW), NOW)
+        applied = self.releases.apply(restore, self.lake, NOW)
+        if self.published() not in (None, applied.version):  # it is a standby, to be checked
+            following = self.releases.advance(applied, self._champion(applied.version), NOW)
+            applied = self.releases.apply(following, self.lake, NOW)
+        return self.releases.confirmed(applied, NOW)
 
     def live(self) -> Release:
         live = self.releases.live(*WHERE)
@@ -179,8 +187,10 @@ def test_each_rollback_goes_further_back(world: World) -> None:
         1: "confirmed",
         2: "rolled_back",
         3: "rolled_back",
-        4: "rolled_back",
-        5: "confirmed",
+        4: "superseded",
+        5: "rolled_back",
+        6: "superseded",
+        7: "confirmed",
     }
 
 

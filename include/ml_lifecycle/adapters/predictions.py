@@ -6,8 +6,10 @@ read as in schema 1, as JSON text, so that versions with other columns can stand
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from datetime import UTC, timedelta
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
 
@@ -37,6 +39,8 @@ SCHEMA: dict[str, pl.DataType] = {
 
 # Requests by which a release is checked: they are answered and logged like any other, but are no traffic.
 CHECK_ID_PREFIX = "release-check-"
+
+_PART_NAME = re.compile(r"(?P<first>\d{8}T\d{12})-(?P<server>.+)-(?P<number>\d{6,})-[0-9a-z]+\.parquet")
 
 
 class PredictionWindow:
@@ -103,6 +107,49 @@ class PredictionWindow:
             size += file_size
         if group:
             yield group
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of the log: rows that one server wrote for one model, together.
+
+    :param number: rising as a server writes, over all of its endpoints; parts are written in this order
+    :param first: when the first of its rows was received, by the server's clock
+    :param kind: the same for parts that have the same columns
+    :param size: bytes
+    """
+
+    path: str
+    server: str
+    number: int
+    first: datetime
+    kind: str
+    size: int
+
+
+def find_parts(lake: Lake, endpoint: str, day: date) -> list[Part]:
+    """The parts with rows about ``day`` (UTC) or later.
+
+    Of one server there are all up to the newest: a part that was written while another folder was being
+    listed is left for the next time, with all that were written after it.
+    """
+    root = f"predictions/{endpoint}"
+    folders = [f"{root}/{name}" for name in lake.folders(root) if name >= day.isoformat()]
+    parts = [part for folder in folders for part in _parts_in(lake, folder)]
+    if len(folders) < 2:
+        return parts
+    newest: dict[str, int] = {}
+    for part in parts:
+        newest[part.server] = max(part.number, newest.get(part.server, 0))
+    again = (part for folder in folders for part in _parts_in(lake, folder))
+    return [part for part in again if part.number <= newest.get(part.server, 0)]
+
+
+def _parts_in(lake: Lake, folder: str) -> Iterator[Part]:
+    for path, size in lake.sizes(folder).items():
+        if (found := _PART_NAME.fullmatch(path.rsplit("/", 1)[-1])) is not None:
+            first = datetime.strptime(found["first"], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)
+            yield Part(path, found["server"], int(found["number"]), first, _kind(path), size)
 
 
 def read_parts(lake: Lake, paths: Sequence[str]) -> pl.LazyFrame:

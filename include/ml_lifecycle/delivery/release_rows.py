@@ -19,7 +19,7 @@ from ml_lifecycle.ledger.tables import releases
 from ml_lifecycle.records import Release, canonical_json, from_json, to_json
 
 UNDER_WAY = ("intent", "applied")
-State = Literal["intent", "applied", "confirmed", "rolled_back"]
+State = Literal["intent", "applied", "confirmed", "rolled_back", "superseded"]
 
 _FIELDS = tuple(field.name for field in fields(Release))
 
@@ -36,6 +36,7 @@ def insert_release(
         variants=tuple(variants),
         ledger_head=entry,
         published_at=now,
+        salt=release.evidence_digest or "",
     )
     values: dict[str, Any] = {name: getattr(release, name) for name in _FIELDS}
     values["route"] = canonical_json(to_json(route)).decode()
@@ -50,7 +51,7 @@ def set_state(
     connection.execute(
         update(releases)
         .where(_is(release))
-        .values(state=changed.state, reason=changed.reason, updated_at=now)
+        .values(state=changed.state, reason=changed.reason, request=changed.request, updated_at=now)
     )
     _record(connection, changed, now)
     return changed

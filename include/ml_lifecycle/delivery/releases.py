@@ -4,6 +4,9 @@ A release goes ``intent → applied → confirmed``, or ends ``rolled_back``. Pe
 way, and it is the newest. **Live is the newest confirmed release**: one that is under way changes nothing
 until it is confirmed, in the same transaction that takes the one before it out of service.
 
+A release that goes step by step has a revision a step: in one transaction the former is ``superseded`` and
+the next begins, so that there is no moment in which none is under way. The last is confirmed.
+
 Going back is itself a release, a ``restore``: a new, higher revision with an earlier release's route. It
 restores the newest earlier ``deploy`` that was confirmed and never rolled back, so that a second rollback
 goes further back. Every change of state is an entry of the ledger, written in the same transaction.
@@ -12,10 +15,12 @@ goes further back. Every change of state is an entry of the ledger, written in t
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Row, func, select
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.release_rows import (
@@ -73,7 +78,7 @@ class Deployment:
 class Served:
     """What an endpoint serves.
 
-    :param since: when the release was confirmed
+    :param since: when the release came to its state
     """
 
     release: Release
@@ -116,9 +121,7 @@ class Releases:
         )
         with self._database.read() as connection:
             rows = connection.execute(query).all()
-        return [
-            Served(release_of(row), from_json(Route, json.loads(row.route)), row.updated_at) for row in rows
-        ]
+        return [_served(row) for row in rows]
 
     def has_confirmed(self, environment: str, evidence_digest: str) -> bool:
         """Whether exactly this evidence was released there, checked, and never rolled back."""
@@ -147,11 +150,11 @@ class Releases:
             raise LedgerError(f"release {unknown[0]} is in its table, but no ledger entry is about it")
         return len(rows)
 
-    def all_under_way(self, environment: str) -> list[Release]:
+    def all_under_way(self, environment: str) -> list[Served]:
         """The releases of all endpoints that have begun and are neither confirmed nor rolled back."""
         query = select(releases).where(releases.c.environment == environment, releases.c.state.in_(UNDER_WAY))
         with self._database.read() as connection:
-            return [release_of(row) for row in connection.execute(query)]
+            return [_served(row) for row in connection.execute(query)]
 
     def of_model(self, environment: str, model: str, limit: int) -> list[Release]:
         """The newest releases of a model, newest first."""
@@ -226,6 +229,34 @@ class Releases:
             insert_release(connection, release, deployment.variants, now)
         return release
 
+    def advance(
+        self, release: Release, variants: Sequence[Variant], now: datetime, *, reason: str = ""
+    ) -> Release:
+        """Write the intent of its next step, which takes its place; called again, that one is returned.
+
+        :param variants: the next step's
+        :raises ReleaseConflictError: it was rolled back meanwhile, or was never applied. Retry: no.
+        """
+        where = release.environment, release.endpoint
+        with self._database.write() as connection:
+            standing = _standing(connection, release)
+            if standing.state == "superseded":
+                following = get_release(connection, *where, standing.revision + 1)
+                return _standing(connection, following)
+            if standing.state != "applied":
+                raise ReleaseConflictError(f"{name_of(standing)} is {standing.state}: there is no next step")
+            following = replace(
+                standing,
+                revision=next_revision(connection, *where),
+                state="intent",
+                created_at=now,
+                reason=legible(reason) or standing.reason,
+            )
+            # A wish of people is fulfilled by one release: by the last step.
+            set_state(connection, replace(standing, request=None), "superseded", now)
+            insert_release(connection, following, variants, now)
+        return following
+
     def begin_restore(
         self,
         replaced: Release,
@@ -243,6 +274,9 @@ class Releases:
 
         :param request: set when people ask: a name for their wish, under which :meth:`requested` finds it
             again. It takes the approval of what is rolled back too; failed checks leave that standing
+        What is to be served again begins as a standby beside what is live, to be checked; :meth:`advance`
+        gives it the traffic. Only what is live already is published at once.
+
         :raises ReleaseConflictError: ``replaced`` is neither under way nor live any more. Retry: no.
         :raises NothingToRollBackToError: no earlier confirmed release exists. Retry: no.
         """
@@ -273,8 +307,7 @@ class Releases:
                 requested_by=requested_by,
                 request=request,
             )
-            variants = () if target is None else route_of(connection, target).variants
-            insert_release(connection, release, variants, now)
+            insert_release(connection, release, _restored(connection, target, live), now)
         return release
 
     def apply(self, release: Release, lake: Lake, now: datetime) -> Release:
@@ -293,17 +326,24 @@ class Releases:
                 return standing
             return set_state(connection, standing, "applied", now)
 
-    def confirmed(self, release: Release, now: datetime) -> Release:
+    def confirmed(self, release: Release, now: datetime, *, reason: str = "") -> Release:
         """It is live from now on; what a restore replaces is rolled back in the same transaction.
 
-        :raises ReleaseConflictError: it was rolled back meanwhile. Retry: no.
+        :param reason: what is to be known about it
+        :raises ReleaseConflictError: it was rolled back meanwhile, or has gone to its next step. Retry: no.
         """
         with self._database.write() as connection:
             standing = _standing(connection, release)
             if standing.state == "confirmed":
                 return standing
+            if standing.state == "superseded":
+                raise ReleaseConflictError(f"{name_of(standing)} has gone on to its next step")
             _retire_replaced(connection, standing, now)
-            return set_state(connection, standing, "confirmed", now)
+            return set_state(connection, standing, "confirmed", now, legible(reason) or standing.reason)
+
+
+def _served(row: Row[Any]) -> Served:
+    return Served(release_of(row), from_json(Route, json.loads(row.route)), row.updated_at)
 
 
 def _standing(connection: Connection, release: Release) -> Release:
@@ -333,6 +373,16 @@ def _retire_replaced(connection: Connection, restore: Release, now: datetime) ->
     set_state(connection, replaced, "rolled_back", now, restore.reason)
     if origin.revision != replaced.revision:
         set_state(connection, origin, "rolled_back", now, restore.reason)
+
+
+def _restored(connection: Connection, target: Release | None, live: Release | None) -> tuple[Variant, ...]:
+    """The variants that a restore begins with: what is to be served again, or both while it is checked."""
+    if target is None or live is None:
+        return ()
+    champion = route_of(connection, target).champion
+    if target.revision == _origin(connection, live).revision:
+        return (champion,)
+    return (route_of(connection, live).champion, replace(champion, role="standby", weight=0.0))
 
 
 def _withdraw_approval(

@@ -22,15 +22,17 @@ from ml_lifecycle.records import ColumnSpec, Record, TaskType, canonical_json, f
 class Variant:
     """One version behind an endpoint. Paths are relative to the server's own lake.
 
-    :param role: only a shadow's answers are never returned
+    :param role: a shadow scores a copy of the traffic, and its answers are never returned; a standby is only
+        loaded. Both answer who asks for them by version
     :param weight: a canary's share of the traffic, 0 to 1; the champion has the rest
     :param classes: class labels in output order, empty for regression
     :param registry_path: the feature registry entity keys are resolved with; None takes vectors only
     :param feature_service: name of the feature service in that registry
     :param entity_keys: the feature service's entity join keys
+    :param golden_path: requests with the answers they must get; None where a release was made without
     """
 
-    role: Literal["champion", "canary", "shadow"]
+    role: Literal["champion", "canary", "shadow", "standby"]
     version: str
     model_path: str
     model_digest: str
@@ -43,6 +45,7 @@ class Variant:
     registry_digest: str | None = None
     feature_service: str | None = None
     entity_keys: tuple[str, ...] = ()
+    golden_path: str | None = None
 
 
 @dataclass(frozen=True)

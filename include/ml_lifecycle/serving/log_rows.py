@@ -20,7 +20,7 @@ from ml_lifecycle.serving.dataplane import Query, Scored
 from ml_lifecycle.serving.model import Outputs
 from ml_lifecycle.serving.moments import microseconds
 
-_ROLES = pl.Enum(["champion", "canary", "shadow"])
+_ROLES = pl.Enum(["champion", "canary", "shadow", "standby"])
 _ORIGINS = pl.Enum(["request", "online_store"])
 
 

@@ -57,7 +57,7 @@ class RouteLoader:
         if route.variants and sum(variant.role == "champion" for variant in route.variants) != 1:
             raise RouteRefusedError(f"revision {route.revision} must have exactly one champion")
         loaded = previous.variants if previous else ()
-        later = previous is None and len(route.variants) == 1 and self._shelf.full
+        later = previous is None and self._shelf.full and not any(map(_has_traffic_soon, route.variants))
         variants = tuple(
             self._load_variant(route.endpoint, variant, loaded, later) for variant in route.variants
         )
@@ -67,7 +67,7 @@ class RouteLoader:
         self, endpoint: str, variant: Variant, loaded: Sequence[LoadedVariant], later: bool
     ) -> LoadedVariant:
         slot = next((one.slot for one in loaded if same_model(one.variant, variant)), None)
-        pinned = variant.role != "champion"
+        pinned = _has_traffic_soon(variant)
         if slot is not None:
             slot.pinned = pinned  # a canary may have become the champion
         if slot is None:
@@ -83,6 +83,11 @@ class RouteLoader:
     def _load_model(self, variant: Variant) -> tuple[OnnxModel, int]:
         data = self._lake.read_bytes(variant.model_path, variant.model_digest)
         return OnnxModel(data, variant, self._threads), len(data)
+
+
+def _has_traffic_soon(variant: Variant) -> bool:
+    """Whether it is to stay in memory though few ask for it: a champion is kept by being asked."""
+    return variant.role in ("canary", "shadow")
 
 
 class RouteFollower:

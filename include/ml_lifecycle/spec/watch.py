@@ -116,9 +116,11 @@ class LabelLoss(Criterion):
 
 
 class Business(Criterion):
-    """The mean of a number that a row brings or costs, joined later.
+    """The mean of a number that a row brings or costs, joined later as its label is: by keys and event time.
 
     :param margin: in the number's unit; only its owner knows how much
+    :param table: the frame of ``features.py``'s ``tables()`` with the numbers; the labels' by default
+    :param column: the number's column in it; the metric's name by default
     :param low: what a row counts as at least
     :param high: what a row counts as at most: one row must not decide
     """
@@ -126,6 +128,8 @@ class Business(Criterion):
     low: Number = 0.0
     high: Number = 1.0
     better: Literal["higher", "lower"] = "higher"
+    table: Text | None = None
+    column: Text | None = None
 
     @model_validator(mode="after")
     def _has_a_range(self) -> Business:
@@ -155,6 +159,7 @@ class Watch(Strict):
         thousand rows may all be one client's
     :param min_time: no promotion before the release has had traffic so long. An hour by default: caches are
         warm, and what runs every hour has run
+    :param every: between two looks
     :param deadline: a release that is undecided for so long is left to people, and not promoted any more. As
         long as an approval waits by default
     """
@@ -169,13 +174,14 @@ class Watch(Strict):
     segments: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
     min_rows: int = Field(default=1000, ge=1)
     min_time: PositiveDuration = timedelta(hours=1)
+    every: PositiveDuration = timedelta(minutes=1)
     deadline: PositiveDuration = timedelta(days=3)
 
     @model_validator(mode="after")
     def _can_end(self) -> Watch:
         if self.deadline <= self.min_time:
             raise FieldError("deadline", "must be longer than min_time, or nothing could be promoted")
-        if not any(criterion.required for criterion in self.criteria.values()):
+        if not self.can_promote:
             raise ValueError("needs a required metric, or everything would be promoted")
         return self
 
@@ -201,6 +207,23 @@ class Watch(Strict):
             **self.business,
         }
         return {name: criterion for name, criterion in named.items() if criterion is not None}
+
+    @property
+    def can_promote(self) -> bool:
+        """Whether there is a metric that a promotion waits for."""
+        return any(criterion.required for criterion in self.criteria.values())
+
+    def of_shadow(self) -> Watch:
+        """What can be measured of a shadow.
+
+        It is scored when there is time, many rows at once, and nobody acts on its answers: its latency is
+        none that a client would see, and it has no business metric.
+        """
+        return self.model_copy(update={"latency": None, "business": {}})
+
+    def of_canary(self) -> Watch:
+        """What can be measured where each row is answered by one side only."""
+        return self.model_copy(update={"disagreement": None})
 
     @property
     def segment_names(self) -> tuple[str, ...]:

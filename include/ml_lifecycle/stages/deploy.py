@@ -1,8 +1,8 @@
-"""Deploy: change what an endpoint serves, blue-green, and take it back by itself if the checks fail.
+"""Deploy: change what an endpoint serves, step by step, and take it back by itself if the checks fail.
 
 Killed anywhere and called again, :func:`deploy` and :func:`rollback` go on from what the lifecycle database
-says. Until a release is confirmed, what was live before it is live: the route is published, every server
-loads it beside the old one and swaps, the checks run, and only then the champion changes.
+says. Until a release is confirmed, what was live before it is live: every server loads the new version beside
+the old one and is checked, and only then it gets traffic: all of it, or what its strategy says.
 
 An endpoint whose first release ever fails has nothing to go back to: a route without variants is published,
 and it serves nothing again.
@@ -13,16 +13,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ml_lifecycle.adapters.lake import Lake, sha256
-from ml_lifecycle.delivery.checks import Clock, Golden
+from ml_lifecycle.delivery.checks import Clock
+from ml_lifecycle.delivery.endpoint import Endpoint, raise_if_taken_back
 from ml_lifecycle.delivery.lineage import RegistryFile, read_evaluation, read_training
 from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases
-from ml_lifecycle.delivery.route import Route, Variant, published_heads
+from ml_lifecycle.delivery.route import Variant, published_heads
+from ml_lifecycle.delivery.strategies import steps_of
 from ml_lifecycle.delivery.targets import Target
 from ml_lifecycle.errors import (
     IntegrityError,
     NotApprovedError,
     NothingToRollBackToError,
-    ReleaseChecksError,
     ReleaseConflictError,
     ServerUnavailableError,
     SpecError,
@@ -53,57 +54,7 @@ class _Candidate:
     evidence: Evidence
     training: Training
     entity_keys: tuple[str, ...]
-    golden: Golden
-
-
-@dataclass(frozen=True)
-class _Endpoint:
-    """The model's endpoint in one environment."""
-
-    spec: ModelSpec
-    target: Target
-    releases: Releases
-    clock: Clock
-
-    @property
-    def where(self) -> tuple[str, str]:
-        return self.target.environment, self.spec.endpoint
-
-    def check(self, release: Release, golden: Golden) -> list[str]:
-        """What is wrong with an applied release, as the running servers show it."""
-        route = self.releases.route(release)
-        if silent := self._follow(route):
-            return silent
-        return self.target.check(route, route.champion, golden, self.spec.delivery.max_latency_ms)
-
-    def _follow(self, route: Route) -> list[str]:
-        seconds = self.spec.delivery.check_timeout.total_seconds()
-        return self.target.follow(route, seconds, self.clock)
-
-    def finish(self, restore: Release) -> tuple[Release, list[str]]:
-        """Publish and confirm a restore, then see whether the servers follow; returns which do not.
-
-        It needs no checks: they passed when its version was first released. A server that is down serves it
-        when it comes up.
-        """
-        applied = self.releases.apply(restore, self.target.lake, self.clock.now())
-        confirmed = self.releases.confirmed(applied, self.clock.now())
-        return confirmed, self._follow(self.releases.route(confirmed))
-
-    def finish_left_behind(self) -> Release | None:
-        """Finish a restore whose process was killed, and return it."""
-        restore = self.releases.under_way(*self.where)
-        if restore is None or restore.kind == "deploy":
-            return None
-        return self.finish(restore)[0]
-
-    def take_back(self, release: Release, reason: str) -> ReleaseChecksError:
-        """Go back to what was live before the release; returns the error to raise."""
-        restore = self.releases.begin_restore(
-            release, self.clock.now(), reason=reason, requested_by=release.requested_by
-        )
-        self.finish(restore)
-        return _failed(release, reason)
+    golden_path: str
 
 
 def deploy(
@@ -118,7 +69,10 @@ def deploy(
     registry: RegistryFile | None = None,
     requested_by: str | None = None,
 ) -> Release:
-    """Release a version in one environment; returns the confirmed release.
+    """Release a version in one environment.
+
+    Returns the confirmed release, or one that is ``applied``: its strategy gives it a part of the traffic,
+    and :mod:`ml_lifecycle.stages.watch` goes on from there.
 
     :param source: the lake the stages wrote to
     :raises SpecError: the spec has no such environment. Retry: no.
@@ -137,14 +91,16 @@ def deploy(
         raise SpecError(f"model {spec.name} has no environment {target.environment!r}, only {known}")
     candidate = _read_candidate(spec, source, evidence, version)
     releases = Releases(database)
-    endpoint = _Endpoint(spec, target, releases, clock)
-    _raise_if_taken_back(endpoint, endpoint.finish_left_behind(), evidence)
+    endpoint = Endpoint(spec, target, releases, clock)
+    raise_if_taken_back(endpoint, endpoint.finish_left_behind(), evidence)
     live = releases.live(*endpoint.where)
     if live is not None and live.evidence_digest == evidence.digest:
         return releases.apply(live, target.lake, clock.now())
     if target.environment == PRODUCTION:
         _require_approval(endpoint, database, evidence, live)
     target.ready()
+    challenger = _copy_variant(spec, source, target.lake, candidate, registry)
+    champion = endpoint.beside(version.version, live)
     deployment = Deployment(
         model=spec.name,
         environment=target.environment,
@@ -152,15 +108,12 @@ def deploy(
         version=version.version,
         model_digest=version.model_digest,
         evidence_digest=evidence.digest,
-        strategy=spec.delivery.strategy,
-        variants=(_copy_variant(spec, source, target.lake, candidate, registry),),
+        strategy=endpoint.delivery.strategy,
+        variants=steps_of(endpoint.delivery, champion)[0].variants(challenger, champion),
         expected=None if live is None else live.revision,
         requested_by=requested_by,
     )
-    release = releases.apply(releases.begin(deployment, clock.now()), target.lake, clock.now())
-    if failures := endpoint.check(release, candidate.golden):
-        raise endpoint.take_back(release, "; ".join(failures))
-    return releases.confirmed(release, clock.now())
+    return endpoint.carry_on(releases.begin(deployment, clock.now()))
 
 
 def rollback(
@@ -180,12 +133,13 @@ def rollback(
 
     :param request: a name for this rollback, such as the run's id; called again with it, none further is made
     :raises NothingToRollBackToError: there is no such release. Retry: no.
+    :raises RollbackTargetError: there is one, and it fails its checks: what was live stays live. Retry: no.
     :raises ReleaseConflictError: another rollback was under way, or a release was confirmed at the same
         moment. Retry: no, look at what is live first.
     :raises ServerUnavailableError: it is published and live, but a server does not follow. Retry: yes.
     """
     releases = Releases(database)
-    endpoint = _Endpoint(spec, target, releases, clock)
+    endpoint = Endpoint(spec, target, releases, clock)
     restore = releases.requested(*endpoint.where, request)
     if restore is None:
         finished = endpoint.finish_left_behind()
@@ -227,28 +181,12 @@ def _read_candidate(spec: ModelSpec, source: Lake, evidence: Evidence, version: 
         evidence=evidence,
         training=training,
         entity_keys=training_set.entity_keys,
-        golden=Golden.read(source, evaluation.golden_path),
-    )
-
-
-def _raise_if_taken_back(endpoint: _Endpoint, restore: Release | None, evidence: Evidence) -> None:
-    """If a killed process was taking this very evidence back, it has failed, here as there."""
-    if restore is None or restore.replaces is None:
-        return
-    replaced = endpoint.releases.get(*endpoint.where, restore.replaces)
-    if replaced.evidence_digest == evidence.digest:
-        raise _failed(replaced, restore.reason)
-
-
-def _failed(release: Release, reason: str) -> ReleaseChecksError:
-    return ReleaseChecksError(
-        f"version {release.version} of {release.model} failed in {release.environment} as revision "
-        f"{release.revision} and was rolled back: {reason}"
+        golden_path=evaluation.golden_path,
     )
 
 
 def _require_approval(
-    endpoint: _Endpoint, database: Database, evidence: Evidence, champion: Release | None
+    endpoint: Endpoint, database: Database, evidence: Evidence, champion: Release | None
 ) -> None:
     ledger = Ledger(database)
     ledger.verify(published_heads(endpoint.target.lake, endpoint.spec.endpoint))
@@ -264,9 +202,13 @@ def _require_approval(
 def _copy_variant(
     spec: ModelSpec, source: Lake, lake: Lake, candidate: _Candidate, registry: RegistryFile | None
 ) -> Variant:
+    """Have the environment's own lake hold all that it takes to serve the candidate, and to check it."""
     training = candidate.training
     model_path = f"models/{training.model_digest}.onnx"
     _copy(source, training.model_path, lake, model_path, training.model_digest)
+    golden_digest = sha256(source.read_bytes(candidate.golden_path))
+    golden_path = f"golden/{golden_digest}.json"
+    _copy(source, candidate.golden_path, lake, golden_path, golden_digest)
     registry_path = None
     if registry is not None:
         registry_path = f"registries/{registry.digest}"
@@ -284,6 +226,7 @@ def _copy_variant(
         registry_digest=None if registry is None else registry.digest,
         feature_service=None if registry is None else spec.features.service,
         entity_keys=() if registry is None else candidate.entity_keys,
+        golden_path=golden_path,
     )
 
 

@@ -54,14 +54,18 @@ def known_labels(labels: Labels, table: pl.LazyFrame, window: Interval, as_of: d
     return newest.select(*names, label_texts(newest[_TRUTH]).alias(_TRUTH))
 
 
-def join_labels(labels: Labels, served: pl.DataFrame, truth: pl.DataFrame) -> pl.DataFrame:
+def join_labels(
+    labels: Labels, served: pl.DataFrame, truth: pl.DataFrame, keep: Sequence[str] = ()
+) -> pl.DataFrame:
     """The answers whose label is known, joined on entity keys and event time, with ``truth`` as text.
 
     A prediction that was logged without an event time has no label.
+
+    :param keep: further columns of ``served``
     """
     keys = pl.Struct(dict.fromkeys(labels.keys, pl.String))
     unpacked = served.select(pl.col("entity_keys").str.json_decode(keys)).unnest("entity_keys")
-    rows = pl.concat([served.select(_TIME, "outputs", "score"), unpacked], how="horizontal")
+    rows = pl.concat([served.select(_TIME, "outputs", "score", *keep), unpacked], how="horizontal")
     return rows.join(truth, on=[*labels.keys, _TIME], how="inner", maintain_order="left")
 
 

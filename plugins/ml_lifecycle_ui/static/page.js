@@ -54,6 +54,10 @@ function trafficFacts(champion) {
   const bar = element("div", { class: "bar", "aria-hidden": "true" });
   const facts = [element("p", { class: "muted" }, `${champion.endpoint}, revision ${champion.revision}`), bar];
   for (const variant of champion.traffic) {
+    if (variant.role === "standby") {
+      facts.push(element("p", { class: "variant standby" }, `standby: version ${variant.version}, loaded to go back to`));
+      continue;
+    }
     const share = variant.role === "shadow" ? "a copy of" : `${number(variant.weight * 100)} % of`;
     facts.push(element("p", { class: `variant ${variant.role}` }, `${variant.role}: version ${variant.version}, ${share} the traffic`));
     if (variant.role === "shadow") continue;
@@ -123,12 +127,18 @@ function findingFacts(model) {
   ].filter(Boolean);
 }
 
+function share(busy) {
+  const released = busy.traffic.find((variant) => variant.version === busy.version);
+  if (!released || released.role === "champion") return "";
+  return released.role === "canary" ? `, ${+(100 * released.weight).toPrecision(3)} % of the traffic` : `, ${released.role}`;
+}
+
 function notes(model) {
   const found = model.approvals.map((request) => element("p", { class: "note" },
     element("span", {}, element("b", {}, `Version ${request.version}`), ` waits for approval by ${request.assigned.join(" or ")} since `, moment(request.opened_at)),
     element("a", { href: request.link, class: "button" }, "Decide")));
   const busy = model.under_way;
-  if (busy) found.push(element("p", { class: "note quiet" }, element("span", {}, `A ${busy.kind} of version ${busy.version} is under way (revision ${busy.revision}, ${busy.state}), begun `, moment(busy.begun))));
+  if (busy) found.push(element("p", { class: "note quiet" }, element("span", {}, `A ${busy.kind} of version ${busy.version} is under way (revision ${busy.revision}, ${busy.state}${share(busy)}), begun `, moment(busy.begun))));
   return found;
 }
 

@@ -1,0 +1,173 @@
+"""Watch: compare challenger and champion while both have traffic; give more of it, hold, or take it back.
+
+A look may be made every minute or once a day, by a process that was killed in between or by another: it says
+the same, as all it needs is in the lake and in the lifecycle database.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
+from ml_lifecycle.delivery.checks import Clock
+from ml_lifecycle.delivery.endpoint import Endpoint, raise_if_taken_back, taken_back
+from ml_lifecycle.delivery.exposure import Baseline, Exposure, champion_before, count, step_parts
+from ml_lifecycle.delivery.judging import Judgement, Observed, judge
+from ml_lifecycle.delivery.releases import Releases
+from ml_lifecycle.delivery.strategies import Step, watch_at
+from ml_lifecycle.delivery.targets import Target
+from ml_lifecycle.errors import NotApprovedError, NotConfirmedError, ReleaseUndecidedError
+from ml_lifecycle.ledger.database import Database
+from ml_lifecycle.records import Evidence, Record, Release, from_json, to_json
+from ml_lifecycle.spec.model import ModelSpec
+from ml_lifecycle.spec.watch import Watch
+from ml_lifecycle.stages.watch_labels import Tables, WatchedStep, observe_labels
+
+
+@dataclass(frozen=True)
+class Watching(Record):
+    """What a look has led to.
+
+    :param release: as it is now: confirmed, or ``applied`` at a step that is watched
+    :param step: in words
+    :param judgement: None where nothing was left to judge
+    """
+
+    schema: ClassVar[str] = "watching/1"
+    release: Release
+    step: str
+    judgement: Judgement | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the release has all traffic."""
+        return self.release.state == "confirmed"
+
+
+def watch(
+    spec: ModelSpec,
+    target: Target,
+    database: Database,
+    evidence: Evidence,
+    tables: Tables | None,
+    clock: Clock,
+    *,
+    decided_by: str | None = None,
+) -> Watching:
+    """Look at a release once, and do what follows.
+
+    :param tables: for labels and business metrics; None leaves them uncounted
+    :param decided_by: an approver who wants it to have all traffic, whatever the judgement
+    :raises NotApprovedError: ``decided_by`` is none of the spec's approvers. Retry: no.
+    :raises ReleaseUndecidedError: the deadline has passed; it keeps its share of the traffic. Retry: no.
+    :raises ReleaseChecksError: it was worse than the champion, or was not served as it should be, and was
+        taken back: what was live has all traffic. Retry: no.
+    :raises NotConfirmedError: no release of this evidence is under way or live. Retry: no.
+    :raises ReleaseConflictError: somebody rolled it back meanwhile. Retry: no.
+    :raises JudgingError: the log contradicts itself. Retry: no.
+    """
+    endpoint = Endpoint(spec, target, Releases(database), clock)
+    release = _release_of(endpoint, evidence)
+    if release.state == "confirmed":
+        return Watching(release, str(endpoint.step(release)))
+    if release.state == "intent" or not endpoint.step(release).is_watched:
+        release = endpoint.carry_on(release)
+        return Watching(release, str(endpoint.step(release)))
+    if decided_by is not None:
+        _require_approver(spec, decided_by)
+        release = endpoint.carry_on(endpoint.complete(release, f"given all traffic by {decided_by}"))
+        return Watching(release, str(endpoint.step(release)))
+    judgement = _judge(endpoint, release, tables)
+    target.lake.write_json(f"{_folder(release)}/judgement.json", to_json(judgement))
+    if judgement.decision == "roll_back":
+        raise endpoint.take_back(release, "; ".join(judgement.reasons))
+    if judgement.decision == "promote":
+        release = endpoint.carry_on(endpoint.advance(release))
+    if judgement.for_people:
+        raise ReleaseUndecidedError(
+            f"version {release.version} of {spec.name} stays at {endpoint.step(release)} in "
+            f"{target.environment}: {'; '.join(judgement.reasons)}. Run {spec.name}__rollback to take it "
+            f"back, or {spec.name}__promote with all_traffic to let it have all"
+        )
+    return Watching(release, str(endpoint.step(release)), judgement)
+
+
+def _require_approver(spec: ModelSpec, user: str) -> None:
+    if user not in spec.approvers.users:
+        raise NotApprovedError(
+            f"{user} is none of the approvers of {spec.name} ({', '.join(spec.approvers.users)}): only they "
+            "decide that a release is watched no longer"
+        )
+
+
+def needs_tables(spec: ModelSpec) -> bool:
+    """Whether labels or business metrics are watched."""
+    return spec.delivery.watch.labels is not None or bool(spec.delivery.watch.business)
+
+
+def _release_of(endpoint: Endpoint, evidence: Evidence) -> Release:
+    raise_if_taken_back(endpoint, endpoint.finish_left_behind(), evidence)
+    busy, live = endpoint.releases.under_way(*endpoint.where), endpoint.releases.live(*endpoint.where)
+    for release in (busy, live):
+        if release is not None and release.evidence_digest == evidence.digest:
+            return release
+    for release in endpoint.releases.history(*endpoint.where):
+        if release.kind == "deploy" and release.evidence_digest == evidence.digest:
+            if release.state == "rolled_back":
+                raise taken_back(release, release.reason)
+            break
+    where = endpoint.target.environment
+    raise NotConfirmedError(
+        f"version {evidence.version} of {evidence.model} is neither on its way to {where} nor live there: "
+        "clear its deployment, so that it runs"
+    )
+
+
+def _judge(endpoint: Endpoint, release: Release, tables: Tables | None) -> Judgement:
+    spec, lake, now = endpoint.spec, endpoint.target.lake, endpoint.clock.now()
+    step = endpoint.step(release)
+    watched = watch_at(spec.delivery.watch, step)
+    route = endpoint.releases.route(release)
+    challenger = next(one for one in route.variants if one.version == release.version)
+    observed: tuple[Observed, ...] = ()
+    baseline = _baseline(lake, release, route.champion.version)
+    if baseline is not None:
+        counted = _count(lake, release, step, watched, baseline, endpoint.clock)
+        observed = counted.observed
+    if tables is not None:
+        parts = step_parts(lake, release, now)
+        stood = WatchedStep(spec, watched, lake, release, parts, challenger, route.champion)
+        observed = (*observed, *observe_labels(stood, tables, now))
+    steps = sum(one.is_watched for one in endpoint.steps(release))
+    return judge(watched, observed, min(release.created_at, now), now, steps)
+
+
+def _count(
+    lake: Lake, release: Release, step: Step, watched: Watch, baseline: Baseline, clock: Clock
+) -> Exposure:
+    path = f"{_folder(release)}/exposure.json"
+    try:
+        before = from_json(Exposure, lake.read_json(path))
+    except LakeFileMissingError:
+        before = Exposure(release.revision)
+    counted = count(lake, release, step.role == "shadow", watched, baseline, before, clock.now())
+    if counted != before:
+        lake.write_json(path, to_json(counted))
+    return counted
+
+
+def _baseline(lake: Lake, release: Release, champion: str) -> Baseline | None:
+    """Made once for all steps of a release: a limit that moved with the traffic would measure nothing."""
+    path = f"watches/{release.endpoint}/baselines/{release.evidence_digest}.json"
+    try:
+        return from_json(Baseline, lake.read_json(path))
+    except LakeFileMissingError:
+        made = champion_before(lake, release, champion)
+    if made is not None:
+        lake.write_json(path, to_json(made))
+    return made
+
+
+def _folder(release: Release) -> str:
+    return f"watches/{release.endpoint}/{release.revision:08d}"

@@ -1,0 +1,117 @@
+"""Watch: a release that has a part of the traffic, judged until it has all of it or none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ml_lifecycle_airflow.operators.base import (
+    RecordArg,
+    Resources,
+    StageOperator,
+    final_errors_fail_at_once,
+)
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from ml_lifecycle.stages.watch import Watching
+    from ml_lifecycle.stages.watch_labels import Tables
+
+
+class WatchOperator(StageOperator):
+    """Look at a release every ``delivery.watch.every``: give it more traffic, hold, or roll it back.
+
+    A task that is killed or cleared goes on where it was; the release keeps its share meanwhile.
+
+    :param evidence: the evidence's record
+    :param environment: the environment's name in the spec
+    :param deferrable: wait in the triggerer instead of on a worker
+    """
+
+    template_fields = ("evidence",)
+
+    def __init__(
+        self,
+        *,
+        evidence: RecordArg,
+        environment: str = "production",
+        deferrable: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.evidence = evidence
+        self.environment = environment
+        self.deferrable = deferrable
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Return the confirmed release, with what was judged last.
+
+        :raises AirflowFailException: it was rolled back, or people have to decide; the message says why.
+        """
+        from ml_lifecycle.records import to_json
+
+        with final_errors_fail_at_once():
+            resources = Resources(self.folder)
+            every, clock = resources.spec.delivery.watch.every, resources.clock()
+            watching = self.stage(resources, context)
+            while not watching.is_over and not self.deferrable:
+                clock.sleep(every.total_seconds())
+                watching = self.stage(resources, context)
+        if not watching.is_over:
+            from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+
+            self.defer(trigger=TimeDeltaTrigger(every), method_name="execute_complete")
+        return to_json(watching)
+
+    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
+        """Look again."""
+        return self.execute(context)
+
+    def stage(self, resources: Resources, context: Context) -> Watching:
+        """Look once.
+
+        :raises ReleaseChecksError: it was worse than the champion, or not served as it should be, and was
+            rolled back. Retry: no.
+        :raises ReleaseUndecidedError: its deadline has passed. Retry: no.
+        """
+        from ml_lifecycle.records import Evidence
+        from ml_lifecycle.stages.watch import watch
+
+        dag_run = context["dag_run"]
+        decided = bool((dag_run.conf or {}).get("all_traffic"))
+        watching = watch(
+            resources.spec,
+            resources.target(self.environment),
+            resources.database(),
+            resources.received(Evidence, self.evidence),
+            self._tables(resources, context),
+            resources.clock(),
+            decided_by=dag_run.triggering_user_name if decided else None,
+        )
+        release = watching.release
+        self.log.info("version %s, revision %d: %s", release.version, release.revision, watching.step)
+        for reason in () if watching.judgement is None else watching.judgement.reasons:
+            self.log.info("%s: %s", watching.judgement and watching.judgement.decision, reason)
+        return watching
+
+    def _tables(self, resources: Resources, context: Context) -> Tables | None:
+        """The frames that labels and business metrics are in, as of now."""
+        from ml_lifecycle.records import Interval, Run
+        from ml_lifecycle.stages.feature_tables import build_tables
+        from ml_lifecycle.stages.ingest import ingest
+        from ml_lifecycle.stages.watch import needs_tables
+        from ml_lifecycle_airflow.hooks.lake import source_options
+
+        if not needs_tables(resources.spec):
+            return None
+        lake, now = resources.lake(), resources.clock().now()
+        run = Run(resources.spec.name, context["dag_run"].run_id, now, Interval(now, now))
+        snapshot = ingest(
+            resources.spec,
+            lake,
+            run,
+            contracts=resources.model.contracts,
+            storage_options=source_options(resources.spec),
+        )
+        frames = build_tables(resources.model, lake, snapshot).tables
+        return lambda name: lake.scan([frames[name]])

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.exposure import Baseline, Exposure, champion_before, count, step_parts
+from ml_lifecycle.delivery.judging import Observed
+from ml_lifecycle.delivery.sides import Apart, PairedMean, PairedScores, PairedShare
+from ml_lifecycle.delivery.tallies import Mean, Scores, Share
+from ml_lifecycle.records import Release, from_json, to_json
+from ml_lifecycle.spec.watch import Watch
+
+BEGUN = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LATER = BEGUN + timedelta(hours=1)
+WATCH = Watch.model_validate({"segments": {"carrier": ["AA"], "flight": ["f1"]}})
+BASELINE = Baseline(latency_ms=10.0, edges=(0.5,), rows=1000)
+RELEASE = Release(
+    model="delays",
+    environment="production",
+    endpoint="delays",
+    revision=7,
+    state="applied",
+    version="2",
+    model_digest="b" * 64,
+    evidence_digest="e" * 64,
+    strategy="canary",
+    created_at=BEGUN,
+)
+
+
+def row(version: str, request: int, **changes: Any) -> dict[str, Any]:
+    """A logged row: answered in a millisecond, score 0.2, carrier AA, flight f1."""
+    made: dict[str, Any] = {
+        "prediction_id": f"request-{request}",
+        "row": 0,
+        "received_at": BEGUN + timedelta(seconds=request),
+        "event_time": None,
+        "entity_keys": '{"flight":"f1"}',
+        "route_revision": 7,
+        "returned": True,
+        "model_version": version,
+        "latency_ms": 1.0,
+        "status": 200,
+        "score": 0.2,
+        "features": {"carrier": "AA", "distance": 1.5},
+        "outputs": {"label": "no"},
+    }
+    made |= changes
+    if made["status"] != 200:
+        made |= {"features": None, "outputs": None, "score": None}
+    return made
+
+
+def write(lake: Lake, number: int, rows: Sequence[dict[str, Any]], server: str = "s1", day: str = "") -> None:
+    """One part of the log, as servers write them: named by when its first row came."""
+    first = min(one["received_at"] for one in rows)
+    schema = {
+        "received_at": pl.Datetime("us", "UTC"),
+        "event_time": pl.Datetime("us", "UTC"),
+        "score": pl.Float64,
+    }
+    frame = pl.DataFrame(list(rows), schema_overrides=schema)
+    kind = "".join("f" if dtype == pl.Null else "a" for dtype in frame.dtypes)
+    name = f"{first:%Y%m%dT%H%M%S%f}-{server}-{number:06d}-{kind}.parquet"
+    with lake.writing(f"predictions/delays/{day or first.date().isoformat()}/{name}") as file:
+        frame.write_parquet(file)
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(str(tmp_path))
+
+
+def look(
+    lake: Lake,
+    before: Exposure | None = None,
+    paired: bool = False,
+    watch: Watch = WATCH,
+    now: datetime = LATER,
+) -> Exposure:
+    return count(lake, RELEASE, paired, watch, BASELINE, before or Exposure(7), now)
+
+
+def totals(exposure: Exposure) -> dict[str, Any]:
+    return {str(one): one.counted for one in exposure.observed}
+
+
+def test_both_sides_are_counted_in_all_and_by_segment(lake: Lake) -> None:
+    write(lake, 1, [row("1", 1), row("1", 2, latency_ms=11.0), row("1", 3, score=0.9)])
+    write(lake, 2, [row("2", 4, features={"carrier": "UA", "distance": 2.0}, latency_ms=12.0)])
+    write(lake, 3, [row("2", 5, status=503), row("2", 6, status=400)])
+    found = totals(look(lake))
+    assert found["errors"] == Apart(Share(3, 1), Share(3, 0))
+    assert found["latency"] == Apart(Share(1, 1), Share(3, 1))
+    assert found["score_distribution"] == Apart(Scores((0, 1, 0)), Scores((0, 2, 1)))
+    assert found["latency of carrier=AA"] == Apart(Share(0, 0), Share(3, 1))
+    # A request that failed has no features, but its keys are known.
+    assert found["errors of carrier=AA"] == Apart(Share(0, 0), Share(3, 0))
+    assert found["errors of flight=f1"] == Apart(Share(3, 1), Share(3, 0))
+
+
+def test_what_is_no_traffic_of_the_step_is_left_out(lake: Lake) -> None:
+    write(lake, 1, [row("2", 1)])
+    write(
+        lake, 2, [row("2", 2, route_revision=6), row("2", 3, prediction_id="release-check-delays-7-golden")]
+    )
+    write(lake, 3, [row("1", 4, received_at=BEGUN - timedelta(days=1))], day="2026-03-09")
+    assert totals(look(lake))["errors"] == Apart(Share(1, 0), Share(0, 0))
+
+
+def test_looking_often_counts_each_row_once(lake: Lake) -> None:
+    exposure: Exposure | None = None
+    for number in range(1, 7):
+        version = "12"[number % 2]
+        write(
+            lake,
+            number,
+            [row(version, number), row(version, number + 10, score=0.7)],
+            day=f"2026-03-0{number}",
+        )
+        write(lake, number, [row(version, number + 20)], server="s2")
+        exposure = look(lake, exposure)
+        assert look(lake, exposure) == exposure
+    assert exposure is not None
+    assert totals(exposure) == totals(look(lake))
+    assert totals(exposure)["errors"] == Apart(Share(9, 0), Share(9, 0))
+    assert exposure.counted == {"s1": 6, "s2": 6}
+
+
+def test_what_is_not_settled_waits_with_all_that_follow(lake: Lake) -> None:
+    write(lake, 1, [row("2", 1)])
+    write(lake, 2, [row("2", 600)])
+    early = look(lake, now=BEGUN + timedelta(seconds=601))
+    assert (early.counted, totals(early)["errors"]) == ({"s1": 1}, Apart(Share(1, 0), Share(0, 0)))
+    assert totals(look(lake, early))["errors"] == Apart(Share(2, 0), Share(0, 0))
+
+
+def test_of_a_shadow_the_rows_that_both_answered_are_compared(lake: Lake) -> None:
+    watch = Watch.model_validate({"disagreement": {}, "segments": {"carrier": ["AA"]}}).of_shadow()
+    write(lake, 1, [row("1", number) for number in range(1, 6)])
+    first = look(lake, paired=True, watch=watch)
+    assert totals(first)["errors"] == PairedShare(0, 0, 0, 0)
+    # The copies come in a part of their own, after their answers were counted; two were dropped.
+    write(lake, 2, [row("2", 1, score=0.9, outputs={"label": "yes"}), row("2", 2)])
+    write(lake, 3, [row("2", 3, status=500)])
+    found = totals(look(lake, first, paired=True, watch=watch))
+    assert found["errors"] == PairedShare(rows=3, both=0, challenger=1, champion=0)
+    assert found["score_distribution"] == PairedScores(2, (0, 0), (0, 1))
+    assert found["disagreement"] == Share(2, 1)
+    assert found["errors of carrier=AA"].rows == 2
+    assert found == totals(look(lake, paired=True, watch=watch))
+
+
+def test_the_baseline_is_the_champions_own(lake: Lake) -> None:
+    write(lake, 1, [row("1", number, score=number / 200, latency_ms=float(number)) for number in range(199)])
+    assert champion_before(lake, RELEASE, "1") is None
+    write(lake, 2, [row("1", 200, score=1.0, latency_ms=200.0), row("2", 201, latency_ms=1e6)])
+    write(lake, 3, [row("1", 202, status=500, latency_ms=1e6)])
+    made = champion_before(lake, RELEASE, "1")
+    assert made is not None
+    assert (made.rows, len(made.edges)) == (200, 19)
+    assert made.latency_ms == pytest.approx(197.01, abs=0.5)
+    assert made.edges[9] == pytest.approx(0.5, abs=0.01)
+
+
+def test_parts_before_the_step_are_not_even_opened(lake: Lake) -> None:
+    write(lake, 1, [row("1", 1, received_at=BEGUN - timedelta(hours=2))])
+    write(lake, 2, [row("1", 2)])
+    assert [part.number for part in step_parts(lake, RELEASE, LATER)] == [2]
+
+
+def test_every_kind_of_total_comes_back_from_json() -> None:
+    counted = (
+        Apart(Share(5, 1), Share(0, 0)),
+        Apart(Mean(5, 2.0, 2.0), Mean(0, 0.0, 0.0)),
+        Apart(Scores((1, 2)), Scores((0, 0))),
+        PairedShare(5, 1, 1, 1),
+        PairedMean(5, 1.0, 2.0, 1.0),
+        PairedMean(),
+        PairedScores(5, (1, 2), (2, 1)),
+        Share(4, 2),
+    )
+    exposure = Exposure(7, {"s1": 3}, tuple(Observed(f"m{n}", one) for n, one in enumerate(counted)))
+    assert from_json(Exposure, json.loads(json.dumps(to_json(exposure)))) == exposure
