@@ -1,0 +1,118 @@
+"""A release in a task: deployed to a running server, watched, and left to people when it stays undecided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from delivery_kit import TOKEN, Candidate, Server, approve, make_candidate, make_golden, make_model
+
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.checks import Clock
+from ml_lifecycle.delivery.releases import Releases
+from ml_lifecycle.records import Evidence, Release, from_json, to_json
+from ml_lifecycle_airflow.dag_builder import lifecycle_dags
+from ml_lifecycle_airflow.operators.base import Resources
+from ml_lifecycle_airflow.operators.deploy import DeployOperator, RollbackOperator
+from ml_lifecycle_airflow.operators.watch import WatchOperator
+
+from .conftest import World
+
+Context = Callable[..., Any]
+CANARY = "delivery: {strategy: canary, steps: [50], watch: {every: 7s, latency: null}}\ntask:"
+
+
+@pytest.fixture
+def canary(world: World, connect: Any) -> Iterator[World]:
+    """Version 1 is live in production, and releases are canaries."""
+    production = str(world.root / "production")
+    server = Server(Lake(production))
+    connect("l2", extra={"url": production})
+    connect("s2", host=server.url, password=TOKEN)
+    changed = world.edit("model.yaml", "task:", CANARY)
+    yield changed
+    server.stop()
+
+
+def promoted(world: World, context: Context, number: int) -> tuple[Evidence, Release]:
+    """Version ``number`` is approved, and deployed by its task."""
+    candidate: Candidate = make_candidate(world.lake, number, make_model(number), make_golden(number))
+    world.file(candidate.version)
+    world.lake.write_bytes(f"{candidate.training.training_set_path.rsplit('/', 1)[0]}/registry.pb", b"")
+    champion = Releases(world.database).champion("delays")
+    evidence = candidate.evidence(world.lake, champion)
+    approve(world.database, evidence, champion)
+    task = DeployOperator(
+        task_id="deploy", folder=world.path, evidence=to_json(evidence), environment="production"
+    )
+    return evidence, from_json(Release, task.execute(context()))
+
+
+def watching(world: World, evidence: Evidence) -> WatchOperator:
+    return WatchOperator(task_id="watch", folder=world.path, evidence=to_json(evidence))
+
+
+def test_a_watch_waits_in_the_triggerer_until_the_release_is_over(canary: World, context: Context) -> None:
+    first, release = promoted(canary, context, 1)
+    assert release.state == "confirmed", "the first has nothing to be compared with"
+    assert watching(canary, first).execute(context())["release"]["version"] == "1"
+    second, release = promoted(canary, context, 2)
+    assert release.state == "applied"
+    with pytest.raises(TaskDeferred) as deferred:
+        watching(canary, second).execute(context())
+    assert isinstance(deferred.value.trigger, TimeDeltaTrigger)
+    assert deferred.value.method_name == "execute_complete"
+    with pytest.raises(TaskDeferred):
+        watching(canary, second).execute_complete(context(), None)
+
+    decided = {"conf": {"version": "2", "all_traffic": True}, "triggering_user_name": "eve"}
+    with pytest.raises(AirflowFailException, match="eve is none of the approvers"):
+        watching(canary, second).execute(context(**decided))
+    done = watching(canary, second).execute(context(**{**decided, "triggering_user_name": "cem"}))
+    assert (done["release"]["state"], done["step"]) == ("confirmed", "champion")
+    assert done["release"]["reason"] == "given all traffic by cem"
+
+
+def test_one_that_people_took_back_fails_its_watch(canary: World, context: Context) -> None:
+    promoted(canary, context, 1)
+    second, _ = promoted(canary, context, 2)
+    conf = {"conf": {"reason": "complaints"}, "triggering_user_name": "ben"}
+    back = RollbackOperator(task_id="back", folder=canary.path).execute(context(**conf))
+    assert (back["version"], back["kind"]) == ("1", "restore")
+    with pytest.raises(AirflowFailException, match=r"version 2 of delays failed in production.*complaints"):
+        watching(canary, second).execute(context())
+
+
+def test_a_blocking_watch_looks_again_by_itself(
+    canary: World, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(canary, context, 1)
+    second, _ = promoted(canary, context, 2)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            RollbackOperator(task_id="back", folder=canary.path).execute(context())
+
+    monkeypatch.setattr(Resources, "clock", lambda _: Clock(now=lambda: datetime.now(UTC), sleep=sleep))
+    task = WatchOperator(task_id="w", folder=canary.path, evidence=to_json(second), deferrable=False)
+    with pytest.raises(AirflowFailException, match="rolled back by hand"):
+        task.execute(context())
+    assert slept[:2] == [7.0, 7.0]
+
+
+def test_only_what_gets_a_part_of_the_traffic_is_watched(world: World) -> None:
+    def production(world: World) -> dict[str, set[str]]:
+        dag = lifecycle_dags(str(Path(world.path) / "dag.py"))["delays__promote"]
+        return {task.task_id: task.downstream_task_ids for task in dag.tasks if "stag" not in task.task_id}
+
+    assert production(world)["deploy_production"] == {"mark_champion"}
+    tasks = production(world.edit("model.yaml", "task:", CANARY))
+    assert tasks["deploy_production"] == {"watch_production"}
+    assert tasks["watch_production"] == {"mark_champion"}
