@@ -103,9 +103,15 @@ class PodCluster:
         return wait_until(look)
 
     def delete_all(self) -> None:
-        """Delete every pod of this run."""
+        """Delete every pod of this run; one that is being deleted may be gone before its turn comes."""
+        from kubernetes.client import ApiException
+
         for pod in self.api.list_namespaced_pod(self.namespace, label_selector=f"run={self.mark}").items:
-            self.api.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=0)
+            try:
+                self.api.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=0)
+            except ApiException as error:
+                if error.status != 404:
+                    raise
 
     def airflow_connection(self) -> str:
         """The value of an ``AIRFLOW_CONN_…`` variable that leads here."""
