@@ -128,7 +128,7 @@ def test_a_release_expecting_another_champion_loses(world: World) -> None:
 
 def test_of_concurrent_promoters_one_wins(world: World) -> None:
     world.deploy("1")
-    deployments = [world.deployment(str(number)) for number in range(2, 8)]
+    deployments = [world.deployment(str(number)) for number in range(2, 52)]
     barrier = threading.Barrier(len(deployments))
 
     def promote(deployment: Deployment) -> Release | None:

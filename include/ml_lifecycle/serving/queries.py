@@ -15,6 +15,7 @@ from ml_lifecycle.serving.dataplane import LoadedVariant, Query, ServedRoute
 from ml_lifecycle.serving.decoding import parse_request, read_json, wants_binary
 from ml_lifecycle.serving.errors import BadRequestError, TooLargeError
 from ml_lifecycle.serving.model import OUTPUTS
+from ml_lifecycle.serving.packed import WORTH_BYTES, Packed, read_packed
 from ml_lifecycle.serving.signature import Signature, entity_values, few, may_be_keys
 from ml_lifecycle.serving.types import InferRequest, RequestedOutput, Tensor
 from ml_lifecycle.shown import shown
@@ -51,6 +52,10 @@ def decode_query(
     :raises UnknownModelError: the version is not served. Retry: no.
     :raises TooLargeError: more than ``max_rows`` rows. Retry: no.
     """
+    if json_bytes is None and len(body) >= WORTH_BYTES and (packed := read_packed(body)) is not None:
+        found = _quick_packed(packed, asked, max_rows, len(body))
+        if found is not None:
+            return found
     data, binary = read_json(body, json_bytes)
     if json_bytes is None and data.keys() <= _PLAIN_KEYS:
         found = _quick(data, asked, max_rows, len(body))
@@ -75,6 +80,22 @@ def _quick(
     loaded = asked.served.pick(asked.version, asked.key or request_id)
     features = loaded.signature.quick(inputs)
     if features is None or not 0 < features.rows <= max_rows:
+        return None
+    return loaded, Query(features.rows, features, {}, None, request_id, asked.received_us, size=size)
+
+
+def _quick_packed(
+    packed: Packed, asked: Asked, max_rows: int, size: int
+) -> tuple[LoadedVariant, Query] | None:
+    """The same of one large packed tensor."""
+    if not (packed.id is None or 0 < len(packed.id) <= 200) or not 0 < packed.rows <= max_rows:
+        return None
+    if frozenset((packed.name,)) in asked.served.key_sets:
+        return None
+    request_id = packed.id or asked.id or new_id()
+    loaded = asked.served.pick(asked.version, asked.key or request_id)
+    features = loaded.signature.packed(packed)
+    if features is None:
         return None
     return loaded, Query(features.rows, features, {}, None, request_id, asked.received_us, size=size)
 

@@ -12,6 +12,7 @@ import numpy as np
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.serving.columns import Features, pack
 from ml_lifecycle.serving.errors import BadRequestError
+from ml_lifecycle.serving.packed import Packed
 from ml_lifecycle.serving.types import DATATYPES, Tensor, Values, announced
 from ml_lifecycle.shown import shown
 
@@ -70,6 +71,13 @@ class Signature:
         ):
             return None
         return Features(rows, pack(data, self.columns), "request")
+
+    def packed(self, tensor: Packed) -> Features | None:
+        """The features of a packed tensor; None if it is not one for these columns."""
+        known = self._numeric and tensor.datatype in DATATYPES["float"] and tensor.name not in self._names
+        if not known or tensor.width != len(self.columns) or not 0 < len(tensor.name) <= 200:
+            return None
+        return Features(tensor.rows, tensor.values.reshape(tensor.rows, tensor.width), "request")
 
     def features(self, inputs: Sequence[Tensor]) -> Features:
         """The features that well-formed tensors hold.
