@@ -106,6 +106,15 @@ def test_both_sides_are_counted_in_all_and_by_segment(lake: Lake) -> None:
     assert found["errors of flight=f1"] == Apart(Share(3, 1), Share(3, 0))
 
 
+def test_a_request_fails_or_is_late_once_however_many_rows_it_has(lake: Lake) -> None:
+    write(lake, 1, [row("2", 1, row=number, latency_ms=50.0) for number in range(100)])
+    write(lake, 2, [row("2", 2, row=number, status=500) for number in range(100)])
+    found = totals(look(lake))
+    assert found["errors"] == Apart(Share(2, 1), Share(0, 0))
+    assert found["latency"] == Apart(Share(1, 1), Share(0, 0))
+    assert found["score_distribution"] == Apart(Scores((0, 100, 0)), Scores((0, 0, 0)))
+
+
 def test_what_is_no_traffic_of_the_step_is_left_out(lake: Lake) -> None:
     write(lake, 1, [row("2", 1)])
     write(

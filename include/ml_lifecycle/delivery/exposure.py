@@ -259,13 +259,15 @@ def _observe(watch: Watch, baseline: Baseline, sides: _Sides) -> Iterator[Observ
 
 
 def _metrics(watch: Watch, baseline: Baseline, sides: _Sides, segment: str | None) -> Iterator[Observed]:
+    answered = sides.answered()
+    # The rows of a request fail, and are late, together: they are one observation, not many.
+    first = pl.col("row") == 0
     if watch.errors is not None:
         # What is below 500 is the client's own doing.
-        yield Observed("errors", sides.share(pl.col("status") >= 500), segment)
-    answered = sides.answered()
+        yield Observed("errors", sides.where(first).share(pl.col("status") >= 500), segment)
     if watch.latency is not None:
         limit = watch.latency.limit_ms or baseline.latency_ms
-        yield Observed("latency", answered.share(pl.col("latency_ms") > limit), segment)
+        yield Observed("latency", answered.where(first).share(pl.col("latency_ms") > limit), segment)
     if watch.score_distribution is not None:
         yield Observed("score_distribution", answered.scores(baseline.edges), segment)
     if watch.disagreement is not None:

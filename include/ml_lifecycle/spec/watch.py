@@ -155,8 +155,8 @@ class Watch(Strict):
     :param business: metrics by name
     :param segments: column to the values that are watched apart; they can roll back, but no promotion waits
         for them. Half of ``alpha`` is theirs, so name those that matter
-    :param min_rows: no promotion before the challenger has so many in each required metric: fewer than a
-        thousand rows may all be one client's
+    :param min_rows: no promotion before the challenger has so many in each required metric (requests, for
+        errors and latency, which the rows of a request share): fewer than a thousand may all be one client's
     :param min_time: no promotion before the release has had traffic so long. An hour by default: caches are
         warm, and what runs every hour has run
     :param every: between two looks

@@ -19,7 +19,7 @@ from ml_lifecycle.delivery.strategies import Step, watch_at
 from ml_lifecycle.delivery.targets import Target
 from ml_lifecycle.errors import NotApprovedError, NotConfirmedError, ReleaseUndecidedError
 from ml_lifecycle.ledger.database import Database
-from ml_lifecycle.records import Evidence, Record, Release, from_json, to_json
+from ml_lifecycle.records import Evidence, Record, Release, digest_of, from_json, to_json
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.watch import Watch
 from ml_lifecycle.stages.watch_labels import Tables, WatchedStep, observe_labels
@@ -146,7 +146,9 @@ def _judge(endpoint: Endpoint, release: Release, tables: Tables | None) -> Judge
 def _count(
     lake: Lake, release: Release, step: Step, watched: Watch, baseline: Baseline, clock: Clock
 ) -> Exposure:
-    path = f"{_folder(release)}/exposure.json"
+    # By another watch, as when the spec is edited meanwhile, all is counted anew.
+    kind = digest_of([watched.model_dump(mode="json"), to_json(baseline)])[:12]
+    path = f"{_folder(release)}/exposure-{kind}.json"
     try:
         before = from_json(Exposure, lake.read_json(path))
     except LakeFileMissingError:
