@@ -130,13 +130,6 @@ class ReleaseChecksError(LifecycleError):
     """The checks against the running server failed and the release was rolled back. Retry: no."""
 
 
-class ReleaseUndecidedError(LifecycleError):
-    """The watch's deadline has passed, and the release has neither been shown to be worse nor not to be.
-
-    It keeps its share of the traffic until people decide. Retry: no.
-    """
-
-
 class RollbackTargetError(LifecycleError):
     """What should be served again fails its checks; what was live is live. Retry: no."""
 

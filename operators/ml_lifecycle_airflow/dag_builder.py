@@ -47,6 +47,7 @@ _AS_OF = Param(
     description="Use nothing known after this moment; empty means the run's own time.",
 )
 _OPEN_PROMOTIONS = 1000
+_WATCH_RETRIES = 1000
 
 
 def lifecycle_dags(dag_file: str) -> dict[str, DAG]:
@@ -162,7 +163,8 @@ def _promote(model: ModelFolder, dag_id: str) -> DAG:
             "all_traffic": Param(
                 False,
                 type="boolean",
-                description="For approvers: stop watching the version's release and give it all traffic.",
+                description="Stop watching the version's release and give it all traffic. For approvers who "
+                "started neither its training nor its promotion.",
             ),
         },
     ) as dag:
@@ -182,11 +184,14 @@ def _promote(model: ModelFolder, dag_id: str) -> DAG:
             outlets=[asset(spec.name, "champion")],
         )
         ready >> approval >> prepared
-        if spec.delivery.strategy != "blue_green":
-            watched = WatchOperator(task_id="watch_production", evidence=gathered.output)
-            released >> watched >> champion
-        else:
-            released >> champion
+        # There whatever the strategy: the spec may be edited while a canary has its share.
+        watched = WatchOperator(
+            task_id="watch_production",
+            evidence=gathered.output,
+            # It looks for days, every minute: a database that is away for a moment must not use it up.
+            retries=_WATCH_RETRIES,
+        )
+        released >> watched >> champion
     return dag
 
 

@@ -19,6 +19,7 @@ from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.records import Evidence, Release
 from ml_lifecycle.serving.client import ModelClient
 from ml_lifecycle.stages.deploy import deploy, rollback
+from ml_lifecycle.stages.watch import watch
 
 CLOCK = Clock(now=lambda: NOW)
 
@@ -97,6 +98,13 @@ class World:
         while release.state != "confirmed":
             release = endpoint.carry_on(endpoint.advance(release))
         return release
+
+    def decide(self, candidate: Candidate, evidence: Evidence) -> Release:
+        """Give the candidate a part of the traffic; an approver then gives it all."""
+        self.deploy(candidate, evidence)
+        return watch(
+            self.spec, self.target, self.database, evidence, None, self.clock, decided_by="ben"
+        ).release
 
     def begin_and_roll_back(self, candidate: Candidate, evidence: Evidence) -> Release:
         """Give the candidate a part of the traffic, and take it back as people do.

@@ -105,14 +105,30 @@ def test_what_it_replaces_stays_loaded_beside_it(world: World) -> None:
     assert answer["outputs"][0]["data"] == make_golden(1)["expected"]["prediction"]
 
 
+def test_one_version_released_twice_is_gone_back_from(world: World) -> None:
+    candidate = world.candidate(1)
+    first = world.deploy(candidate, world.approved(candidate))
+    again = replace(candidate, evaluation=replace(candidate.evaluation, metrics={"rmse": 7.0}))
+    second = world.deploy(again, world.approved(again))
+    assert (second.version, second.revision) == ("1", 2)
+    assert world.rollback("run 1").restores == first.revision
+    route = world.releases.route(world.live())
+    assert (route.revision, len(route.variants)) == (3, 1)
+    world.check_order()
+
+
 def test_a_way_back_that_is_broken_is_told_and_stops_nothing(world: World) -> None:
     first = world.release(1)
     golden = world.releases.route(first).champion.golden_path
     assert golden is not None
     world.target.lake.write_json(golden, make_golden(1.5))
     assert world.release(2).reason.startswith("no way back to version 1: golden rows: prediction[0]")
-    with pytest.raises(RollbackTargetError, match=r"version 1 .* version 2 stays live: golden rows"):
-        world.rollback("run 1")
+    for message in (
+        "version 1 .* version 2 stays live: golden rows",
+        "version 1 of delays stays out: golden",
+    ):
+        with pytest.raises(RollbackTargetError, match=message):
+            world.rollback("run 1")
     assert world.live().version == "2"
     world.check_order()
 

@@ -112,7 +112,44 @@ def test_a_request_fails_or_is_late_once_however_many_rows_it_has(lake: Lake) ->
     found = totals(look(lake))
     assert found["errors"] == Apart(Share(2, 1), Share(0, 0))
     assert found["latency"] == Apart(Share(1, 1), Share(0, 0))
-    assert found["score_distribution"] == Apart(Scores((0, 100, 0)), Scores((0, 0, 0)))
+    assert found["score_distribution"] == Apart(Scores((0, 1, 0)), Scores((0, 0, 0)))
+
+
+def test_a_part_that_was_written_later_is_not_passed_over_for_its_older_rows(lake: Lake) -> None:
+    # One flush: answers that came two seconds ago, then a request that was given up after seven.
+    now = BEGUN + timedelta(seconds=60)
+    write(lake, 1, [row("1", 58)])
+    write(lake, 2, [row("2", 53, status=503)])
+    early = look(lake, now=now)
+    assert early.counted == {}
+    assert totals(look(lake, early))["errors"] == Apart(Share(1, 1), Share(1, 0))
+
+
+def test_a_copy_may_be_logged_in_a_part_before_its_answer(lake: Lake) -> None:
+    watch = Watch().of_shadow()
+    write(lake, 1, [row("2", 1)])
+    write(lake, 2, [row("1", 1), row("1", 57)])
+    write(lake, 3, [row("2", 57)])
+    early = look(lake, paired=True, watch=watch, now=BEGUN + timedelta(seconds=58))
+    assert totals(look(lake, early, paired=True, watch=watch))["errors"] == PairedShare(2, 0, 0, 0)
+
+
+def test_of_an_id_that_was_given_twice_nobody_knows_which_belong_together(lake: Lake) -> None:
+    write(lake, 1, [row("1", 1, prediction_id="x"), row("1", 2, prediction_id="x"), row("1", 3)])
+    write(lake, 2, [row("2", 1, prediction_id="x"), row("2", 2, prediction_id="x"), row("2", 3)])
+    assert totals(look(lake, paired=True, watch=Watch().of_shadow()))["errors"] == PairedShare(1, 0, 0, 0)
+
+
+def test_a_torn_part_is_left_out_and_named(lake: Lake) -> None:
+    write(lake, 1, [row("2", 1)])
+    torn = (
+        f"predictions/delays/2026-03-01/{BEGUN + timedelta(seconds=2):%Y%m%dT%H%M%S%f}-s1-000002-aaa.parquet"
+    )
+    lake.write_bytes(torn, b"PAR1")
+    write(lake, 3, [row("2", 3)])
+    exposure = look(lake)
+    assert totals(exposure)["errors"] == Apart(Share(2, 0), Share(0, 0))
+    assert (exposure.unreadable, exposure.counted) == ((torn,), {"s1": 3})
 
 
 def test_what_is_no_traffic_of_the_step_is_left_out(lake: Lake) -> None:
@@ -163,7 +200,9 @@ def test_of_a_shadow_the_rows_that_both_answered_are_compared(lake: Lake) -> Non
     assert found["errors"] == PairedShare(rows=3, both=0, challenger=1, champion=0)
     assert found["score_distribution"] == PairedScores(2, (0, 0), (0, 1))
     assert found["disagreement"] == Share(2, 1)
-    assert found["errors of carrier=AA"].rows == 2
+    assert found["errors of carrier=AA"] == PairedShare(3, 0, 1, 0), (
+        "the answer tells what a failed copy does not"
+    )
     assert found == totals(look(lake, paired=True, watch=watch))
 
 

@@ -60,6 +60,14 @@ def _failing(world: World) -> tuple[Any, ...]:
     return candidate, world.approved(candidate)
 
 
+def _broken_way_back(world: World) -> tuple[Any, ...]:
+    first = world.releases.get("production", world.endpoint, 1)
+    golden = world.releases.route(first).champion.golden_path
+    assert golden is not None
+    world.target.lake.write_json(golden, make_golden(-1.0))
+    return ("run 1",)
+
+
 CANARY = {"strategy": "canary", "steps": [5, 50]}
 AB = {"strategy": "ab", "watch": {"labels": {"loss": "absolute", "margin": 1, "largest": 100}}}
 SCENARIOS = {
@@ -68,6 +76,8 @@ SCENARIOS = {
     "canary": Scenario((1,), World.carry, _approved, ("1", "2"), delivery=CANARY),
     "shadow": Scenario((1,), World.carry, _approved, ("1", "2"), delivery={"strategy": "shadow"}),
     "ab": Scenario((1,), World.carry, _approved, ("1", "2"), delivery=AB),
+    "decided": Scenario((1,), World.decide, _approved, ("1", "2"), delivery=CANARY),
+    "refused": Scenario((1, 2), World.rollback, _broken_way_back, ("1", "2"), error="RollbackTargetError"),
     "canary taken back": Scenario((1,), World.begin_and_roll_back, _approved, ("2", "1"), delivery=CANARY),
     "failing": Scenario((1,), World.deploy, _failing, ("2", "1"), error="ReleaseChecksError"),
     "failing first": Scenario((), World.deploy, _failing, (), error="ReleaseChecksError"),

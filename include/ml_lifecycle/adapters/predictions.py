@@ -133,20 +133,17 @@ def find_parts(lake: Lake, endpoint: str, day: date) -> list[Part]:
     Of one server there are all up to the newest: a part that was written while another folder was being
     listed is left for the next time, with all that were written after it.
     """
+    newest: dict[str, int] = {}
+    for part in _list_parts(lake, endpoint, day):
+        newest[part.server] = max(part.number, newest.get(part.server, 0))
+    # Whatever was written before these is there by now.
+    return [part for part in _list_parts(lake, endpoint, day) if part.number <= newest.get(part.server, 0)]
+
+
+def _list_parts(lake: Lake, endpoint: str, day: date) -> Iterator[Part]:
     root = f"predictions/{endpoint}"
     folders = [f"{root}/{name}" for name in lake.folders(root) if name >= day.isoformat()]
-    parts = [part for folder in folders for part in _parts_in(lake, folder)]
-    if len(folders) < 2:
-        return parts
-    newest: dict[str, int] = {}
-    for part in parts:
-        newest[part.server] = max(part.number, newest.get(part.server, 0))
-    again = (part for folder in folders for part in _parts_in(lake, folder))
-    return [part for part in again if part.number <= newest.get(part.server, 0)]
-
-
-def _parts_in(lake: Lake, folder: str) -> Iterator[Part]:
-    for path, size in lake.sizes(folder).items():
+    for path, size in ((path, size) for folder in folders for path, size in lake.sizes(folder).items()):
         if (found := _PART_NAME.fullmatch(path.rsplit("/", 1)[-1])) is not None:
             first = datetime.strptime(found["first"], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)
             yield Part(path, found["server"], int(found["number"]), first, _kind(path), size)

@@ -17,6 +17,9 @@ from ml_lifecycle.errors import ReleaseChecksError, RollbackTargetError, ServerU
 from ml_lifecycle.records import Evidence, Release
 from ml_lifecycle.spec.model import Delivery, ModelSpec
 
+# So long people who go back wait for what they go back to; it takes a fraction of a second.
+_WAY_BACK_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -95,10 +98,17 @@ class Endpoint:
         variants = step.variants(released, before)
         return self.releases.advance(release, variants, self.clock.now(), reason=reason)
 
-    def take_back(self, release: Release, reason: str) -> ReleaseChecksError:
-        """Go back to what was live before a release that is under way; returns the error to raise."""
+    def take_back(self, release: Release, reason: str, *, withdraw: bool = False) -> ReleaseChecksError:
+        """Go back to what was live before a release that is under way; returns the error to raise.
+
+        :param withdraw: whether its approval ends: it needs another one to be released again
+        """
         restore = self.releases.begin_restore(
-            release, self.clock.now(), reason=reason, requested_by=release.requested_by
+            release,
+            self.clock.now(),
+            reason=reason,
+            requested_by=release.requested_by,
+            withdraw=withdraw,
         )
         self.finish(restore)
         return taken_back(release, reason)
@@ -146,7 +156,7 @@ class Endpoint:
     def _check(self, release: Release) -> list[str]:
         """What is wrong with an applied step, as the running servers show it."""
         route = self.releases.route(release)
-        if silent := self._follow(route):
+        if silent := self._follow(route, None if release.kind == "deploy" else _WAY_BACK_SECONDS):
             return silent
         released = next(one for one in route.variants if one.version == release.version)
         return self._ask(
@@ -172,8 +182,10 @@ class Endpoint:
         golden = Golden.read(self.target.lake, variant.golden_path)
         return self.target.check(route, variant, golden, max_latency_ms)
 
-    def _follow(self, route: Route) -> list[str]:
+    def _follow(self, route: Route, at_most: float | None = None) -> list[str]:
         seconds = self.spec.delivery.check_timeout.total_seconds()
+        if at_most is not None:
+            seconds = min(seconds, at_most)
         return self.target.follow(route, seconds, self.clock)
 
 

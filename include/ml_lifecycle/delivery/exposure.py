@@ -1,5 +1,8 @@
 """What a release's traffic showed so far: totals for the judge, counted from the prediction log.
 
+A request counts once, by its first row: the rows of a request are of one client and one moment, they fail and
+are late together, and to count them as if they were many observations would make bounds of chance.
+
 Every row tells which revision answered it, and a step has a revision of its own, so a step's rows are known
 exactly. Parts of the log are immutable, and each server numbers its own: they are counted once, as they come,
 and what is kept between two looks is a number a server and the totals.
@@ -9,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from itertools import takewhile
 from typing import ClassVar
 
 import numpy as np
@@ -36,7 +40,6 @@ _BINS = 20
 _SKEW = timedelta(minutes=10)
 _NARROW = {
     "prediction_id": pl.String,
-    "row": pl.Int64,
     "model_version": pl.String,
     "latency_ms": pl.Float64,
     "score": pl.Float64,
@@ -65,26 +68,30 @@ class Exposure(Record):
 
     :param counted: server → number of the newest of its parts that is counted
     :param observed: totals of each metric, and of each segment that has rows
+    :param unreadable: parts that cannot be read: one torn file must not blind the watch
     """
 
     schema: ClassVar[str] = "watch_exposure/1"
     revision: int
     counted: Mapping[str, int] = field(default_factory=dict)
     observed: tuple[Observed, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
 
 def champion_before(lake: Lake, release: Release, champion: str) -> Baseline | None:
-    """Make the baseline of the newest rows that the champion answered; None while they are too few.
+    """Make the baseline of the newest requests that the champion answered; None while they are too few.
 
-    Rows that it answers beside the challenger count too: they are its own, and cannot follow the challenger.
+    What it answers beside the challenger counts too: that is its own, and cannot follow the challenger.
 
     :param release: the first of its steps that has traffic
     :param champion: its version
     """
-    day = (release.created_at - timedelta(days=1)).date()
-    parts = sorted(find_parts(lake, release.endpoint, day), key=lambda part: part.first)
+    parts = sorted(find_parts(lake, release.endpoint, _first_day(release)), key=lambda part: part.first)
     mine = (pl.col("model_version") == champion) & pl.col("returned") & (pl.col("status") == 200)
-    rows = _collect(lake, parts[-_BASELINE_PARTS:], mine, ())
+    rows = _collect(lake, [], mine, ())[0]
+    while parts and rows.height < _BASELINE_ROWS:
+        parts, newest = parts[:-_BASELINE_PARTS], parts[-_BASELINE_PARTS:]
+        rows = pl.concat([rows, _collect(lake, newest, mine, ())[0]])
     if rows.height < _BASELINE_ROWS:
         return None
     scores = rows["score"].drop_nulls().drop_nans().to_numpy()
@@ -94,10 +101,28 @@ def champion_before(lake: Lake, release: Release, champion: str) -> Baseline | N
 
 
 def step_parts(lake: Lake, release: Release, now: datetime) -> list[Part]:
-    """The parts that rows of a step may lie in, but for the newest, beside which others are to come."""
-    begun = release.created_at - _SKEW
-    parts = find_parts(lake, release.endpoint, begun.date())
-    return [part for part in parts if begun <= part.first < now - _SETTLED]
+    """The parts that rows of a step may lie in, server by server in the order they were written.
+
+    Of a server none from the first on that is too young: beside it others are to come.
+    """
+    return [part for own in _by_server(lake, release) for part in _settled(own, now)]
+
+
+def _first_day(release: Release) -> date:
+    """The first day about which predictions are looked at."""
+    return (release.created_at - timedelta(days=1)).date()
+
+
+def _by_server(lake: Lake, release: Release) -> list[list[Part]]:
+    servers: dict[str, list[Part]] = {}
+    for part in sorted(find_parts(lake, release.endpoint, _first_day(release)), key=lambda part: part.number):
+        if part.first >= release.created_at - _SKEW:
+            servers.setdefault(part.server, []).append(part)
+    return [own for _, own in sorted(servers.items())]
+
+
+def _settled(own: Sequence[Part], now: datetime) -> list[Part]:
+    return list(takewhile(lambda part: part.first < now - _SETTLED, own))
 
 
 def count(
@@ -115,12 +140,17 @@ def count(
     :param watch: what can be measured at this step
     """
     exposure = before
-    for fresh, near in _batches(step_parts(lake, release, now), before.counted):
-        rows = _rows_of(lake, release, watch, fresh, near if paired else ())
-        sides = _pair(rows, release.version) if paired else _split(rows, release.version)
-        counted = {**exposure.counted, fresh[-1].server: fresh[-1].number}
-        found = _observe(watch, baseline, sides)
-        exposure = replace(exposure, counted=counted, observed=add_up((*exposure.observed, *found)))
+    for own in _by_server(lake, release):
+        for fresh, near in _batches(own, before.counted.get(own[0].server, 0), now):
+            rows, unreadable = _rows_of(lake, release, watch, fresh, near if paired else ())
+            sides = _pair(rows, release.version) if paired else _split(rows, release.version)
+            found = _observe(watch, baseline, sides)
+            exposure = replace(
+                exposure,
+                counted={**exposure.counted, own[0].server: fresh[-1].number},
+                observed=add_up((*exposure.observed, *found)),
+                unreadable=(*exposure.unreadable, *unreadable),
+            )
     return exposure
 
 
@@ -136,9 +166,12 @@ class _Sides:
     paired: bool
 
     def where(self, condition: pl.Expr) -> _Sides:
-        """The rows of a segment; of pairs those that the challenger's row belongs to."""
-        one = self.challenger.select(condition.fill_null(False)).to_series()
-        two = one if self.paired else self.champion.select(condition.fill_null(False)).to_series()
+        """The rows of a segment; of pairs those of which either row says so: one that failed says nothing."""
+        one, two = (
+            side.select(condition.fill_null(False)).to_series() for side in (self.challenger, self.champion)
+        )
+        if self.paired:
+            one = two = one | two
         return _Sides(self.challenger.filter(one), self.champion.filter(two), self.paired)
 
     def answered(self) -> _Sides:
@@ -161,58 +194,67 @@ class _Sides:
         return Apart(Scores.of(one, edges), Scores.of(two, edges))
 
 
-def _batches(parts: Sequence[Part], counted: Mapping[str, int]) -> Iterator[tuple[list[Part], list[Part]]]:
-    """Parts that are to be counted, and counted ones that lie beside them; server by server, in order."""
-    servers: dict[str, list[Part]] = {}
-    for part in sorted(parts, key=lambda part: part.number):
-        servers.setdefault(part.server, []).append(part)
-    for server, own in sorted(servers.items()):
-        mark = counted.get(server, 0)
-        near = [part for part in own if part.number <= mark][-_NEIGHBOURS:]
-        fresh: list[Part] = []
-        size = 0
-        for part in own:
-            if part.number <= mark:
-                continue
-            if fresh and size + part.size > _BATCH_BYTES:
-                yield fresh, near
-                near, fresh, size = fresh[-_NEIGHBOURS:], [], 0
-            fresh.append(part)
-            size += part.size
-        if fresh:
-            yield fresh, near
+def _batches(own: Sequence[Part], mark: int, now: datetime) -> Iterator[tuple[list[Part], list[Part]]]:
+    """A server's parts that are to be counted, in order; and those before and behind, counted or not.
+
+    :param mark: number of the newest part that is counted
+    """
+    settled = _settled(own, now)
+    at = sum(part.number <= mark for part in settled)
+    while at < len(settled):
+        end, size = at, 0
+        while end < len(settled) and (end == at or size + settled[end].size <= _BATCH_BYTES):
+            size += settled[end].size
+            end += 1
+        yield settled[at:end], [*own[max(0, at - _NEIGHBOURS) : at], *own[end : end + _NEIGHBOURS]]
+        at = end
 
 
 def _rows_of(
     lake: Lake, release: Release, watch: Watch, fresh: Sequence[Part], near: Sequence[Part]
-) -> pl.DataFrame:
-    """The step's rows; ``fresh`` tells which lie in parts that are counted now."""
+) -> tuple[pl.DataFrame, list[str]]:
+    """The step's rows, ``fresh`` telling which lie in parts that are counted now; and what cannot be read."""
     mine = pl.col("route_revision") == release.revision
-    frames = [
-        _collect(lake, parts, mine, tuple(watch.segments)).with_columns(fresh=pl.lit(new))
-        for parts, new in ((fresh, True), (near, False))
-    ]
-    return pl.concat(frames)
+    counted, unreadable = _collect(lake, fresh, mine, tuple(watch.segments))
+    beside, _ = _collect(lake, near, mine, tuple(watch.segments))
+    both = [counted.with_columns(fresh=pl.lit(True)), beside.with_columns(fresh=pl.lit(False))]
+    return pl.concat(both), unreadable
 
 
-def _collect(lake: Lake, parts: Sequence[Part], where: pl.Expr, segments: Sequence[str]) -> pl.DataFrame:
-    """Narrow columns of the rows of parts, their decisions, and what segments are made of, as text."""
+def _collect(
+    lake: Lake, parts: Sequence[Part], where: pl.Expr, segments: Sequence[str]
+) -> tuple[pl.DataFrame, list[str]]:
+    """Narrow columns of requests' first rows, their decisions, and what segments are made of, as text.
+
+    Returned with the parts that cannot be read.
+    """
     texts = ("decision", *map(_segment_name, segments))
     kinds: dict[str, list[str]] = {}
     for part in parts:
         kinds.setdefault(part.kind, []).append(part.path)
     frames = [pl.DataFrame(schema=_NARROW | dict.fromkeys(texts, pl.String))]
-    no_check = ~pl.col("prediction_id").str.starts_with(CHECK_ID_PREFIX)
+    unreadable: list[str] = []
     for _, paths in sorted(kinds.items()):
-        rows = lake.scan(paths).filter(no_check & where)
-        types = rows.collect_schema()
-        columns = [
-            *(pl.col(name).cast(dtype) for name, dtype in _NARROW.items()),
-            _field(types, "outputs", "label").alias("decision"),
-            *(_segment(types, column).alias(_segment_name(column)) for column in segments),
-        ]
-        frames.append(rows.select(columns).collect())
-    return pl.concat(frames)
+        try:
+            frames.append(_read(lake, paths, where, segments))
+        except pl.exceptions.PolarsError:
+            for path in paths:
+                try:
+                    frames.append(_read(lake, [path], where, segments))
+                except pl.exceptions.PolarsError:
+                    unreadable.append(path)
+    return pl.concat(frames), unreadable
+
+
+def _read(lake: Lake, paths: Sequence[str], where: pl.Expr, segments: Sequence[str]) -> pl.DataFrame:
+    traffic = (pl.col("row") == 0) & ~pl.col("prediction_id").str.starts_with(CHECK_ID_PREFIX)
+    rows = lake.scan(paths).filter(traffic & where)
+    types = rows.collect_schema()
+    return rows.select(
+        *(pl.col(name).cast(dtype) for name, dtype in _NARROW.items()),
+        _field(types, "outputs", "label").alias("decision"),
+        *(_segment(types, column).alias(_segment_name(column)) for column in segments),
+    ).collect()
 
 
 def _segment_name(column: str) -> str:
@@ -239,13 +281,15 @@ def _split(rows: pl.DataFrame, challenger: str) -> _Sides:
 
 
 def _pair(rows: pl.DataFrame, challenger: str) -> _Sides:
-    """Rows that both sides answered, whose copy was logged in a part that is counted now."""
-    key = ["prediction_id", "row"]
+    """Requests that both sides answered, whose copy was logged in a part that is counted now.
+
+    Of an id that a client gave to several requests nobody knows which belong together.
+    """
     mine = pl.col("model_version") == challenger
-    copies = rows.filter(mine & pl.col("fresh")).unique(key, keep="first", maintain_order=True)
-    answers = rows.filter(~mine).unique(key, keep="first", maintain_order=True)
-    both = copies.select(key).join(answers.select(key), on=key, how="inner", maintain_order="left")
-    one, two = (both.join(side, on=key, how="left", maintain_order="left") for side in (copies, answers))
+    copies = rows.filter(mine & pl.col("fresh")).unique("prediction_id", keep="none", maintain_order=True)
+    answers = rows.filter(~mine).unique("prediction_id", keep="none", maintain_order=True)
+    known = copies.select("prediction_id").join(answers.select("prediction_id"), on="prediction_id")
+    one, two = (known.join(side, on="prediction_id", maintain_order="left") for side in (copies, answers))
     return _Sides(one, two, paired=True)
 
 
@@ -260,14 +304,12 @@ def _observe(watch: Watch, baseline: Baseline, sides: _Sides) -> Iterator[Observ
 
 def _metrics(watch: Watch, baseline: Baseline, sides: _Sides, segment: str | None) -> Iterator[Observed]:
     answered = sides.answered()
-    # The rows of a request fail, and are late, together: they are one observation, not many.
-    first = pl.col("row") == 0
     if watch.errors is not None:
         # What is below 500 is the client's own doing.
-        yield Observed("errors", sides.where(first).share(pl.col("status") >= 500), segment)
+        yield Observed("errors", sides.share(pl.col("status") >= 500), segment)
     if watch.latency is not None:
         limit = watch.latency.limit_ms or baseline.latency_ms
-        yield Observed("latency", answered.where(first).share(pl.col("latency_ms") > limit), segment)
+        yield Observed("latency", answered.share(pl.col("latency_ms") > limit), segment)
     if watch.score_distribution is not None:
         yield Observed("score_distribution", answered.scores(baseline.edges), segment)
     if watch.disagreement is not None:

@@ -265,6 +265,7 @@ class Releases:
         reason: str,
         requested_by: str | None = None,
         request: str | None = None,
+        withdraw: bool = False,
     ) -> Release:
         """Write the intent to go back from ``replaced``.
 
@@ -274,6 +275,7 @@ class Releases:
 
         :param request: set when people ask: a name for their wish, under which :meth:`requested` finds it
             again. It takes the approval of what is rolled back too; failed checks leave that standing
+        :param withdraw: take the approval of a release under way too, though nobody asked
         What is to be served again begins as a standby beside what is live, to be checked; :meth:`advance`
         gives it the traffic. Only what is live already is published at once.
 
@@ -285,7 +287,7 @@ class Releases:
             busy, live = release_under_way(connection, *where), live_release(connection, *where)
             if busy is not None and busy.revision == replaced.revision:
                 set_state(connection, busy, "rolled_back", now, reason)
-                if request is not None:
+                if request is not None or withdraw:
                     _withdraw_approval(connection, busy, requested_by, reason, now)
                 target = None if live is None else _origin(connection, live)
             elif busy is not None:
@@ -339,7 +341,8 @@ class Releases:
             if standing.state == "superseded":
                 raise ReleaseConflictError(f"{name_of(standing)} has gone on to its next step")
             _retire_replaced(connection, standing, now)
-            return set_state(connection, standing, "confirmed", now, legible(reason) or standing.reason)
+            told = "; ".join(filter(None, (standing.reason, legible(reason))))
+            return set_state(connection, standing, "confirmed", now, told)
 
 
 def _served(row: Row[Any]) -> Served:
@@ -380,9 +383,11 @@ def _restored(connection: Connection, target: Release | None, live: Release | No
     if target is None or live is None:
         return ()
     champion = route_of(connection, target).champion
-    if target.revision == _origin(connection, live).revision:
+    beside = route_of(connection, live).champion
+    # One version cannot stand beside itself: it would not be told which is meant.
+    if target.revision == _origin(connection, live).revision or beside.version == champion.version:
         return (champion,)
-    return (route_of(connection, live).champion, replace(champion, role="standby", weight=0.0))
+    return (beside, replace(champion, role="standby", weight=0.0))
 
 
 def _withdraw_approval(

@@ -70,6 +70,8 @@ class RouteLoader:
         pinned = _has_traffic_soon(variant)
         if slot is not None:
             slot.pinned = pinned  # a canary may have become the champion
+            if pinned:
+                slot.get()  # a standby may have been put out
         if slot is None:
             slot = self._shelf.slot(partial(self._load_model, variant), pinned=pinned)
             if not later:

@@ -124,6 +124,10 @@ class Shadows:
             table = make_table(columns, known)
             outputs = shadow.model().run(table)
         except Exception as error:  # noqa: BLE001 - whatever a shadow does, answers go on
+            if len(piece) > 1:  # one bad row must not take those with it that came at the same time
+                for one in piece:
+                    self._score(served, shadow, [one])
+                return
             log.warning("the shadow of %s could not score: %s", served.route.endpoint, error)
             latency_ms = (time.perf_counter() - started) * 1000
             status = error.status if isinstance(error, ServingError) else 500

@@ -344,6 +344,8 @@ class ModelSpec(Strict):
     @model_validator(mode="after")
     def _watch_fits_the_task(self) -> ModelSpec:
         watch, regression = self.delivery.watch, self.task == "regression"
+        if watch.labels is not None and watch.labels.required and watch.deadline <= self.labels.delay:
+            raise FieldError("delivery", "watch.deadline must be longer than labels.delay, or none is known")
         if regression and watch.disagreement is not None:
             raise FieldError("delivery", "watch.disagreement compares decisions, and a regression makes none")
         if watch.labels is not None and (watch.labels.loss in ("absolute", "squared")) != regression:

@@ -155,13 +155,13 @@ class Watch(Strict):
     :param business: metrics by name
     :param segments: column to the values that are watched apart; they can roll back, but no promotion waits
         for them. Half of ``alpha`` is theirs, so name those that matter
-    :param min_rows: no promotion before the challenger has so many in each required metric (requests, for
-        errors and latency, which the rows of a request share): fewer than a thousand may all be one client's
-    :param min_time: no promotion before the release has had traffic so long. An hour by default: caches are
+    :param min_rows: no promotion before the challenger has so many in each required metric, of requests, each
+        by its first row: fewer than a thousand may all be one client's
+    :param min_time: no promotion before a step has had traffic so long. An hour by default: caches are
         warm, and what runs every hour has run
     :param every: between two looks
-    :param deadline: a release that is undecided for so long is left to people, and not promoted any more. As
-        long as an approval waits by default
+    :param deadline: a step that is undecided for so long is left to people: the release is not promoted any
+        more by itself, and still rolled back. As long as an approval waits by default
     """
 
     alpha: Annotated[Number, Field(gt=0, le=0.5)] = 0.05

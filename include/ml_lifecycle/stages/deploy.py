@@ -25,6 +25,7 @@ from ml_lifecycle.errors import (
     NotApprovedError,
     NothingToRollBackToError,
     ReleaseConflictError,
+    RollbackTargetError,
     ServerUnavailableError,
     SpecError,
 )
@@ -140,9 +141,11 @@ def rollback(
     """
     releases = Releases(database)
     endpoint = Endpoint(spec, target, releases, clock)
+    finished = endpoint.finish_left_behind()
     restore = releases.requested(*endpoint.where, request)
+    if restore is not None and restore.state == "rolled_back":
+        raise RollbackTargetError(f"version {restore.version} of {spec.name} stays out: {restore.reason}")
     if restore is None:
-        finished = endpoint.finish_left_behind()
         if finished is not None and finished.request is not None:
             raise ReleaseConflictError(
                 f"the rollback {finished.request} was under way: it is finished, version "

@@ -13,16 +13,19 @@ from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.endpoint import Endpoint, raise_if_taken_back, taken_back
 from ml_lifecycle.delivery.exposure import Baseline, Exposure, champion_before, count, step_parts
-from ml_lifecycle.delivery.judging import Judgement, Observed, judge
-from ml_lifecycle.delivery.releases import Releases
+from ml_lifecycle.delivery.judging import Judgement, judge
+from ml_lifecycle.delivery.releases import PRODUCTION, Releases
 from ml_lifecycle.delivery.strategies import Step, watch_at
 from ml_lifecycle.delivery.targets import Target
-from ml_lifecycle.errors import NotApprovedError, NotConfirmedError, ReleaseUndecidedError
+from ml_lifecycle.errors import NotApprovedError, NotConfirmedError
 from ml_lifecycle.ledger.database import Database
+from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.records import Evidence, Record, Release, digest_of, from_json, to_json
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.watch import Watch
 from ml_lifecycle.stages.watch_labels import Tables, WatchedStep, observe_labels
+
+_NO_BASELINE = Baseline(latency_ms=0.0, edges=(), rows=0)
 
 
 @dataclass(frozen=True)
@@ -58,46 +61,45 @@ def watch(
     """Look at a release once, and do what follows.
 
     :param tables: for labels and business metrics; None leaves them uncounted
-    :param decided_by: an approver who wants it to have all traffic, whatever the judgement
-    :raises NotApprovedError: ``decided_by`` is none of the spec's approvers. Retry: no.
-    :raises ReleaseUndecidedError: the deadline has passed; it keeps its share of the traffic. Retry: no.
-    :raises ReleaseChecksError: it was worse than the champion, or was not served as it should be, and was
-        taken back: what was live has all traffic. Retry: no.
+    :param decided_by: who wants it to have all traffic, whatever the judgement: an approver who started
+        neither its training nor its promotion
+    :raises NotApprovedError: ``decided_by`` may not decide that. Retry: no.
+    :raises ReleaseChecksError: it was worse than the champion, or was not served as it should be, or its
+        approval was withdrawn, and it was taken back: what was live has all traffic. Retry: no.
     :raises NotConfirmedError: no release of this evidence is under way or live. Retry: no.
     :raises ReleaseConflictError: somebody rolled it back meanwhile. Retry: no.
-    :raises JudgingError: the log contradicts itself. Retry: no.
     """
     endpoint = Endpoint(spec, target, Releases(database), clock)
     release = _release_of(endpoint, evidence)
     if release.state == "confirmed":
         return Watching(release, str(endpoint.step(release)))
+    if target.environment == PRODUCTION and Ledger(database).approval_for(evidence.digest) is None:
+        raise endpoint.take_back(release, "its approval was withdrawn")
     if release.state == "intent" or not endpoint.step(release).is_watched:
         release = endpoint.carry_on(release)
         return Watching(release, str(endpoint.step(release)))
     if decided_by is not None:
-        _require_approver(spec, decided_by)
+        _require_decider(spec, evidence, release, decided_by)
         release = endpoint.carry_on(endpoint.complete(release, f"given all traffic by {decided_by}"))
         return Watching(release, str(endpoint.step(release)))
     judgement = _judge(endpoint, release, tables)
     target.lake.write_json(f"{_folder(release)}/judgement.json", to_json(judgement))
     if judgement.decision == "roll_back":
-        raise endpoint.take_back(release, "; ".join(judgement.reasons))
+        # What traffic has shown is no chance that another try could mend.
+        raise endpoint.take_back(release, "; ".join(judgement.reasons), withdraw=True)
     if judgement.decision == "promote":
         release = endpoint.carry_on(endpoint.advance(release))
-    if judgement.for_people:
-        raise ReleaseUndecidedError(
-            f"version {release.version} of {spec.name} stays at {endpoint.step(release)} in "
-            f"{target.environment}: {'; '.join(judgement.reasons)}. Run {spec.name}__rollback to take it "
-            f"back, or {spec.name}__promote with all_traffic to let it have all"
-        )
     return Watching(release, str(endpoint.step(release)), judgement)
 
 
-def _require_approver(spec: ModelSpec, user: str) -> None:
-    if user not in spec.approvers.users:
+def _require_decider(spec: ModelSpec, evidence: Evidence, release: Release, user: str) -> None:
+    starters = {evidence.requested_by, release.requested_by}
+    deciders = [one for one in spec.approvers.users if one not in starters]
+    if user not in deciders:
+        may = ", ".join(deciders) or "none"
         raise NotApprovedError(
-            f"{user} is none of the approvers of {spec.name} ({', '.join(spec.approvers.users)}): only they "
-            "decide that a release is watched no longer"
+            f"{user} may not decide that version {release.version} of {spec.name} is watched no longer; only "
+            f"approvers who started neither its training nor its promotion may: {may}"
         )
 
 
@@ -130,16 +132,19 @@ def _judge(endpoint: Endpoint, release: Release, tables: Tables | None) -> Judge
     watched = watch_at(spec.delivery.watch, step)
     route = endpoint.releases.route(release)
     challenger = next(one for one in route.variants if one.version == release.version)
-    observed: tuple[Observed, ...] = ()
     baseline = _baseline(lake, release, route.champion.version)
-    if baseline is not None:
-        counted = _count(lake, release, step, watched, baseline, endpoint.clock)
-        observed = counted.observed
+    # Without a baseline what needs none is counted: a release that fails must not wait for one.
+    counting = watched if baseline is not None else _without_baseline(watched)
+    counted = _count(lake, release, step, counting, baseline or _NO_BASELINE, endpoint.clock)
+    observed = counted.observed
     if tables is not None:
         parts = step_parts(lake, release, now)
-        stood = WatchedStep(spec, watched, lake, release, parts, challenger, route.champion)
+        stood = WatchedStep(
+            spec, watched, lake, release, parts, counted.unreadable, challenger, route.champion
+        )
         observed = (*observed, *observe_labels(stood, tables, now))
-    steps = sum(one.is_watched for one in endpoint.steps(release))
+    # One at least: the spec may have been edited to a strategy without any.
+    steps = max(1, sum(one.is_watched for one in endpoint.steps(release)))
     return judge(watched, observed, min(release.created_at, now), now, steps)
 
 
@@ -159,9 +164,14 @@ def _count(
     return counted
 
 
+def _without_baseline(watched: Watch) -> Watch:
+    latency = watched.latency if watched.latency is not None and watched.latency.limit_ms else None
+    return watched.model_copy(update={"latency": latency, "score_distribution": None})
+
+
 def _baseline(lake: Lake, release: Release, champion: str) -> Baseline | None:
     """Made once for all steps of a release: a limit that moved with the traffic would measure nothing."""
-    path = f"watches/{release.endpoint}/baselines/{release.evidence_digest}.json"
+    path = f"watches/{release.endpoint}/baselines/{release.previous_revision}-{release.evidence_digest}.json"
     try:
         return from_json(Baseline, lake.read_json(path))
     except LakeFileMissingError:

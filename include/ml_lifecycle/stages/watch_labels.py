@@ -1,12 +1,12 @@
 """The part of the watch that holds both sides' answers against labels and business metrics, as they arrive.
 
 Unlike what the log tells by itself, these become known later for rows that were counted before: each look
-counts all of a step's rows anew.
+counts all of a step anew. As everywhere in the watch a request counts once, by its first row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -30,7 +30,7 @@ Tables = Callable[[str], pl.LazyFrame]
 """A frame of ``features.py``'s ``tables()`` by name."""
 
 _BATCH_BYTES = 64 * 2**20
-_ROWS = ("prediction_id", "row", "model_version", "entity_keys", "event_time", "outputs", "score")
+_ROWS = ("prediction_id", "model_version", "entity_keys", "event_time", "outputs", "score")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class WatchedStep:
     """One step of a release, and the log's parts that its rows may lie in.
 
     :param watch: what can be measured at the step
+    :param unreadable: parts that are left out
     """
 
     spec: ModelSpec
@@ -45,6 +46,7 @@ class WatchedStep:
     lake: Lake
     release: Release
     parts: Sequence[Part]
+    unreadable: Collection[str]
     challenger: Variant
     champion: Variant
 
@@ -107,12 +109,12 @@ def _values(
 def _schema(watch: Watch) -> dict[str, pl.DataType]:
     segments = {f"segment:{column}": pl.String() for column in watch.segments}
     texts = {"prediction_id": pl.String(), "model_version": pl.String()}
-    return {**texts, "row": pl.Int64(), **segments, "harm": pl.Float64()}
+    return {**texts, **segments, "harm": pl.Float64()}
 
 
 def _answered(step: WatchedStep) -> Iterator[pl.DataFrame]:
     """The step's answered rows that say what they are about, in batches of bounded size."""
-    no_check = ~pl.col("prediction_id").str.starts_with(CHECK_ID_PREFIX)
+    no_check = (pl.col("row") == 0) & ~pl.col("prediction_id").str.starts_with(CHECK_ID_PREFIX)
     mine = (pl.col("route_revision") == step.release.revision) & (pl.col("status") == 200)
     segments = [
         pl.coalesce(
@@ -125,8 +127,10 @@ def _answered(step: WatchedStep) -> Iterator[pl.DataFrame]:
         kinds.setdefault(part.kind, []).append(part)
     for alike in kinds.values():
         for batch in _in_batches(alike):
-            rows = read_parts(step.lake, [part.path for part in batch]).filter(no_check & mine)
-            yield rows.select(*_ROWS, *segments).collect()
+            paths = [part.path for part in batch if part.path not in step.unreadable]
+            if paths:
+                rows = read_parts(step.lake, paths).filter(no_check & mine)
+                yield rows.select(*_ROWS, *segments).collect()
 
 
 def _in_batches(parts: Sequence[Part]) -> Iterator[list[Part]]:
@@ -157,8 +161,9 @@ def _count(
     mine = pl.col("model_version") == challenger
     sides = [rows.filter(mine), rows.filter(~mine)]
     if paired:
-        key = ["prediction_id", "row"]
-        both = sides[0].join(sides[1], on=key, how="inner", suffix=":champion")
+        key = "prediction_id"
+        one_each = [side.unique(key, keep="none") for side in sides]
+        both = one_each[0].join(one_each[1], on=key, how="inner", suffix=":champion")
         one, two = both["harm"].to_numpy(), both["harm:champion"].to_numpy()
         return PairedShare.of(one > 0, two > 0) if shares else PairedMean.of(one, two)
     one, two = (side["harm"].to_numpy() for side in sides)

@@ -29,7 +29,7 @@ class DeployOperator(StageOperator):
         self.environment = environment
 
     def stage(self, resources: Resources, context: Context) -> Release:
-        """Return the confirmed release.
+        """Return the release: confirmed, or ``applied`` where its strategy gives it a part of the traffic.
 
         :raises NotApprovedError: the ledger has no approval of this evidence. Retry: no.
         :raises NotConfirmedError: production, and an environment before it has not confirmed it. Retry: no.
@@ -53,7 +53,8 @@ class DeployOperator(StageOperator):
             requested_by=context["dag_run"].triggering_user_name,
         )
         self.log.info(
-            "%s serves version %s, revision %d", self.environment, release.version, release.revision
+            "%s: version %s, revision %d, is %s",
+            *(self.environment, release.version, release.revision, release.state),
         )
         return release
 

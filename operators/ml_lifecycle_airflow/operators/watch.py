@@ -12,8 +12,11 @@ from ml_lifecycle_airflow.operators.base import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from airflow.sdk import Context
 
+    from ml_lifecycle.adapters.lake import Lake
     from ml_lifecycle.stages.watch import Watching
     from ml_lifecycle.stages.watch_labels import Tables
 
@@ -46,7 +49,7 @@ class WatchOperator(StageOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Return the confirmed release, with what was judged last.
 
-        :raises AirflowFailException: it was rolled back, or people have to decide; the message says why.
+        :raises AirflowFailException: it was rolled back; the message says why.
         """
         from ml_lifecycle.records import to_json
 
@@ -72,7 +75,6 @@ class WatchOperator(StageOperator):
 
         :raises ReleaseChecksError: it was worse than the champion, or not served as it should be, and was
             rolled back. Retry: no.
-        :raises ReleaseUndecidedError: its deadline has passed. Retry: no.
         """
         from ml_lifecycle.records import Evidence
         from ml_lifecycle.stages.watch import watch
@@ -90,21 +92,41 @@ class WatchOperator(StageOperator):
         )
         release = watching.release
         self.log.info("version %s, revision %d: %s", release.version, release.revision, watching.step)
-        for reason in () if watching.judgement is None else watching.judgement.reasons:
-            self.log.info("%s: %s", watching.judgement and watching.judgement.decision, reason)
+        judgement = watching.judgement
+        for reason in () if judgement is None else judgement.reasons:
+            self.log.info("%s: %s", judgement and judgement.decision, reason)
+        if judgement is not None and judgement.for_people and not watching.is_over:
+            model = resources.spec.name
+            self.log.warning(
+                "People decide: %s__rollback takes it back; %s__promote of the same version with "
+                "all_traffic, by an approver who started neither training nor promotion, lets it have all",
+                *(model, model),
+            )
         return watching
 
     def _tables(self, resources: Resources, context: Context) -> Tables | None:
         """The frames that labels and business metrics are in, as of now."""
-        from ml_lifecycle.records import Interval, Run
-        from ml_lifecycle.stages.feature_tables import build_tables
-        from ml_lifecycle.stages.ingest import ingest
+        from ml_lifecycle.errors import LifecycleError
         from ml_lifecycle.stages.watch import needs_tables
-        from ml_lifecycle_airflow.hooks.lake import source_options
 
         if not needs_tables(resources.spec):
             return None
         lake, now = resources.lake(), resources.clock().now()
+        # What a source lacks today must not end the watch of everything else.
+        try:
+            return self._read_tables(resources, context, lake, now)
+        except LifecycleError as error:
+            if error.retryable:
+                raise
+            self.log.warning("labels and business metrics are not counted: %s", error)
+            return None
+
+    def _read_tables(self, resources: Resources, context: Context, lake: Lake, now: datetime) -> Tables:
+        from ml_lifecycle.records import Interval, Run
+        from ml_lifecycle.stages.feature_tables import build_tables
+        from ml_lifecycle.stages.ingest import ingest
+        from ml_lifecycle_airflow.hooks.lake import source_options
+
         run = Run(resources.spec.name, context["dag_run"].run_id, now, Interval(now, now))
         snapshot = ingest(
             resources.spec,
