@@ -106,8 +106,8 @@ class Resources:
         from ml_lifecycle.delivery.targets import ModelServers
         from ml_lifecycle_airflow.hooks.model_server import ModelServerHook
 
-        client = ModelServerHook(self.spec.environments[environment].server).get_conn()
-        return ModelServers(environment, self.environment_lake(environment), [client])
+        clients = ModelServerHook(self.spec.environments[environment].server).clients()
+        return ModelServers(environment, self.environment_lake(environment), clients)
 
     def clock(self) -> Clock:
         """The wall clock; stages never ask for it themselves."""
