@@ -17,10 +17,11 @@ from ml_lifecycle.serving.access_log import AccessLog
 from ml_lifecycle.serving.dataplane import DataPlane
 from ml_lifecycle.serving.door import Client, Door
 from ml_lifecycle.serving.front import Front
-from ml_lifecycle.serving.http import Bounds, HttpServer
+from ml_lifecycle.serving.http import Application, Bounds, HttpServer
 from ml_lifecycle.serving.inference import Inference
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.moments import now
+from ml_lifecycle.serving.pinned import Pinned
 from ml_lifecycle.serving.prediction_log import PredictionLog
 from ml_lifecycle.serving.resolver import ReaderFactory, feast_reader
 from ml_lifecycle.serving.rest import Rest
@@ -53,6 +54,8 @@ class ModelServer:
     :param access_log: where a line a request goes; None for nowhere
     :param drain_seconds: how long it goes on once it was told to stop, not ready any more: until then whoever
         sends requests here may not know of it
+    :param pinned: what to serve for ever; None follows what is published
+    :param application: what HTTP requests are answered by
     """
 
     def __init__(
@@ -70,11 +73,28 @@ class ModelServer:
         clock: Callable[[], int] = now,
         access_log: AccessLog | None = None,
         drain_seconds: float = 0.0,
+        pinned: Pinned | None = None,
+        application: Callable[[Front], Application] = Rest,
     ) -> None:
         metrics = Metrics(environment)
         plane = DataPlane()
-        loader = RouteLoader(lake, metrics, online_store, reader_factory, shelf=Shelf(metrics, model_memory))
-        self._follower = RouteFollower(lake, plane, loader, metrics, endpoints, poll_seconds)
+        loader = RouteLoader(
+            lake,
+            metrics,
+            online_store,
+            reader_factory,
+            shelf=Shelf(metrics, model_memory),
+            version=None if pinned is None else pinned.version,
+        )
+        self._follower = RouteFollower(
+            lake,
+            plane,
+            loader,
+            metrics,
+            endpoints if pinned is None else [pinned.endpoint],
+            poll_seconds,
+            pinned=None if pinned is None else pinned.pointer,
+        )
         self._log = PredictionLog(lake, metrics)
         self._executor = ThreadPoolExecutor(_WORKER_THREADS, thread_name_prefix="infer")
         self._waiting = ThreadPoolExecutor(_WORKER_THREADS, thread_name_prefix="load")
@@ -97,7 +117,7 @@ class ModelServer:
             access_log=access_log,
         )
         self._front = front
-        self._http = HttpServer(Rest(front), bounds)
+        self._http = HttpServer(application(front), bounds)
         self._drain_seconds = drain_seconds
 
     async def run(
