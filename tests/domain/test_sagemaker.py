@@ -150,6 +150,11 @@ def test_a_shadow_is_sent_a_copy_of_every_request(endpoint: Endpoint) -> None:
     assert shadow["InitialInstanceCount"] == 1
 
 
+def test_a_standby_answers_only_who_names_it(endpoint: Endpoint) -> None:
+    endpoint.release(CHAMPION, variant("standby", 2, 0.0))
+    assert endpoint.weights() == {"champion": 1.0, "standby": 0.0}
+
+
 def test_a_withdrawn_endpoint_leaves_nothing(endpoint: Endpoint) -> None:
     endpoint.release(CHAMPION)
     endpoint.release()
@@ -168,6 +173,7 @@ LIVES: dict[str, tuple[Sequence[Variant], Sequence[Variant]]] = {
     ),
     "rollback": ((CHAMPION, variant("canary", 2, 0.25)), (CHAMPION,)),
     "shadow": ((CHAMPION,), (CHAMPION, variant("shadow", 2))),
+    "standby": ((CHAMPION,), (NEXT, variant("standby", 1, 0.0))),
     "withdrawal": ((CHAMPION, variant("shadow", 2)), ()),
 }
 

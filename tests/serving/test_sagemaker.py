@@ -124,7 +124,7 @@ def test_it_answers_what_sagemaker_asks_of_a_container(publisher: Publisher, run
     assert seen == {"prediction_id": "mine", "variant": "champion", "returned": True, "model_version": "7"}
 
 
-@pytest.mark.parametrize(("role", "returned"), [("canary", True), ("shadow", False)])
+@pytest.mark.parametrize(("role", "returned"), [("canary", True), ("shadow", False), ("standby", True)])
 def test_a_challenger_has_a_container_of_its_own(
     publisher: Publisher, run: Run, role: str, returned: bool
 ) -> None:

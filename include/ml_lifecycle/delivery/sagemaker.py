@@ -137,8 +137,8 @@ class SageMakerEndpoint:
         """The variant in SageMaker's words. Its name is its role: clients may name it, and it stays."""
         champion = variant.role == "champion"
         canaries = sum(each.weight for each in route.variants if each.role == "canary")
-        # A shadow of the champion's own weight is sent a copy of every request.
-        weight = variant.weight if variant.role == "canary" else 1.0 - canaries
+        # A standby answers who names it; a shadow of the champion's weight is sent a copy of every request.
+        weight = {"canary": variant.weight, "standby": 0.0}.get(variant.role, 1.0 - canaries)
         return {
             "VariantName": variant.role,
             "ModelName": model,
@@ -246,10 +246,7 @@ class _Way:
             if self._is_left(config, "", change.route.revision) and config != change.config:
                 api.delete_config(config)
         for model in api.models(self.name):
-            if (
-                self._is_left(model, "(champion|canary|shadow)-", change.route.revision)
-                and model not in change.models
-            ):
+            if self._is_left(model, "[a-z]+-", change.route.revision) and model not in change.models:
                 api.delete_model(model)
 
     def _is_left(self, name: str, role: str, revision: int) -> bool:

@@ -15,7 +15,7 @@ class SageMaker(Strict):
     :param role: what containers run as; it may read and write the environment's lake, and pull the image
     :param image: the project's server image in Amazon ECR
     :param instances: the champion's
-    :param challenger_instances: a canary's or a shadow's
+    :param challenger_instances: each other version's: a canary's, a shadow's or a standby's
     :param timeout: how long a change of the endpoint may take; SageMaker starts machines for each
     """
 
