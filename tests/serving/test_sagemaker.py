@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from delivery_world import World
 from sagemaker_kit import Account, aws_account
 from waiting import wait_until
 
@@ -21,6 +23,8 @@ from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.checks import Clock, Golden
 from ml_lifecycle.delivery.route import Route, Variant, publish, read_pointer
 from ml_lifecycle.delivery.sagemaker import SageMakerEndpoint
+from ml_lifecycle.errors import ReleaseChecksError
+from ml_lifecycle.serving.client import ModelClient
 from ml_lifecycle.serving.pinned import Pinned, PinnedVariablesError
 from ml_lifecycle.serving.sagemaker import EXIT_PORT, EXIT_USAGE, PORT, PORT_VARIABLE
 from ml_lifecycle.spec.sagemaker import SageMaker
@@ -243,3 +247,64 @@ def test_a_release_is_checked_in_the_containers_that_it_has_made(
     assert any(f"model {champion.model_digest} answered" in each for each in failures)
     containers["canary"].stop(signal.SIGKILL)
     assert target.check(route, replace(canary, role="shadow"), golden["canary"], None) == []
+
+
+class Fleet:
+    """Has a container run for each variant that is asked, as the account's endpoint says what it is."""
+
+    def __init__(self, account: Account, run: Run) -> None:
+        self._account = account
+        self._run = run
+        self._containers: dict[str, Container] = {}
+
+    def __call__(self, variant: str | None, attributes: str | None, body: bytes) -> tuple[int, bytes]:
+        state = self._account.state()
+        ((config, _),) = state["endpoints"].values()
+        models = {one["VariantName"]: one["ModelName"] for one in state["configs"][config][0]}
+        name = models[variant or "champion"]
+        if name not in self._containers:
+            self._containers[name] = self._run(state["models"][name][0]["Environment"])
+        response = self._containers[name].invoke(body, attributes)
+        return response.status_code, response.content
+
+
+def test_versions_come_and_go_as_the_stages_say(tmp_path: Path, run: Run, account: Account) -> None:
+    """First release, canary, all traffic, rollback, and a version that does not answer as it should."""
+    delivery = {"strategy": "canary", "steps": [25]}
+    with ModelClient("http://127.0.0.1:9", "nobody is asked here") as client:
+        world = World(tmp_path, "delays", client, Lake(str(tmp_path / "lake")), delivery=delivery).begin()
+    target = SageMakerEndpoint("production", Lake(str(tmp_path / "lake")), account.api, SETTINGS)
+    passed: list[float] = []
+    world.target = target  # type: ignore[assignment]
+    world.clock = Clock(lambda: NOW, lambda: sum(passed), passed.append)
+    account.answer_by(Fleet(account, run))
+
+    def served() -> dict[str, tuple[str, float]]:
+        """Variant → version and weight."""
+        state = account.state()
+        ((config, status),) = state["endpoints"].values()
+        assert status == "InService"
+        told = {
+            name: Pinned.from_variables(container["Environment"])
+            for name, (container, _) in state["models"].items()
+        }
+        assert set(told) == {one["ModelName"] for one in state["configs"][config][0]}
+        return {
+            one["VariantName"]: (told[one["ModelName"]].version, one["InitialVariantWeight"])
+            for one in state["configs"][config][0]
+        }
+
+    world.release(1)
+    assert served() == {"champion": ("1", 1.0)}
+    candidate = world.candidate(2)
+    evidence = world.approved(candidate)
+    assert world.deploy(candidate, evidence).state == "applied"
+    assert served() == {"champion": ("1", 0.75), "canary": ("2", 0.25)}
+    assert world.carry(candidate, evidence).state == "confirmed"
+    assert served() == {"champion": ("2", 1.0), "standby": ("1", 0.0)}
+    world.rollback("run 1")
+    assert served()["champion"] == ("1", 1.0)
+    with pytest.raises(ReleaseChecksError, match=r"golden rows: .* \(production-delays\)"):
+        world.deploy(wrong := world.candidate(3, expected=-1.0), world.approved(wrong))
+    assert served()["champion"] == ("1", 1.0)
+    assert "3" not in {version for version, _ in served().values()}
