@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +10,12 @@ from delivery_kit import COLUMNS, NOW, Server, make_golden, make_model
 
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.adapters.predictions import CHECK_ID_PREFIX
-from ml_lifecycle.delivery.checks import Clock, Golden, run_checks, wait_for_revision
+from ml_lifecycle.delivery.checks import Clock, Golden, not_followed, run_checks, wait_for
 from ml_lifecycle.delivery.route import Route, Variant, publish
-from ml_lifecycle.errors import ServerUnavailableError
 from ml_lifecycle.records import ColumnSpec
 from ml_lifecycle.serving.client import ModelClient
 
 CLOCK = Clock(now=lambda: NOW)
-
-
-@dataclass
-class Steps:
-    """A clock that moves only when it is waited on."""
-
-    seconds: float = 0.0
-    slept: list[float] = field(default_factory=list)
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.seconds += seconds
-
-    def clock(self) -> Clock:
-        return Clock(lambda: NOW, lambda: self.seconds, self.sleep)
 
 
 class Rewriting:
@@ -69,7 +53,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, route: Route) -> Iterator[M
     publish(lake, route)
     server = Server(lake)
     with server.client() as client:
-        assert wait_for_revision(client, "delays", 3, 15, CLOCK) is None
+        assert wait_for(lambda: not_followed(client, route), 15, CLOCK) is None
         yield client
     server.stop()
 
@@ -174,21 +158,3 @@ def test_the_checks_are_told_from_traffic_by_their_ids(
     run_checks(watched, route, route.champion, golden, 10_000.0)
     assert len(watched.ids) == 203
     assert all(one.startswith(CHECK_ID_PREFIX) for one in watched.ids)
-
-
-def test_waiting_ends_at_the_deadline_and_says_what_is_served(client: ModelClient) -> None:
-    steps = Steps()
-    failure = wait_for_revision(client, "delays", 4, 2.0, steps.clock())
-    assert failure == "the server did not come to revision 4 within 2 s: it serves revision 3"
-    assert 2.0 <= sum(steps.slept) < 2.5
-
-
-def test_waiting_for_a_server_that_is_not_there_says_so() -> None:
-    steps = Steps()
-    with ModelClient("http://127.0.0.1:9", "x") as client:
-        with pytest.raises(ServerUnavailableError):
-            client.ready()
-        failure = wait_for_revision(client, "delays", 1, 1.0, steps.clock())
-    assert failure is not None
-    assert "did not come to revision 1 within 1 s" in failure
-    assert "no answer" in failure

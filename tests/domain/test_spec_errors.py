@@ -89,6 +89,12 @@ CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
     ("unknown version of the format", "model.yaml", "spec: 1", "spec: 2"),
     ("number out of range", "model.yaml", "training:\n", "training:\n  seed: -1\n"),
     ("duplicate key", "model.yaml", "owner: data-science", "owner: data-science\nname: other"),
+    (
+        "a role and a machine that Amazon has not",
+        "model.yaml",
+        "online_store: f}",
+        "online_store: f, sagemaker: {role: models, image: a, instance_type: m5.large, instances: 0}}",
+    ),
     ("bad duration", "model.yaml", "delay: 30d", "delay: 30 days"),
     ("huge duration", "model.yaml", "delay: 30d", "delay: 999999999w"),
     ("no length", "model.yaml", "holdout: 28d", "holdout: 0d"),

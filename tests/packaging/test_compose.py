@@ -133,7 +133,7 @@ def test_what_must_be_private_is_copied_to_where_it_is(secrets: Path, tmp_path: 
 
 def test_only_loopback_is_published() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert len(ports) == 3
+    assert len(ports) == 4
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 

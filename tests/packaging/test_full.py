@@ -101,7 +101,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FullStack]:
     folder = tmp_path_factory.mktemp("full")
     write_secrets(folder)
     ports = dict(
-        zip(("AIRFLOW_PORT", "MLFLOW_PORT", "PRODUCTION_PORT"), map(str, free_ports(3)), strict=True)
+        zip(
+            ("AIRFLOW_PORT", "MLFLOW_PORT", "PRODUCTION_PORT", "PRODUCTION_GRPC_PORT"),
+            map(str, free_ports(4)),
+            strict=True,
+        )
     )
     project = {"COMPOSE_PROJECT_NAME": f"full{secrets.token_hex(4)}", "SECRETS": str(folder)}
     if base := os.environ.get("BASE"):  # as make does

@@ -88,12 +88,12 @@ def test_the_nodes_can_be_seen_by_the_account_of_the_training() -> None:
 @pytest.mark.parametrize("environment", ["staging", "production"])
 def test_what_a_model_server_refers_to_is_there(environment: str) -> None:
     found = manifests(KUBERNETES / environment)
-    deployment, service = only(found, "Deployment"), only(found, "Service")
+    deployment, services = only(found, "Deployment"), [each for each in found if each["kind"] == "Service"]
     pod = deployment["spec"]["template"]
     labels, (container,) = pod["metadata"]["labels"], pod["spec"]["containers"]
     selectors = [
         deployment["spec"]["selector"]["matchLabels"],
-        service["spec"]["selector"],
+        *(service["spec"]["selector"] for service in services),
         only(found, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
         only(found, "NetworkPolicy", "model-server")["spec"]["podSelector"]["matchLabels"],
         *(each["labelSelector"]["matchLabels"] for each in pod["spec"]["topologySpreadConstraints"]),
@@ -104,12 +104,15 @@ def test_what_a_model_server_refers_to_is_there(environment: str) -> None:
     given = only(found, "ConfigMap", settings)["data"]
     assert set(re.findall(r"\$\((\w+)\)", str(container["args"]))) <= set(given)
     assert given["ENVIRONMENT"] == environment
-    (port,) = container["ports"]
-    assert f"--port={port['containerPort']}" in container["args"]
-    assert [each["targetPort"] for each in service["spec"]["ports"]] == [port["name"]]
-    probes = [container[f"{kind}Probe"]["httpGet"]["port"] for kind in ("startup", "liveness", "readiness")]
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert {f"--port={ports['http']}", f"--grpc-port={ports['grpc']}"} <= set(container["args"])
+    for service in services:
+        led_to = [(each["port"], each["targetPort"]) for each in service["spec"]["ports"]]
+        assert led_to == [(number, name) for name, number in ports.items()]
+    probes = {container[f"{kind}Probe"]["httpGet"]["port"] for kind in ("startup", "liveness", "readiness")}
+    assert probes == {"http"}
     policy = only(found, "NetworkPolicy", "model-server")["spec"]["ingress"]
-    assert {*probes, *(each["port"] for rule in policy for each in rule["ports"])} == {port["name"]}
+    assert {each["port"] for rule in policy for each in rule["ports"]} == set(ports)
     mounted = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
     assert set(mounted) == {volume["name"] for volume in pod["spec"]["volumes"]}
     paths = [entry["value"] for entry in container["env"]]
@@ -128,6 +131,49 @@ def test_a_model_server_understands_its_arguments(environment: str) -> None:
     assert words[:3] == ["python", "-m", "ml_lifecycle.serving"]
     options = _parse(words[3:])
     assert (options.environment, options.lake) == (environment, f"s3://{environment}")
+
+
+@pytest.mark.parametrize("environment", ["staging", "production"])
+def test_the_servers_are_as_many_as_the_autoscaler_says(environment: str) -> None:
+    found = manifests(KUBERNETES / environment)
+    deployment, scaler = only(found, "Deployment"), only(found, "HorizontalPodAutoscaler")["spec"]
+    target = scaler["scaleTargetRef"]
+    assert (target["apiVersion"], target["kind"]) == (deployment["apiVersion"], deployment["kind"])
+    assert target["name"] == deployment["metadata"]["name"]
+    # A number of its own would be set anew whenever the manifests are applied.
+    assert "replicas" not in deployment["spec"]
+    allowed = only(found, "PodDisruptionBudget")["spec"]["maxUnavailable"]
+    assert scaler["maxReplicas"] > scaler["minReplicas"] > allowed
+    (metric,) = scaler["metrics"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    # A share of what is asked for can only be told where something is asked for.
+    assert metric["resource"]["name"] in container["resources"]["requests"]
+
+
+def test_a_release_finds_every_server_by_its_own_address() -> None:
+    found = manifests(KUBERNETES / "production")
+    headless = only(found, "Service", "model-server-replicas")
+    assert headless["spec"]["clusterIP"] == "None"
+    # Only those that are ready have one.
+    assert "publishNotReadyAddresses" not in headless["spec"]
+    host = f"http://{headless['metadata']['name']}.{headless['metadata']['namespace']}.svc"
+    assert (
+        f"`production_server` is `{host}`, port {headless['spec']['ports'][0]['port']}"
+        in (KUBERNETES / "README.md").read_text()
+    )
+
+
+def test_a_server_has_time_to_end() -> None:
+    from ml_lifecycle.serving import server
+    from ml_lifecycle.serving.__main__ import _parse
+
+    pod = only(manifests(KUBERNETES / "serving"), "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    drain = _parse(container["args"][3:]).drain_seconds
+    # Until the name service forgets it: CoreDNS keeps what Kubernetes says for five seconds.
+    assert drain >= 10
+    # Then what is in flight, then the prediction log.
+    assert pod["terminationGracePeriodSeconds"] >= drain + server._SHUTDOWN_SECONDS + 10
 
 
 def secrets_made_by_hand() -> set[tuple[str, str, str]]:
@@ -203,9 +249,13 @@ def administrator() -> Iterator[Any]:
         rendered += list(yaml.safe_load_all(made.stdout))
     # Nodes' rights are given by the test that tries them.
     rendered = [each for each in rendered if each["kind"] not in ("ClusterRole", "ClusterRoleBinding")]
-    if "v1" not in served["policy"]:  # Kubernetes 1.20
+    # Kubernetes 1.20 has these with the same fields under other names.
+    for group, former in (("policy", "v1beta1"), ("autoscaling", "v2beta2")):
         for each in rendered:
-            each["apiVersion"] = each["apiVersion"].replace("policy/v1", "policy/v1beta1")
+            in_group, _, version = each["apiVersion"].partition("/")
+            if in_group == group and version not in served[group]:
+                assert former in served[group]
+                each["apiVersion"] = f"{group}/{former}"
     text = yaml.safe_dump_all(rendered)
     subprocess.run([*kubectl, "apply", "-f", "-"], input=text, text=True, check=True)
     core = client.CoreV1Api(api)
@@ -319,6 +369,44 @@ def test_nodes_are_seen_once_the_administrator_allows_it(airflow: Any) -> None:
     core = client.CoreV1Api(airflow)
     assert status_of(core.list_node) == 200
     assert status_of(lambda: core.patch_node("any", {})) == 403
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    ("kind", "group", "plural", "versions"),
+    [
+        ("HorizontalPodAutoscaler", "autoscaling", "horizontalpodautoscalers", ("v2", "v2beta2")),
+        ("PodDisruptionBudget", "policy", "poddisruptionbudgets", ("v1", "v1beta1")),
+    ],
+)
+def test_the_cluster_understood_all_that_it_was_told(
+    administrator: Any, kind: str, group: str, plural: str, versions: tuple[str, ...]
+) -> None:
+    """What an API server does not know in a manifest, it drops without a word."""
+    from kubernetes import client
+
+    wanted = only(manifests(KUBERNETES / "production"), kind)
+    namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
+    objects = client.CustomObjectsApi(administrator)
+    served = {
+        version.version
+        for each in client.ApisApi(administrator).get_api_versions().groups
+        if each.name == group
+        for version in each.versions
+    }
+    version = next(version for version in versions if version in served)
+    kept = objects.get_namespaced_custom_object(group, version, namespace, plural, name)
+    assert lacking(wanted["spec"], kept["spec"]) == []
+
+
+def lacking(wanted: Any, kept: Any, path: str = "spec") -> list[str]:
+    """Where ``kept`` is not what was wanted; what the cluster added by itself does not count."""
+    if isinstance(wanted, dict) and isinstance(kept, dict):
+        return [found for key in wanted for found in lacking(wanted[key], kept.get(key), f"{path}.{key}")]
+    if isinstance(wanted, list) and isinstance(kept, list) and len(wanted) == len(kept):
+        pairs = enumerate(zip(wanted, kept, strict=True))
+        return [found for at, (one, other) in pairs for found in lacking(one, other, f"{path}[{at}]")]
+    return [] if wanted == kept else [f"{path} is {kept!r}, not {wanted!r}"]
 
 
 @pytest.mark.proof

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.predictions import CHECK_ID_PREFIX
@@ -15,6 +15,8 @@ from ml_lifecycle.delivery.route import Route, Variant
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.records import ColumnSpec
 from ml_lifecycle.serving.types import announced
+
+T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
 _LATENCY_REQUESTS = 200
@@ -61,39 +63,29 @@ class Golden:
         return cls(data["request"], data["expected"], data["absolute"])
 
 
-def wait_for_revision(
-    client: Client, endpoint: str, revision: int, seconds: float, clock: Clock
-) -> str | None:
-    """Wait until the server serves the revision, or a later one; says what it does instead, else None."""
+def not_followed(client: Client, route: Route) -> str | None:
+    """What a server does instead of serving the route, or a later one; None if it does serve it.
 
-    def look() -> str | None:
-        serving = client.metadata(endpoint)["parameters"]
-        if serving["route_revision"] >= revision:
-            return None
-        refused = f" and says: {serving['route_error']}" if serving.get("route_error") else ""
-        return f"it serves revision {serving['route_revision']}{refused}"
-
-    found = _wait(look, seconds, clock)
-    return found and f"the server did not come to revision {revision} within {seconds:g} s: {found}"
-
-
-def wait_for_withdrawal(client: Client, endpoint: str, seconds: float, clock: Clock) -> str | None:
-    """Wait until the server serves nothing at the endpoint; says so if it still does, else None."""
-    found = _wait(lambda: "it still serves" if client.ready(endpoint) else None, seconds, clock)
-    return found and f"the server did not withdraw {endpoint} within {seconds:g} s: {found}"
+    A route without variants is followed by serving nothing at its endpoint.
+    """
+    try:
+        if not route.variants:
+            return "it still serves" if client.ready(route.endpoint) else None
+        serving = client.metadata(route.endpoint)["parameters"]
+    except LifecycleError as error:
+        return str(error)
+    if serving["route_revision"] >= route.revision:
+        return None
+    refused = f" and says: {serving['route_error']}" if serving.get("route_error") else ""
+    return f"it serves revision {serving['route_revision']}{refused}"
 
 
-def _wait(look: Callable[[], str | None], seconds: float, clock: Clock) -> str | None:
+def wait_for(look: Callable[[], T], seconds: float, clock: Clock) -> T:
     """Look until there is nothing to say any more; at the deadline, what there is."""
     deadline = clock.monotonic() + seconds
-    while True:
-        try:
-            found = look()
-        except LifecycleError as error:
-            found = str(error)
-        if found is None or clock.monotonic() >= deadline:
-            return found
+    while (found := look()) and clock.monotonic() < deadline:
         clock.sleep(_POLL_SECONDS)
+    return found
 
 
 def run_checks(

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.delivery.checks import (
-    Client,
-    Clock,
-    Golden,
-    run_checks,
-    wait_for_revision,
-    wait_for_withdrawal,
-)
+from ml_lifecycle.delivery.checks import Client, Clock, Golden, not_followed, run_checks, wait_for
 from ml_lifecycle.delivery.route import Route, Variant
+from ml_lifecycle.errors import LifecycleError
 
 
 class Target(Protocol):
@@ -61,12 +55,13 @@ class Target(Protocol):
 class ModelServers:
     """The project's own model servers: they look at the lake by themselves.
 
-    :param clients: one a server
+    :param clients: one a server; gone through anew at each look, so that they may be those of the moment
+        (:class:`ml_lifecycle.serving.replicas.Replicas`)
     """
 
     environment: str
     lake: Lake
-    clients: Sequence[Client]
+    clients: Iterable[Client]
 
     def ready(self) -> None:
         """Ask every server."""
@@ -74,21 +69,40 @@ class ModelServers:
             client.ready()
 
     def follow(self, route: Route, seconds: float, clock: Clock) -> list[str]:
-        """Wait until every server serves the route's revision, or a later one."""
-        found = (
-            wait_for_revision(client, route.endpoint, route.revision, seconds, clock)
-            if route.variants
-            else wait_for_withdrawal(client, route.endpoint, seconds, clock)
-            for client in self.clients
-        )
-        return [failure for failure in found if failure is not None]
+        """Wait until every server that there is serves the route's revision, or a later one.
+
+        One that has gone is not waited for. One that comes serves what is published before it is ready.
+        """
+
+        def look() -> list[tuple[str, str]]:
+            try:
+                states = [(str(client), not_followed(client, route)) for client in self.clients]
+            except LifecycleError as error:
+                return [(f"what serves {self.environment}", str(error))]
+            return [(who, state) for who, state in states if state is not None]
+
+        what = f"come to revision {route.revision}" if route.variants else f"withdraw {route.endpoint}"
+        return [
+            f"{who} did not {what} within {seconds:g} s: {state}"
+            for who, state in wait_for(look, seconds, clock)
+        ]
 
     def check(
         self, route: Route, variant: Variant, golden: Golden, max_latency_ms: float | None
     ) -> list[str]:
-        """Ask every server."""
-        return [
-            failure
-            for client in self.clients
-            for failure in run_checks(client, route, variant, golden, max_latency_ms)
-        ]
+        """Ask every server.
+
+        One that fails and has gone says nothing of the variant: it may have been asked while it ended. Those
+        that have come in the meantime are asked too, so that nothing passes by having no server left.
+        """
+
+        def ask(client: Client) -> list[str]:
+            return [f"{one} ({client})" for one in run_checks(client, route, variant, golden, max_latency_ms)]
+
+        try:
+            found = {client: ask(client) for client in self.clients}
+            if any(found.values()):
+                found = {client: found[client] if client in found else ask(client) for client in self.clients}
+        except LifecycleError as error:
+            return [str(error)]
+        return [failure for failures in found.values() for failure in failures]

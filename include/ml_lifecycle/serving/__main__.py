@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model_memory=None if options.model_memory is None else options.model_memory * 2**20,
         reader_factory=partial(feast_reader, cache_seconds=options.feature_cache_seconds),
         access_log=access_log,
+        drain_seconds=options.drain_seconds,
     )
     host, port = listener.getsockname()[:2]
     print(f"serving {options.environment} on http://{host}:{port}", flush=True)
@@ -112,6 +113,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="MIB",
         help="what models may take together, estimated; those asked for the longest ago go first, and are "
         "loaded again when they are asked for",
+    )
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=0.0,
+        help="how long to go on after SIGTERM, not ready any more, for requests that are still sent here "
+        "(default: %(default)s)",
     )
     parser.add_argument("--poll-seconds", type=float, default=0.2, help="how often routes are looked at")
     parser.add_argument("--token-file", type=Path, help=f"file with the token, instead of {TOKEN_VARIABLE}")

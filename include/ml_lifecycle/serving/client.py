@@ -45,13 +45,25 @@ class ModelClient:
     :param token: the server's bearer token
     :param timeout: seconds, a request
     :param transport: instead of the network, e.g. to reach an application in this process
+    :param address: the one server to ask of those that the URL's name leads to
     """
 
     def __init__(
-        self, url: str, token: str, timeout: float = 10.0, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        token: str,
+        timeout: float = 10.0,
+        transport: httpx.BaseTransport | None = None,
+        address: str | None = None,
     ) -> None:
         headers = {"Authorization": f"Bearer {token}"}
+        if address is not None:
+            transport = _ToAddress(address, transport or httpx.HTTPTransport())
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
+        self._name = url if address is None else f"{url} at {address}"
+
+    def __str__(self) -> str:
+        return self._name
 
     def __enter__(self) -> ModelClient:
         return self
@@ -162,8 +174,25 @@ class ModelClient:
         try:
             return self._http.request(method, path, json=body)
         except httpx.TransportError as error:
-            where = f"{str(self._http.base_url).rstrip('/')}{path}"
-            raise ServerUnavailableError(f"{method} {where}: no answer ({error!r})") from error
+            raise ServerUnavailableError(f"{method} {path}: no answer from {self} ({error!r})") from error
+
+
+class _ToAddress(httpx.BaseTransport):
+    """Connects to one of a name's addresses. The request and the certificate's check stay the name's."""
+
+    def __init__(self, address: str, network: httpx.BaseTransport) -> None:
+        self._address = address
+        self._network = network
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send it there."""
+        request.extensions = {**request.extensions, "sni_hostname": request.url.host}
+        request.url = request.url.copy_with(host=self._address)
+        return self._network.handle_request(request)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._network.close()
 
 
 def _path(endpoint: str, version: str | None) -> str:

@@ -155,6 +155,11 @@ class ServedRoute:
         return tuple(loaded for loaded in self.variants if loaded.variant.role == "shadow")
 
     @cached_property
+    def is_returned(self) -> bool:
+        """Whether answers go to who asked. A shadow that is here alone is sent copies by somebody else."""
+        return any(loaded.variant.role != "shadow" for loaded in self.variants)
+
+    @cached_property
     def key_sets(self) -> frozenset[frozenset[str]]:
         """The entity keys of each variant that is asked by them."""
         return frozenset(
@@ -167,8 +172,7 @@ class ServedRoute:
         :param key: without one it is the champion. A shadow never answers unless it is named
         :raises UnknownModelError: the version is not served. Retry: no.
         """
-        champion = self.champion
-        if version is not None:
+        if version is not None and self.variants:
             for loaded in self.variants:
                 if loaded.variant.version == version:
                     return loaded
@@ -176,6 +180,7 @@ class ServedRoute:
                 f"endpoint {self.route.endpoint!r} does not serve version {version!r:.100}, "
                 f"only {list(self.versions)}"
             )
+        champion = self.champion
         if key is None or not self.canaries:
             return champion
         share = share_of(self.route.salt, key)

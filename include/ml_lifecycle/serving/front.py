@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ml_lifecycle.serving.access_log import AccessLog
@@ -29,6 +30,7 @@ class Front:
     :param clock: the wall clock, microseconds since 1970
     :param max_rows: in one request
     :param max_bytes: of one request
+    :param leaving: set once the server was told to stop
     """
 
     about: Mapping[str, Any]
@@ -41,6 +43,12 @@ class Front:
     max_rows: int
     max_bytes: int
     access_log: AccessLog | None = None
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return self.repository.ready and not self.leaving.is_set()
 
     def index(self, ready_only: bool) -> list[dict[str, str]]:
         """Every endpoint and version with its state, as the protocol's repository index lists them."""

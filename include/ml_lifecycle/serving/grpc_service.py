@@ -138,7 +138,7 @@ class GrpcService:
         return MESSAGES["ServerLiveResponse"](live=True)
 
     async def _server_ready(self, request: Any, metadata: Metadata) -> Any:
-        return MESSAGES["ServerReadyResponse"](ready=self._front.repository.ready)
+        return MESSAGES["ServerReadyResponse"](ready=self._front.ready)
 
     async def _server_metadata(self, request: Any, metadata: Metadata) -> Any:
         about = {name: self._front.about[name] for name in ("name", "version", "extensions")}

@@ -425,6 +425,10 @@ class HttpServer:
         self._tick_seconds = min(0.5, self.bounds.head_seconds / 10, self.bounds.body_seconds / 10)
         self._now = 0.0
 
+    def leave(self) -> None:
+        """Have clients go elsewhere: each connection ends with its next answer."""
+        self.closing = True
+
     def now(self) -> float:
         """Seconds of the loop's clock, as of the last tick: exact enough for bounds, and free."""
         return self._now
@@ -441,7 +445,7 @@ class HttpServer:
         try:
             await stopped.wait()
         finally:
-            self.closing = True
+            self.leave()
             server.close()
             deadline = loop.time() + close_seconds
             while self.connections and loop.time() < deadline:

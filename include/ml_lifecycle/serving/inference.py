@@ -100,7 +100,10 @@ class Inference:
             latency_ms = (time.perf_counter() - waiting.job.started) * 1000
             status = error.status if isinstance(error, ServingError) else 500
             route, variant = waiting.job.served.route, waiting.loaded.variant
-            self._log.append(FailedEntry(route, variant, waiting.query, latency_ms, status))
+            returned = waiting.job.served.is_returned
+            self._log.append(
+                FailedEntry(route, variant, waiting.query, latency_ms, status, returned=returned)
+            )
         waiting.job.fail(error)
 
     def _read(self, waiting: Waiting) -> None:
@@ -150,7 +153,8 @@ class Inference:
     def _note(self, jobs: Sequence[Job], scored: Scored) -> None:
         now = time.perf_counter()
         latencies = [(now - job.started) * 1000 for job in jobs]
-        self._log.append(LogEntry(scored, latencies, sum(query.size for query in scored.queries)))
+        size = sum(query.size for query in scored.queries)
+        self._log.append(LogEntry(scored, latencies, size, jobs[0].served.is_returned))
         variant = scored.variant
         self._metrics.scored(scored.route.endpoint, variant.version, variant.role, scored.table.rows)
         if jobs[0].served.shadows:

@@ -190,7 +190,7 @@ class Rest:
         return json_response({**self._front.about, "models": sorted(self._front.plane.endpoints)})
 
     def _server_ready(self, request: Request, target: Target) -> Response:
-        ready = self._front.repository.ready
+        ready = self._front.ready
         return json_response({"ready": ready}, 200 if ready else 503)
 
     def _openapi(self, request: Request, target: Target) -> Response:

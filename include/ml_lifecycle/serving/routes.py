@@ -27,6 +27,7 @@ class RouteLoader:
     :param online_store: URL of the online store; None for a server that takes vectors only
     :param threads: intra-op threads of ONNX Runtime
     :param shelf: where models are kept; one without limits if not given
+    :param version: the only one to serve of each route; None for all that it has
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class RouteLoader:
         reader_factory: ReaderFactory = feast_reader,
         threads: int = 1,
         shelf: Shelf | None = None,
+        version: str | None = None,
     ) -> None:
         self._lake = lake
         self._metrics = metrics
@@ -44,6 +46,7 @@ class RouteLoader:
         self._online_store = online_store
         self._reader_factory = reader_factory
         self._threads = threads
+        self._version = version
 
     def load(self, route: Route, pointer: Pointer, previous: ServedRoute | None = None) -> ServedRoute:
         """Load every variant; a model that ``previous`` already runs is taken from there.
@@ -56,11 +59,12 @@ class RouteLoader:
         """
         if route.variants and sum(variant.role == "champion" for variant in route.variants) != 1:
             raise RouteRefusedError(f"revision {route.revision} must have exactly one champion")
+        wanted = [one for one in route.variants if self._version in (None, one.version)]
+        if route.variants and not wanted:
+            raise RouteRefusedError(f"revision {route.revision} has no version {self._version!r}")
         loaded = previous.variants if previous else ()
-        later = previous is None and self._shelf.full and not any(map(_has_traffic_soon, route.variants))
-        variants = tuple(
-            self._load_variant(route.endpoint, variant, loaded, later) for variant in route.variants
-        )
+        later = previous is None and self._shelf.full and not any(map(_has_traffic_soon, wanted))
+        variants = tuple(self._load_variant(route.endpoint, variant, loaded, later) for variant in wanted)
         return ServedRoute(route, pointer, variants)
 
     def _load_variant(
@@ -99,6 +103,7 @@ class RouteFollower:
     :param poll_seconds: between two looks at the pointers
     :param retry_seconds: before a route that failed is tried again
     :param monotonic: measures the retry's delay
+    :param pinned: what to serve for ever, whatever is published
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class RouteFollower:
         poll_seconds: float = 0.2,
         retry_seconds: float = 2.0,
         monotonic: Callable[[], float] = time.monotonic,
+        pinned: Pointer | None = None,
     ) -> None:
         self._lake = lake
         self._plane = plane
@@ -120,6 +126,7 @@ class RouteFollower:
         self._poll_seconds = poll_seconds
         self._retry_seconds = retry_seconds
         self._monotonic = monotonic
+        self._pinned = pinned
         self._failed: dict[str, tuple[Pointer | None, float]] = {}
         self._looked = False
         self._held: set[str] = set()
@@ -202,7 +209,7 @@ class RouteFollower:
         before = self._plane.get(name)
         pointer: Pointer | None = None
         try:
-            pointer = read_pointer(self._lake, name)
+            pointer = self._pinned or read_pointer(self._lake, name)
             if self._settled(name, before, pointer):
                 return
             served = self._next(name, before.served, pointer)

@@ -17,10 +17,11 @@ from ml_lifecycle.serving.access_log import AccessLog
 from ml_lifecycle.serving.dataplane import DataPlane
 from ml_lifecycle.serving.door import Client, Door
 from ml_lifecycle.serving.front import Front
-from ml_lifecycle.serving.http import Bounds, HttpServer
+from ml_lifecycle.serving.http import Application, Bounds, HttpServer
 from ml_lifecycle.serving.inference import Inference
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.moments import now
+from ml_lifecycle.serving.pinned import Pinned
 from ml_lifecycle.serving.prediction_log import PredictionLog
 from ml_lifecycle.serving.resolver import ReaderFactory, feast_reader
 from ml_lifecycle.serving.rest import Rest
@@ -51,6 +52,10 @@ class ModelServer:
     :param reader_factory: makes readers of the online store
     :param clock: the wall clock, microseconds since 1970
     :param access_log: where a line a request goes; None for nowhere
+    :param drain_seconds: how long it goes on once it was told to stop, not ready any more: until then whoever
+        sends requests here may not know of it
+    :param pinned: what to serve for ever; None follows what is published
+    :param application: what HTTP requests are answered by
     """
 
     def __init__(
@@ -67,11 +72,29 @@ class ModelServer:
         reader_factory: ReaderFactory = feast_reader,
         clock: Callable[[], int] = now,
         access_log: AccessLog | None = None,
+        drain_seconds: float = 0.0,
+        pinned: Pinned | None = None,
+        application: Callable[[Front], Application] = Rest,
     ) -> None:
         metrics = Metrics(environment)
         plane = DataPlane()
-        loader = RouteLoader(lake, metrics, online_store, reader_factory, shelf=Shelf(metrics, model_memory))
-        self._follower = RouteFollower(lake, plane, loader, metrics, endpoints, poll_seconds)
+        loader = RouteLoader(
+            lake,
+            metrics,
+            online_store,
+            reader_factory,
+            shelf=Shelf(metrics, model_memory),
+            version=None if pinned is None else pinned.version,
+        )
+        self._follower = RouteFollower(
+            lake,
+            plane,
+            loader,
+            metrics,
+            endpoints if pinned is None else [pinned.endpoint],
+            poll_seconds,
+            pinned=None if pinned is None else pinned.pointer,
+        )
         self._log = PredictionLog(lake, metrics)
         self._executor = ThreadPoolExecutor(_WORKER_THREADS, thread_name_prefix="infer")
         self._waiting = ThreadPoolExecutor(_WORKER_THREADS, thread_name_prefix="load")
@@ -94,7 +117,8 @@ class ModelServer:
             access_log=access_log,
         )
         self._front = front
-        self._http = HttpServer(Rest(front), bounds)
+        self._http = HttpServer(application(front), bounds)
+        self._drain_seconds = drain_seconds
 
     async def run(
         self, listener: socket.socket, stopped: asyncio.Event, grpc_address: str | None = None
@@ -107,6 +131,8 @@ class ModelServer:
         self._log.start()
         self._follower.start()
         grpc_service = None
+        left = asyncio.Event()
+        leaving = asyncio.create_task(self._leave(stopped, left))
         try:
             if grpc_address is not None:
                 from ml_lifecycle.serving.grpc_service import GrpcService
@@ -114,10 +140,11 @@ class ModelServer:
                 grpc_service = GrpcService(self._front)
                 await grpc_service.start(grpc_address)
             # Both protocols end at once, within one and the same time.
-            ending = asyncio.create_task(_stop_grpc(grpc_service, stopped))
-            await self._http.run(listener, stopped, _SHUTDOWN_SECONDS)
+            ending = asyncio.create_task(_stop_grpc(grpc_service, left))
+            await self._http.run(listener, left, _SHUTDOWN_SECONDS)
             await ending
         finally:
+            leaving.cancel()
             # All requests are answered by now; their rows are in the log's buffer.
             self._follower.stop()
             self._front.inference.close()
@@ -126,6 +153,14 @@ class ModelServer:
             self._log.close()
             if self._front.access_log is not None:
                 self._front.access_log.flush()
+
+    async def _leave(self, stopped: asyncio.Event, left: asyncio.Event) -> None:
+        """Say that requests should go elsewhere, and answer those that still come."""
+        await stopped.wait()
+        self._front.leaving.set()
+        self._http.leave()
+        await asyncio.sleep(self._drain_seconds)
+        left.set()
 
 
 async def _stop_grpc(service: GrpcService | None, stopped: asyncio.Event) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ml_lifecycle.records import Severity, TaskType
+from ml_lifecycle.spec.sagemaker import SageMaker
 from ml_lifecycle.spec.training import Training
 from ml_lifecycle.spec.types import (
     ConnectionId,
@@ -169,14 +170,16 @@ class Approvers(Strict):
 class Environment(Strict):
     """Airflow connections of one place where models are served; nothing is shared between two.
 
-    :param server: the model server (host, port, password = token)
-    :param lake: the lake that server reads routes and models from and logs predictions to
+    :param server: the model servers (host, port, password = token); with ``sagemaker`` an Amazon connection
+    :param lake: the lake that routes and models are served from and predictions logged to
     :param online_store: Feast's online store
+    :param sagemaker: what Amazon SageMaker runs, instead of model servers that are there already
     """
 
     server: ConnectionId
     lake: ConnectionId
     online_store: ConnectionId
+    sagemaker: SageMaker | None = None
 
 
 Percent = Annotated[float, Field(gt=0, lt=100)]

@@ -189,6 +189,18 @@ Memory = Annotated[
     str, _text(r"^[0-9]+(\.[0-9]+)?([KMGT]i|[kMGT])?$", "must be a memory quantity, such as 512Mi or 2Gi")
 ]
 
+# Amazon's names of a role and of a kind of machine.
+RoleArn = Annotated[
+    str,
+    _text(
+        r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9+=,.@_/-]{1,512}$",
+        "must be the ARN of a role, such as arn:aws:iam::123456789012:role/models",
+    ),
+]
+InstanceType = Annotated[
+    str, _text(r"^ml\.[a-z0-9-]+\.[a-z0-9-]+$", "must be a SageMaker instance type, such as ml.m5.large")
+]
+
 # A label's key, a resource's or a priority class's name, and a label's value, as Kubernetes has them.
 KubernetesName = Annotated[
     str,

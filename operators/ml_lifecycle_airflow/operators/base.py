@@ -102,12 +102,23 @@ class Resources:
         return LakeHook(self.spec.environments[environment].lake).get_conn()
 
     def target(self, environment: str) -> Target:
-        """Where an environment's models run, for releases."""
+        """Where an environment's models run, for releases.
+
+        :raises ConnectionIncompleteError: a connection does not lead to what is needed. Retry: no.
+        """
+        given, lake = self.spec.environments[environment], self.environment_lake(environment)
+        if given.sagemaker is not None:
+            from ml_lifecycle.delivery.sagemaker import SageMakerEndpoint
+            from ml_lifecycle_airflow.hooks.sagemaker import SageMakerApiHook, check_lake
+
+            check_lake(lake, given.lake)
+            return SageMakerEndpoint(
+                environment, lake, SageMakerApiHook(given.server).get_conn(), given.sagemaker
+            )
         from ml_lifecycle.delivery.targets import ModelServers
         from ml_lifecycle_airflow.hooks.model_server import ModelServerHook
 
-        client = ModelServerHook(self.spec.environments[environment].server).get_conn()
-        return ModelServers(environment, self.environment_lake(environment), [client])
+        return ModelServers(environment, lake, ModelServerHook(given.server).clients())
 
     def clock(self) -> Clock:
         """The wall clock; stages never ask for it themselves."""

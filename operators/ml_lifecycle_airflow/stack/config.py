@@ -42,6 +42,8 @@ class Ports:
     pods: int = 8091
     staging: int = 8092
     production: int = 8093
+    staging_grpc: int = 8094
+    production_grpc: int = 8095
 
     @classmethod
     def from_environment(cls) -> Ports:

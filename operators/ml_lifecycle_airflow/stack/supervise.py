@@ -61,6 +61,7 @@ def _programs(stack: Stack) -> dict[str, list[str]]:
         programs[f"server-{name}"] = [
             *(python, "-m", "ml_lifecycle.serving", "--host", loopback),
             *("--port", str(getattr(stack.ports, name)), "--environment", name),
+            *("--grpc-port", str(getattr(stack.ports, f"{name}_grpc"))),
             *("--lake", str(stack.environment_lake(name)), "--online-store", stack.online_store(name)),
             *("--token-file", str(secret_files / name)),
         ]
