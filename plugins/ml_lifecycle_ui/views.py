@@ -52,7 +52,7 @@ def gather(database: Database, dag_ids: Iterable[str]) -> list[dict[str, Any]]:
         {
             "name": model,
             "dags": [{"kind": kind, "link": _site("dags", f"{model}__{kind}")} for kind in kinds],
-            "champion": _champion(served[model], approvals) if model in served else None,
+            "champion": _champion(served[model], busy.get(model), approvals) if model in served else None,
             "under_way": _under_way(busy[model], approvals) if model in busy else None,
             "approvals": [_request(request) for request in requests.get(model, ())],
             "last_window": _window(windows[model][0]) if windows.get(model) else None,
@@ -83,7 +83,7 @@ def _urgency(view: dict[str, Any]) -> tuple[bool, int, str]:
     return not view["approvals"], -_RANK[newest], view["name"]
 
 
-def _champion(served: Served, approvals: dict[str, Approval]) -> dict[str, Any]:
+def _champion(served: Served, busy: Served | None, approvals: dict[str, Approval]) -> dict[str, Any]:
     release = served.release
     approval = approvals.get(release.evidence_digest or "")
     return {
@@ -95,7 +95,8 @@ def _champion(served: Served, approvals: dict[str, Approval]) -> dict[str, Any]:
         "reason": release.reason,
         "since": served.since.isoformat(),
         "approved_by": None if approval is None else approval.approved_by,
-        "traffic": _traffic(served),
+        # What is published: a canary has its share before it is confirmed.
+        "traffic": _traffic(busy if busy is not None and busy.release.state == "applied" else served),
     }
 
 
@@ -104,9 +105,15 @@ def _under_way(busy: Served, approvals: dict[str, Approval]) -> dict[str, Any]:
 
 
 def _traffic(served: Served) -> list[dict[str, Any]]:
+    variants = served.route.variants
+    rest = 1 - sum(variant.weight for variant in variants if variant.role == "canary")
     return [
-        {"role": variant.role, "version": variant.version, "weight": variant.weight}
-        for variant in served.route.variants
+        {
+            "role": variant.role,
+            "version": variant.version,
+            "weight": rest if variant.role == "champion" else variant.weight,
+        }
+        for variant in variants
     ]
 
 

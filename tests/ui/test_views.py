@@ -67,6 +67,18 @@ def test_a_release_under_way_is_no_champion(world: World) -> None:
     assert (view["under_way"]["version"], view["under_way"]["state"]) == ("1", "intent")
 
 
+def test_the_traffic_is_what_is_published_though_the_release_is_still_on_its_way(world: World) -> None:
+    world.release("flights", 1)
+    begun = world.begin("flights", 2, canary=0.25)
+    (before,) = gather(world.database, dags("flights"))
+    assert [each["version"] for each in before["champion"]["traffic"]] == ["1"]
+    world.releases.apply(begun, world.production, world.tick())
+    (view,) = gather(world.database, dags("flights"))
+    assert view["champion"]["version"] == "1"
+    shares = [(each["role"], each["version"], each["weight"]) for each in view["champion"]["traffic"]]
+    assert shares == [("champion", "2", 0.75), ("canary", "3", 0.25), ("shadow", "4", 1.0)]
+
+
 def test_open_requests_lead_to_the_decision(world: World) -> None:
     world.ask("flights", 1)
     world.ask("flights", 2, ("bob",))
