@@ -32,13 +32,16 @@ from tests.serving.conftest import Publisher, logged, row
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = SageMaker(role="arn:aws:iam::123456789012:role/m", image="server", instance_type="ml.m5.large")
-COMMAND = [sys.executable, "-m", "ml_lifecycle.serving.sagemaker"]
+IMAGES = Path(__file__).parents[2] / "include" / "images"
+COMMAND = [str(IMAGES / "serve")]  # what the image starts
 PINNED = Pinned("/nowhere", "production", "late", "1", 1, "routes/late/00000001.json", "0" * 64)
 
 
 def environment(variables: dict[str, str], port: int = 0) -> dict[str, str]:
-    path = os.pathsep.join(path for path in sys.path if path)
-    return {**os.environ, "PYTHONPATH": path, PORT_VARIABLE: str(port), **variables}
+    modules = os.pathsep.join(path for path in sys.path if path)
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ours = {"PYTHONPATH": modules, "PATH": programs, PORT_VARIABLE: str(port)}
+    return {**os.environ, **ours, **variables}
 
 
 class Container:
@@ -177,6 +180,13 @@ def test_what_it_is_not_told_is_named(changed: dict[str, str], message: str) -> 
     assert (done.returncode, done.stderr) == (EXIT_USAGE, f"{message}\n")
     with pytest.raises(PinnedVariablesError):
         Pinned.from_variables({**PINNED.variables(), **changed})
+
+
+def test_the_server_s_image_has_the_command_that_sagemaker_calls() -> None:
+    target = (IMAGES / "Dockerfile").read_text().partition("AS server\n")[2].partition("\nFROM ")[0]
+    (copied,) = [line.split() for line in target.splitlines() if "include/images/" in line]
+    assert "include/images/serve" in copied
+    assert copied[-1] == "/usr/local/bin/"
 
 
 def test_what_it_is_told_comes_over_whole() -> None:
