@@ -24,6 +24,7 @@ from ml_lifecycle_airflow import (
     TrainingSetOperator,
     TrainOperator,
     ValidateOperator,
+    WatchOperator,
 )
 
 FOLDER = Path(__file__).parent / "models" / "flight_delay"
@@ -64,8 +65,10 @@ with DAG(
     production = DeployOperator(
         task_id="deploy_production", evidence=evidence.output, environment="production"
     )
+    # Where the strategy gives the version a part of the traffic, this gives it more, or takes it back.
+    watched = WatchOperator(task_id="watch_production", evidence=evidence.output, retries=1000)
     champion = MarkChampionOperator(task_id="mark_champion", version=registered)
 
     snapshot >> validation >> training_set >> training >> evaluation >> version >> evidence
     evidence >> staging_features >> staging >> approval
-    approval >> production_features >> production >> champion
+    approval >> production_features >> production >> watched >> champion

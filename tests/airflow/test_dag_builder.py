@@ -93,7 +93,8 @@ def test_the_stages_follow_each_other(world: World) -> None:
     assert after("train", "evaluate") == {"register"}
     assert after("promote", "deploy_staging") == {"approve"}
     assert after("promote", "approve") == {"prepare_production"}
-    assert after("promote", "deploy_production") == {"mark_champion"}
+    assert after("promote", "deploy_production") == {"watch_production"}
+    assert after("promote", "watch_production") == {"mark_champion"}
     assert after("monitor", "monitor") == {"notify", "retrain"}
     assert {"materialise", "score"} <= after("score", "validate")
     promoting = dags["delays__promote"].task_dict

@@ -186,14 +186,15 @@ def begin_staging(database: Database, evidence: Evidence) -> Release:
             model_digest=evidence.model_digest,
             evidence_digest=evidence.digest,
             strategy="blue_green",
-            variants=(_served(evidence),),
+            variants=(served_variant(evidence),),
             expected=None if live is None else live.revision,
         ),
         NOW,
     )
 
 
-def _served(evidence: Evidence) -> Variant:
+def served_variant(evidence: Evidence) -> Variant:
+    """What a route has of a version whose bytes nobody reads."""
     digest = evidence.model_digest
     return Variant("champion", evidence.version, f"models/{digest}.onnx", digest, "regression", COLUMNS, ())
 

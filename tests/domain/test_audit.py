@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from delivery_kit import NOW, make_candidate
+from delivery_kit import NOW, make_candidate, served_variant
 from sqlalchemy import delete, select, update
 
 from ml_lifecycle.adapters.lake import Lake
@@ -73,7 +73,7 @@ class World:
                 model_digest=evidence.model_digest,
                 evidence_digest=evidence.digest,
                 strategy="blue_green",
-                variants=(),
+                variants=(served_variant(evidence),),
                 expected=None if live is None else live.revision,
                 requested_by="cem",
             ),

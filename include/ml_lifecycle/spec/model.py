@@ -209,7 +209,7 @@ class Delivery(Strict):
 
     @model_validator(mode="after")
     def _steps_fit_the_strategy(self) -> Delivery:
-        if self.strategy == "blue_green" and "steps" in self.model_fields_set:
+        if self.strategy == "blue_green" and self.steps is not None:
             raise FieldError("steps", "go with canary, ab or shadow; blue_green has all traffic at once")
         if self.strategy == "canary" and self.steps == ():
             raise FieldError("steps", "a canary has at least one")
