@@ -164,8 +164,9 @@ class World:
         return str(self.admin.result(TRAIN, run_id, "register")["version"])
 
     def released(self) -> list[tuple[str, str]]:
-        """Version and state of production's releases, newest first."""
-        return [(one.version, one.state) for one in Releases(self.database).history("production", "small")]
+        """Version and state of production's releases, newest first; of each the last of its steps."""
+        history = Releases(self.database).history("production", "small")
+        return [(one.version, one.state) for one in history if one.state != "superseded"]
 
     def check(self) -> None:
         """The ledger is whole, and production serves what it says."""

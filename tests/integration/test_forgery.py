@@ -173,12 +173,20 @@ def test_only_the_yes_of_one_who_was_asked_goes_live(world: World) -> None:
         "approve": ["deploy_staging"],
         "prepare_production": ["deploy_staging", "approve"],
         "deploy_production": ["deploy_staging", "approve", "prepare_production"],
-        "mark_champion": ["deploy_staging", "approve", "prepare_production", "deploy_production"],
+        "watch_production": ["deploy_staging", "approve", "prepare_production", "deploy_production"],
+        "mark_champion": [
+            "deploy_staging",
+            "approve",
+            "prepare_production",
+            "deploy_production",
+            "watch_production",
+        ],
     }
     messages = {
         "approve": "NotConfirmedError: staging has not confirmed version",
         "prepare_production": "NotApprovedError: the ledger has no approval of version",
         "deploy_production": "NotApprovedError: the ledger has no approval of version",
+        "watch_production": "NotConfirmedError: version",
         "mark_champion": "NotConfirmedError: ",
     }
     for stopped, marked in skipped.items():
