@@ -211,8 +211,10 @@ def test_the_life_was_a_whole_one(both: Both) -> None:
     assert [version for version, _ in life.answers] == ["1", "2", "1"]
     production = [release[1:5] for release in life.releases if release[0] == "production"]
     assert production == [
-        (3, "restore", "confirmed", "1"),
-        (2, "deploy", "rolled_back", "2"),
+        (5, "restore", "confirmed", "1"),
+        (4, "restore", "superseded", "1"),
+        (3, "deploy", "rolled_back", "2"),
+        (2, "deploy", "superseded", "2"),
         (1, "deploy", "confirmed", "1"),
     ]
     assert [entry[3] for entry in life.ledger if entry[1] == "decision"] == ["alice", "alice", "admin"]
