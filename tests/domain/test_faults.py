@@ -55,6 +55,7 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_every_effect_is_seen_once_and_nothing_else(faults: FaultKit, root: Path) -> None:
     outcome = faults.run(root, effects_of_every_kind, root)
     assert (outcome.effects, outcome.value, outcome.died) == (EFFECTS, "done", False)

@@ -48,6 +48,7 @@ def network(weeks: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Wor
     return trained(weeks, tmp_path_factory.mktemp("network"), NETWORK)
 
 
+@pytest.mark.full
 def test_the_network_learns_and_is_served_as_it_answered(
     weeks: World, network: tuple[World, Training], tmp_path: Path
 ) -> None:
@@ -74,6 +75,7 @@ def test_the_network_learns_and_is_served_as_it_answered(
     assert failed(results) == []
 
 
+@pytest.mark.full
 def test_the_network_depends_on_data_and_seed_alone(network: tuple[World, Training], tmp_path: Path) -> None:
     world, first = network
     world.lake.delete(f"{first.path}/manifest.json")

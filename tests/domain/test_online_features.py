@@ -319,6 +319,7 @@ def check_kills(
             assert stored(url) == stored(twin)
 
 
+@pytest.mark.full
 def test_a_killed_writer_leaves_the_next_one_whole_and_readers_reading(
     story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
