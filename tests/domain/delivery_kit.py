@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -201,11 +201,18 @@ def served_variant(evidence: Evidence) -> Variant:
 
 def make_model(slope: float) -> bytes:
     """An ONNX file that predicts ``slope * distance + hour``."""
+    from onnx import helper
+
+    return make_scaled([helper.make_node("Constant", [], ["slope"], value_float=float(slope))])
+
+
+def make_scaled(slope: Sequence[Any]) -> bytes:
+    """An ONNX file that predicts ``slope * distance + hour``, with nodes that make ``slope``."""
     from onnx import TensorProto, helper
 
     graph = helper.make_graph(
         [
-            helper.make_node("Constant", [], ["slope"], value_float=float(slope)),
+            *slope,
             helper.make_node("Mul", ["distance", "slope"], ["scaled"]),
             helper.make_node("Cast", ["hour"], ["hour_float"], to=TensorProto.FLOAT),
             helper.make_node("Add", ["scaled", "hour_float"], ["prediction"]),

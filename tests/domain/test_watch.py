@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from delivery_kit import Candidate, Server, make_candidate, make_golden, make_model
+from delivery_kit import Candidate, Server, make_candidate, make_golden, make_model, make_scaled
 from delivery_world import World
 from waiting import wait_until
 
@@ -130,26 +130,10 @@ def watched(tmp_path: Path, serving: tuple[ModelClient, Lake]) -> Callable[..., 
 
 def fails_at(hour: int) -> bytes:
     """Version 1's model, but for one hour, at which it cannot be run."""
-    from onnx import TensorProto, helper
+    from onnx import helper
 
-    graph = helper.make_graph(
-        [
-            helper.make_node("Constant", [], ["table"], value_floats=[1.0] * hour),
-            helper.make_node("Gather", ["table", "hour"], ["slope"]),
-            helper.make_node("Mul", ["distance", "slope"], ["scaled"]),
-            helper.make_node("Cast", ["hour"], ["hour_float"], to=TensorProto.FLOAT),
-            helper.make_node("Add", ["scaled", "hour_float"], ["prediction"]),
-        ],
-        "delays",
-        [
-            helper.make_tensor_value_info("distance", TensorProto.FLOAT, [None, 1]),
-            helper.make_tensor_value_info("hour", TensorProto.INT64, [None, 1]),
-        ],
-        [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, [None, 1])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    data: bytes = model.SerializeToString()
-    return data
+    table = helper.make_node("Constant", [], ["table"], value_floats=[1.0] * hour)
+    return make_scaled([table, helper.make_node("Gather", ["table", "hour"], ["slope"])])
 
 
 def alike() -> bytes:

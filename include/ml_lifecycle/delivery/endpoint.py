@@ -92,10 +92,9 @@ class Endpoint:
 
     def _begin(self, release: Release, step: Step, reason: str = "") -> Release:
         route = self.releases.route(release)
-        released = next(one for one in route.variants if one.version == release.version)
         # A restore goes back from what is live: that is not kept at hand.
         before = route.champion if release.kind == "deploy" else None
-        variants = step.variants(released, before)
+        variants = step.variants(route.variant(release.version), before)
         return self.releases.advance(release, variants, self.clock.now(), reason=reason)
 
     def take_back(self, release: Release, reason: str, *, withdraw: bool = False) -> ReleaseChecksError:
@@ -158,10 +157,8 @@ class Endpoint:
         route = self.releases.route(release)
         if silent := self._follow(route, None if release.kind == "deploy" else _WAY_BACK_SECONDS):
             return silent
-        released = next(one for one in route.variants if one.version == release.version)
-        return self._ask(
-            route, released, self.spec.delivery.max_latency_ms if release.kind == "deploy" else None
-        )
+        latency = self.spec.delivery.max_latency_ms if release.kind == "deploy" else None
+        return self._ask(route, route.variant(release.version), latency)
 
     def _rehearse(self, release: Release) -> str:
         """Ask what a rollback would serve; in words, what is wrong with it, empty if nothing is.

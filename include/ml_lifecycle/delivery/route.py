@@ -71,6 +71,10 @@ class Route(Record):
         """The variant in production."""
         return next(variant for variant in self.variants if variant.role == "champion")
 
+    def variant(self, version: str) -> Variant:
+        """The variant of a version that it serves."""
+        return next(variant for variant in self.variants if variant.version == version)
+
 
 @dataclass(frozen=True)
 class Pointer:

@@ -145,6 +145,11 @@ def check_environments(spec: ModelSpec, releases: Releases, evidence: Evidence) 
             )
 
 
+def approvers_but(spec: ModelSpec, *starters: str | None) -> tuple[str, ...]:
+    """The spec's approvers less whoever started something: nobody lets his own work pass."""
+    return tuple(user for user in dict.fromkeys(spec.approvers.users) if user not in starters)
+
+
 def assigned_approvers(
     spec: ModelSpec, version: ModelVersion, promotion_started_by: str | None
 ) -> tuple[str, ...]:
@@ -152,8 +157,7 @@ def assigned_approvers(
 
     :raises ApprovalError: nobody is left; to Airflow that would mean anyone. Retry: no, edit the spec.
     """
-    starters = {version.requested_by, promotion_started_by}
-    assigned = tuple(user for user in dict.fromkeys(spec.approvers.users) if user not in starters)
+    assigned = approvers_but(spec, version.requested_by, promotion_started_by)
     if not assigned:
         raise ApprovalError(
             f"nobody may approve {spec.name} {version.version}: approvers are "

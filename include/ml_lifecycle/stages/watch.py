@@ -23,6 +23,7 @@ from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.records import Evidence, Record, Release, digest_of, from_json, to_json
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.watch import Watch
+from ml_lifecycle.stages.approve import approvers_but
 from ml_lifecycle.stages.watch_labels import Tables, WatchedStep, observe_labels
 
 _NO_BASELINE = Baseline(latency_ms=0.0, edges=(), rows=0)
@@ -93,8 +94,7 @@ def watch(
 
 
 def _require_decider(spec: ModelSpec, evidence: Evidence, release: Release, user: str) -> None:
-    starters = {evidence.requested_by, release.requested_by}
-    deciders = [one for one in spec.approvers.users if one not in starters]
+    deciders = approvers_but(spec, evidence.requested_by, release.requested_by)
     if user not in deciders:
         may = ", ".join(deciders) or "none"
         raise NotApprovedError(
@@ -131,7 +131,7 @@ def _judge(endpoint: Endpoint, release: Release, tables: Tables | None) -> Judge
     step = endpoint.step(release)
     watched = watch_at(spec.delivery.watch, step)
     route = endpoint.releases.route(release)
-    challenger = next(one for one in route.variants if one.version == release.version)
+    challenger = route.variant(release.version)
     baseline = _baseline(lake, release, route.champion.version)
     # Without a baseline what needs none is counted: a release that fails must not wait for one.
     counting = watched if baseline is not None else _without_baseline(watched)
