@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from ml_lifecycle.delivery.route import Route, Variant, publish
 from ml_lifecycle.records import ColumnSpec
 from ml_lifecycle.serving.assignment import key_of, share_of
 from ml_lifecycle.serving.server import ModelServer
+from ml_lifecycle.serving.shadows import Load
 from tests.serving.conftest import TOKEN, Built, Publisher, logged, row
 
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -154,7 +156,7 @@ def metric(client: httpx.Client, line: str) -> float:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No copy is dropped because the machine has other work."""
-    monkeypatch.setattr("ml_lifecycle.serving.shadows._LATE_SECONDS", 60.0)
+    monkeypatch.setattr("ml_lifecycle.serving.shadows._PATIENCE_SECONDS", 60.0)
 
 
 @pytest.mark.usefixtures("patient")
@@ -207,6 +209,37 @@ def test_a_shadow_that_cannot_score_hurts_nobody_and_is_counted(
     rows = 'ml_lifecycle_shadow_rows_total{endpoint="late",outcome="%s",version="%s"}'
     wait_until(lambda: metric(client, rows % ("skipped", "2")) == 5)
     wait_until(lambda: metric(client, rows % ("failed", "3")) == 5)
+
+
+def test_copies_that_no_time_is_left_for_are_dropped_and_counted(
+    publisher: Publisher, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_lifecycle.serving.shadows._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("ml_lifecycle.serving.shadows.Load.is_over", lambda load, now: True)
+    release(
+        publisher, 1, [variant(publisher, "binary", "1"), variant(publisher, "inverted", "2", role="shadow")]
+    )
+    wait_for(client, 1)
+    for _ in range(5):
+        assert answered_by(client) == "1"
+    rows = 'ml_lifecycle_shadow_rows_total{endpoint="late",outcome="%s",version="2"}'
+    wait_until(lambda: metric(client, rows % "dropped") == 5)
+    assert metric(client, rows % "scored") == 0
+
+
+@pytest.mark.parametrize(("together", "over"), [(1, False), (32, True)])
+def test_a_server_is_at_its_limit_if_it_has_no_pause_and_answers_many_at_once(
+    together: int, over: bool
+) -> None:
+    load, now = Load(), time.monotonic()
+    load.is_over(now)
+    began = time.thread_time()
+    while time.thread_time() - began < 0.05:
+        load.answered(together)
+    assert load.is_over(now + 0.05) == over
+    load.answered(together)
+    assert load.is_over(now + 0.06) == over, "it is looked at every now and then"
+    assert not load.is_over(now + 1000)
 
 
 def looked_up() -> Built:

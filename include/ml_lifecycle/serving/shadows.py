@@ -1,14 +1,15 @@
 """Copies for shadows: scored when there is time, logged and compared, never returned.
 
 Copies wait until the answers are out and are scored many at a time on the event loop, a small piece of it
-each time, so that no request waits longer than for such a piece. When the loop is late it has no time to
-spare: then copies are dropped, and counted, before any answer suffers.
+each time, so that no request waits longer than for such a piece. While there is no time to spare they wait;
+what has waited for a second is dropped, and counted: no answer suffers for a copy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,9 +28,17 @@ log = logging.getLogger(__name__)
 
 # A piece of at most so many rows takes a fraction of a millisecond.
 _PIECE_ROWS = 64
-_PAUSE_SECONDS = 0.001
+# Meanwhile more of them come: a run for forty costs a tenth of forty runs for one.
+_PAUSE_SECONDS = 0.002
 # The loop is this late only if requests queue up before it.
 _LATE_SECONDS = 0.010
+_PATIENCE_SECONDS = 1.0
+# A server with little to do answers requests one by one, which takes most of a core long before it is at its
+# limit: eight together cost half as much each. One that answers so many at once, and has hardly a pause
+# nevertheless, has no more to give.
+_CROWD = 8
+_FULL_SHARE = 0.9
+_LOOK_SECONDS = 0.020
 
 
 class Shadows:
@@ -47,10 +56,11 @@ class Shadows:
         rows: int = 5_000,
     ) -> None:
         self._offload = offload
+        self._load = Load()
         self._log = prediction_log
         self._metrics = metrics
         self._limit = rows
-        self._waiting: list[tuple[ServedRoute, Scored]] = []
+        self._waiting: list[tuple[ServedRoute, Scored, float]] = []  # since when, by the loop's clock
         self._rows = 0
         self._due: float | None = None
 
@@ -59,10 +69,11 @@ class Shadows:
         rows = scored.table.rows
         if scored.variant.role == "shadow":
             return  # asked for by name: there is nothing to compare it with
+        self._load.answered(len(scored.queries))
         if self._rows + rows > self._limit and self._waiting:
             self._count(served, "dropped", rows)
             return
-        self._waiting.append((served, scored))
+        self._waiting.append((served, scored, asyncio.get_running_loop().time()))
         self._rows += rows
         self._wake()
 
@@ -75,10 +86,13 @@ class Shadows:
     def _run(self) -> None:
         due, self._due = self._due, None
         assert due is not None
-        if asyncio.get_running_loop().time() - due > _LATE_SECONDS:
-            self.close()
-            return
         if not self._waiting:
+            return
+        now = asyncio.get_running_loop().time()
+        if self._load.is_over(now) or now - due > _LATE_SECONDS:
+            if now - self._waiting[0][2] > _PATIENCE_SECONDS:
+                self.close()
+            self._wake()
             return
         served, piece = self._next_piece()
         large = sum(scored.table.rows for scored in piece) > BATCH_ROWS
@@ -91,7 +105,7 @@ class Shadows:
 
     def close(self) -> None:
         """Drop what waits."""
-        for served, scored in self._waiting:
+        for served, scored, _ in self._waiting:
             self._count(served, "dropped", scored.table.rows)
         self._waiting, self._rows = [], 0
 
@@ -100,7 +114,7 @@ class Shadows:
         served = self._waiting[0][0]
         piece: list[Scored] = []
         rows = 0
-        for other, scored in self._waiting:
+        for other, scored, _ in self._waiting:
             if other is not served or (piece and rows + scored.table.rows > _PIECE_ROWS):
                 break
             piece.append(scored)
@@ -151,3 +165,29 @@ class Shadows:
 
     def _count_one(self, served: ServedRoute, shadow: LoadedVariant, outcome: str, rows: int) -> None:
         self._metrics.shadowed(served.route.endpoint, shadow.variant.version, outcome, rows)
+
+
+class Load:
+    """Whether the server is at its limit: all of it, or the thread of its event loop."""
+
+    def __init__(self) -> None:
+        self._cores = len(os.sched_getaffinity(0))
+        self._since = self._thread = self._process = 0.0
+        self._batches = self._requests = 0
+        self._is_over = False
+
+    def answered(self, requests: int) -> None:
+        """Count requests that were answered together."""
+        self._batches += 1
+        self._requests += requests
+
+    def is_over(self, now: float) -> bool:
+        """Asked on the event loop; what is said is at most some hundredths of a second old."""
+        passed = now - self._since
+        if passed >= _LOOK_SECONDS:
+            thread, process = time.thread_time(), time.process_time()
+            used = max(thread - self._thread, (process - self._process) / self._cores)
+            self._is_over = used > _FULL_SHARE * passed and self._requests >= _CROWD * self._batches
+            self._since, self._thread, self._process = now, thread, process
+            self._batches = self._requests = 0
+        return self._is_over
