@@ -10,17 +10,21 @@ from typing import Annotated, Any, Literal
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.sdk.exceptions import AirflowNotFoundException
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
+from ml_lifecycle.delivery.releases import PRODUCTION
 from ml_lifecycle.errors import UnsafeNameError
 from ml_lifecycle.ledger.database import Database, DatabaseUnavailableError
 from ml_lifecycle_airflow.hooks.database import LifecycleDatabaseHook
 from ml_lifecycle_airflow.hooks.lake import ConnectionIncompleteError, LakeHook
 from ml_lifecycle_airflow.hooks.mlflow import MlflowHook
 from ml_lifecycle_ui.views import gather, history, models_of
+from ml_lifecycle_ui.watched import watched
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,8 @@ _PRIVATE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
 }
+# Threads that may wait for production's lake: if it hangs, Airflow's own routes must not run out of theirs.
+_WAITING = CapacityLimiter(4)
 _REPORT_TYPES = {".html": "text/html", ".json": "application/json"}
 
 app = FastAPI(title="ML Lifecycle", docs_url=None, redoc_url=None, openapi_url=None)
@@ -67,9 +73,18 @@ def lake() -> Lake:
         raise HTTPException(503, f"The lake has no connection: {error}") from error
 
 
+def production_lake() -> Lake:
+    """The lake that production is served from and watched in.
+
+    By its usual name: which one a model's folder names is known where DAGs are parsed, not here.
+    """
+    return LakeHook(f"{PRODUCTION}_lake").get_conn()
+
+
 ReadableDags = Annotated[set[str], Depends(readable_dags)]
 DatabaseDep = Annotated[Database, Depends(lifecycle_database)]
 LakeDep = Annotated[Lake, Depends(lake)]
+Revision = Annotated[int, PathParameter(ge=1, lt=2**31)]
 
 
 @app.exception_handler(DatabaseUnavailableError)
@@ -107,6 +122,20 @@ def model(model: str, dags: ReadableDags, database: DatabaseDep) -> Response:
     if model not in models_of(dags):
         raise HTTPException(404, "no such model")
     return JSONResponse(history(database, model), headers=_PRIVATE)
+
+
+@app.get("/api/models/{model}/watches/{endpoint}/{revision}")
+async def watch(
+    model: str, endpoint: str, revision: Revision, dags: ReadableDags, database: DatabaseDep
+) -> Response:
+    """How one of a model's releases was judged, at its last look."""
+    found = None
+    if model in models_of(dags):
+        asked = (database, production_lake, model, endpoint, revision)
+        found = await to_thread.run_sync(watched, *asked, limiter=_WAITING)
+    if found is None:
+        raise HTTPException(404, "no such release")
+    return JSONResponse(found, headers=_PRIVATE)
 
 
 @app.get("/reports/{kind}/{model}/{path:path}")

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ml_lifecycle.delivery.releases import PRODUCTION, Releases
+from ml_lifecycle.delivery.strategies import step_at
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.requests import ApprovalRequest, open_requests
 from ml_lifecycle.ledger.windows import Window, newest_windows
 
 if TYPE_CHECKING:
     from ml_lifecycle.delivery.releases import Served
+    from ml_lifecycle.delivery.route import Route
     from ml_lifecycle.ledger.database import Database
     from ml_lifecycle.records import Approval, Release
 
@@ -54,6 +56,7 @@ def gather(database: Database, dag_ids: Iterable[str]) -> list[dict[str, Any]]:
             "dags": [{"kind": kind, "link": _site("dags", f"{model}__{kind}")} for kind in kinds],
             "champion": _champion(served[model], busy.get(model), approvals) if model in served else None,
             "under_way": _under_way(busy[model], approvals) if model in busy else None,
+            "watch": _watch(busy.get(model), served.get(model)),
             "approvals": [_request(request) for request in requests.get(model, ())],
             "last_window": _window(windows[model][0]) if windows.get(model) else None,
             "windows": [_mark(window) for window in windows.get(model, ())],
@@ -66,12 +69,20 @@ def gather(database: Database, dag_ids: Iterable[str]) -> list[dict[str, Any]]:
 def history(database: Database, model: str) -> dict[str, Any]:
     """One model's newest windows and production releases, newest first."""
     releases = Releases(database).of_model(PRODUCTION, model, SHOWN_RELEASES)
-    approvals = _approvals(database, releases)
+    approvals = _approvals(database, (each.release for each in releases))
     windows = newest_windows(database, [model], SHOWN_WINDOWS).get(model, ())
     return {
         "windows": [_window(window) for window in windows],
-        "releases": [_release(release, approvals) for release in releases],
+        "releases": [_release(each, approvals) for each in releases],
     }
+
+
+def step_view(release: Release, route: Route) -> dict[str, Any] | None:
+    """What its version is where a release stands; None after a withdrawal, when nothing is served."""
+    if not route.variants:
+        return None
+    step = step_at(route.variants, release.version)
+    return {"role": step.role, "weight": step.weight, "watched": release.kind == "deploy" and step.is_watched}
 
 
 def _approvals(database: Database, releases: Iterable[Release]) -> dict[str, Approval]:
@@ -101,7 +112,22 @@ def _champion(served: Served, busy: Served | None, approvals: dict[str, Approval
 
 
 def _under_way(busy: Served, approvals: dict[str, Approval]) -> dict[str, Any]:
-    return {**_release(busy.release, approvals), "traffic": _traffic(busy)}
+    return {**_release(busy, approvals), "traffic": _traffic(busy)}
+
+
+def _watch(busy: Served | None, served: Served | None) -> dict[str, Any] | None:
+    """Which release's judgement matters now: of what is under way, or of what was taken back last by itself.
+
+    Whether that one was watched, its own route tells.
+    """
+    for each in filter(None, (busy, served)):
+        release = each.release
+        step = step_view(release, each.route)
+        if step is not None and step["watched"]:
+            return {"endpoint": release.endpoint, "revision": release.revision}
+        if release.replaces is not None and release.request is None:
+            return {"endpoint": release.endpoint, "revision": release.replaces}
+    return None
 
 
 def _traffic(served: Served) -> list[dict[str, Any]]:
@@ -117,7 +143,8 @@ def _traffic(served: Served) -> list[dict[str, Any]]:
     ]
 
 
-def _release(release: Release, approvals: dict[str, Approval]) -> dict[str, Any]:
+def _release(found: Served, approvals: dict[str, Approval]) -> dict[str, Any]:
+    release = found.release
     approval = approvals.get(release.evidence_digest or "")
     return {
         "revision": release.revision,
@@ -129,6 +156,8 @@ def _release(release: Release, approvals: dict[str, Approval]) -> dict[str, Any]
         "requested_by": release.requested_by,
         "approved_by": None if approval is None else approval.approved_by,
         "reason": release.reason,
+        "endpoint": release.endpoint,
+        "step": step_view(release, found.route),
     }
 
 

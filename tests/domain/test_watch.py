@@ -17,6 +17,7 @@ from waiting import wait_until
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.predictions import find_parts, read_parts
 from ml_lifecycle.delivery.checks import Clock
+from ml_lifecycle.delivery.judgements import read_judgement
 from ml_lifecycle.errors import (
     ApprovalError,
     NotApprovedError,
@@ -160,6 +161,18 @@ def test_a_canary_grows_while_nothing_is_worse_and_takes_over(watched: Callable[
     assert one.ask(3) == {"2": 3 * ROWS}
     assert one.look(after=2 * SOON) == Watching(done.release, "champion")
     one.world.check_order()
+
+
+def test_the_last_judgement_is_kept_with_what_it_went_by(watched: Callable[..., Watched]) -> None:
+    latency = {"limit_ms": 10_000, "margin": 0.5}
+    one = watched(strategy="canary", steps=[50], watch={**WATCH, "latency": latency, "min_rows": 9999})
+    one.deploy(alike())
+    one.ask(200)
+    for after in (SOON, 2 * SOON):
+        held = one.look(after=after)
+        kept = read_judgement(one.world.target.lake, held.release)
+        assert kept == held.judgement
+        assert (kept.min_rows, kept.min_time, kept.latency_limit_ms) == (9999, timedelta(minutes=1), 10_000)
 
 
 def test_one_that_answers_otherwise_is_taken_back_and_says_why(watched: Callable[..., Watched]) -> None:

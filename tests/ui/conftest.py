@@ -7,15 +7,21 @@ from pathlib import Path
 
 import pytest
 from airflow_server import AirflowServer, serving
-from lifecycle_world import World, alert
+from lifecycle_world import HOSTILE, World, alert, traffic
 
-HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+from ml_lifecycle.delivery.strategies import Step
+from ml_lifecycle.spec.watch import Watch
+
+RULES = Watch(segments={"carrier": ("AA", HOSTILE)})
 LONG = "a_model_whose_owner_could_not_decide_on_a_shorter_name_and_wrote"
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """``flights`` has lived a whole life, ``delays`` is new, ``empty`` has only been parsed."""
+    """``flights`` has lived a whole life, ``delays`` is new, ``empty`` has only been parsed.
+
+    A canary of ``arrivals`` is held, and one of ``fares`` was rolled back by the watch.
+    """
     made = World(tmp_path_factory.mktemp("world"))
     made.release("flights", 1)
     made.release("flights", 2, "bob", canary=0.1)
@@ -30,6 +36,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made.ask("flights", 5)
     made.release(LONG, 7, "alice.with.a.very.long.account.name@example.org")
     made.begin("delays", 1)
+    for model in ("arrivals", "fares"):
+        made.release(model, 1)
+        begun = made.applied(made.begin(model, 2, step=Step("canary", 0.05)))
+        if model == "arrivals":
+            made.look(begun, RULES, [*traffic(800, 8), *traffic(300, 3, f"carrier={HOSTILE}")])
+        else:
+            made.look(begun, RULES, [*traffic(800, 160), *traffic(200, 40, "carrier=AA")])
     page = (
         "<!doctype html><p id=shown></p><script>document.getElementById('shown').textContent='drawn'</script>"
     )
@@ -48,11 +61,12 @@ def airflow(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     connections: dict[str, dict[str, object]] = {
         "ml_lifecycle_database": {"conn_type": "ml_lifecycle_database", "extra": {"url": world.url}},
         "ml_lifecycle_lake": {"conn_type": "ml_lifecycle_lake", "extra": {"url": world.lake.url}},
+        "production_lake": {"conn_type": "ml_lifecycle_lake", "extra": {"url": world.production.url}},
         "ml_lifecycle_mlflow": {
             "conn_type": "ml_lifecycle_mlflow",
             "extra": {"url": "http://robot:token@mlflow.example:5000/"},
         },
     }
-    teams = [f"blue=flights,delays,empty,{LONG}", "green=secret"]
+    teams = [f"blue=flights,delays,empty,arrivals,fares,{LONG}", "green=secret"]
     with serving(root, teams, connections) as server:
         yield server

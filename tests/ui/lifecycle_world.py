@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.judgements import write_judgement
+from ml_lifecycle.delivery.judging import Judgement, Observed, judge
 from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases
 from ml_lifecycle.delivery.route import Variant
+from ml_lifecycle.delivery.sides import Apart
+from ml_lifecycle.delivery.strategies import Step
+from ml_lifecycle.delivery.tallies import Scores, Share
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.requests import RequestKey
 from ml_lifecycle.ledger.windows import record_window
 from ml_lifecycle.records import Evidence, Finding, Interval, Monitoring, Release, Run, digest_of, to_json
+from ml_lifecycle.spec.watch import Watch
 from ml_lifecycle.stages.approve import evidence_digest, record_decision, request_approval
 
 START = datetime(2013, 5, 1, 8, tzinfo=UTC)
 FORTNIGHT = timedelta(days=14)
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
 
 class World:
@@ -64,13 +71,27 @@ class World:
         request_approval(Ledger(self.database), evidence, key, assigned, self.tick())
         return evidence, key
 
-    def begin(self, model: str, version: int, approved_by: str = "alice", canary: float = 0.0) -> Release:
-        """Approve a version and begin to release it."""
+    def begin(
+        self,
+        model: str,
+        version: int,
+        approved_by: str = "alice",
+        canary: float = 0.0,
+        step: Step | None = None,
+    ) -> Release:
+        """Approve a version and begin to release it.
+
+        :param step: where it stands beside what is live; none makes it champion
+        """
         champion = self.releases.champion(model)
         evidence, key = self.ask(model, version, (approved_by,))
         record_decision(
             Ledger(self.database), evidence, key, "approve", approved_by, self.tick(), champion=champion
         )
+        variants = _variants(version, evidence.model_digest, canary)
+        if step is not None:
+            assert champion is not None
+            variants = step.variants(variants[0], self.releases.route(champion).champion)
         return self.releases.begin(
             Deployment(
                 model=model,
@@ -79,8 +100,8 @@ class World:
                 version=str(version),
                 model_digest=evidence.model_digest,
                 evidence_digest=evidence.digest,
-                strategy="blue_green",
-                variants=_variants(version, evidence.model_digest, canary),
+                strategy="blue_green" if step is None else "canary",
+                variants=variants,
                 expected=champion.revision if champion else None,
                 requested_by="carol",
             ),
@@ -95,6 +116,25 @@ class World:
     def confirm(self, begun: Release) -> Release:
         self.releases.apply(begun, self.production, self.tick())
         return self.releases.confirmed(begun, self.tick())
+
+    def advance(self, release: Release, step: Step) -> Release:
+        """Bring a release under way to its next step."""
+        route = self.releases.route(release)
+        variants = step.variants(route.variant(release.version), route.champion)
+        return self.applied(self.releases.advance(release, variants, self.tick()))
+
+    def applied(self, release: Release) -> Release:
+        return self.releases.apply(release, self.production, self.tick())
+
+    def look(self, release: Release, rules: Watch, observed: Sequence[Observed]) -> Judgement:
+        """Judge a step as the watch does, and do what follows from a judgement that is against it."""
+        judgement = judge(rules, observed, release.created_at, self.tick())
+        judgement = replace(judgement, latency_limit_ms=48.0)
+        write_judgement(self.production, release, judgement)
+        if judgement.decision == "roll_back":
+            why = "; ".join(judgement.reasons)
+            self.confirm(self.releases.begin_restore(release, self.tick(), reason=why, withdraw=True))
+        return judgement
 
     def roll_back(self, model: str, reason: str) -> Release:
         live = self.releases.champion(model)
@@ -126,6 +166,20 @@ class World:
         found = replace(found, **changes)
         record_window(self.database, model, model, span, to_json(found), self.tick())
         return found
+
+
+def traffic(rows: int, failed: int = 0, segment: str | None = None) -> list[Observed]:
+    """What was observed of a canary of so many requests beside a champion of four times as many."""
+    theirs = 4 * rows
+    return [
+        Observed("errors", Apart(Share(rows, failed), Share(theirs, theirs // 100)), segment),
+        Observed("latency", Apart(Share(rows, rows // 90), Share(theirs, theirs // 100)), segment),
+        Observed(
+            "score_distribution",
+            Apart(Scores((0, rows // 3, rows - rows // 3)), Scores((0, rows, theirs - rows))),
+            segment,
+        ),
+    ]
 
 
 def alert(metric: str, value: float | None, threshold: str, severity: Any, **changes: Any) -> Finding:

@@ -15,7 +15,7 @@ from ml_lifecycle_airflow.links import model_url, report_url, run_url
 
 REPORT = "/ml-lifecycle/reports/monitoring/flights/abc/report.html"
 ROUTES = ["/ml-lifecycle/", "/ml-lifecycle/static/page.js", "/ml-lifecycle/api/models", REPORT]
-ROUTES += ["/ml-lifecycle/api/models/flights"]
+ROUTES += ["/ml-lifecycle/api/models/flights", "/ml-lifecycle/api/models/arrivals/watches/arrivals/2"]
 
 
 @pytest.fixture(scope="module")

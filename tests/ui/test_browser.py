@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from airflow_server import PASSWORD, AirflowServer
 from chromium import Browser, Page, browser, executable
 from lifecycle_world import World
 from waiting import wait_until
+
+from ml_lifecycle.delivery.judgements import read_judgement, watch_folder, write_judgement
+from ml_lifecycle.delivery.releases import PRODUCTION
+from ml_lifecycle.records import Release
 
 pytestmark = [
     pytest.mark.full,
@@ -61,7 +66,7 @@ def text(page: Page, selector: str) -> str:
 
 
 def test_the_models_are_there_and_nothing_complains(page: Page, tmp_path: Path) -> None:
-    assert "4 models · 1 waiting for approval" in text(page, "#summary")
+    assert "6 models · 1 waiting for approval" in text(page, "#summary")
     assert "Version 1" in text(page, "#flights .champion")
     assert "approved by alice" in text(page, "#flights .champion")
     assert "critical skill -0.118, below 0" in text(page, "#flights .findings")
@@ -74,7 +79,7 @@ def test_the_models_are_there_and_nothing_complains(page: Page, tmp_path: Path) 
 
 
 def test_hostile_text_stays_text(page: Page) -> None:
-    click(page, "#flights summary")
+    click(page, "#flights > details > summary")
     page.wait(f"{FRAME}.querySelectorAll('#flights table').length === 2")
     assert "<script>document.title='owned'</script>" in text(page, "#flights .history")
     assert page.run(f"{FRAME}.querySelectorAll('body script, img').length") == 0
@@ -96,6 +101,111 @@ def test_it_follows_airflows_theme(page: Page, theme: str, tmp_path: Path) -> No
     background = page.run(f"getComputedStyle({FRAME}.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (theme == "light")
     page.screenshot(tmp_path / f"{theme}.png")
+
+
+def begun_of(world: World, model: str) -> Release:
+    (found,) = [each for each in world.releases.all_under_way(PRODUCTION) if each.release.model == model]
+    return found.release
+
+
+def scroll_to(page: Page, selector: str) -> None:
+    page.run(f"{FRAME}.querySelector({selector!r}).scrollIntoView({{block: 'start'}})")
+
+
+@pytest.mark.parametrize("width", [380, 1400])
+def test_a_release_under_way_says_how_it_is_judged(page: Page, width: int, tmp_path: Path) -> None:
+    page.resize(width, 950)
+    page.wait(f"{FRAME}.querySelectorAll('#arrivals .watch table').length === 2")
+    shown = text(page, "#arrivals .watch")
+    assert "Version 2: canary, answers 5 % of the traffic" in shown
+    assert "Held at the last look, 2013-" in shown
+    assert "errors: 800 rows of the challenger; at least 1,000 are asked for" in shown
+    assert "a promotion takes 1h at least, and after 3d people decide" in shown
+    heads = f"[...{FRAME}.querySelectorAll('#arrivals .watch table')].map(each => each.tHead.textContent)"
+    assert all("Worse by, and bounds" in head for head in page.run(heads))
+    row = str(page.run(f"{FRAME}.querySelector('#arrivals .watch tbody tr').innerText"))
+    for figure in (
+        "errors",
+        "1 %",
+        "800 requests",
+        "3,200 requests",
+        "0.5 points",
+        "undecided",
+        "200 requests",
+    ):
+        assert figure in row
+    assert "answers slower than 48 ms" in shown
+    assert page.run(f"{FRAME}.querySelectorAll('#arrivals .watch th[scope=row]').length") == 9
+    assert "<script>document.title='owned'</script>" in page.run(
+        f"{FRAME}.querySelector('#arrivals .watch details').textContent"
+    )
+    assert page.run(f"{FRAME}.documentElement.scrollWidth - {FRAME}.documentElement.clientWidth") == 0
+    assert [line for line in page.complaints() if "401" not in line] == []
+    scroll_to(page, "#arrivals .watch")
+    page.run(f"{FRAME}.querySelector('#arrivals .watch .scroll').scrollLeft = 150")
+    page.screenshot(tmp_path / f"held-{width}.png")
+
+
+def test_one_that_is_left_to_people_needs_attention(page: Page, world: World, tmp_path: Path) -> None:
+    begun = begun_of(world, "arrivals")
+    judgement = read_judgement(world.production, begun)
+    write_judgement(world.production, begun, replace(judgement, for_people=True))
+    try:
+        click(page, "#refresh")
+        page.wait(f"{FRAME}.querySelector('#arrivals .watch')?.innerText.includes('for people to decide')")
+        assert "promote of the same version with all_traffic" in text(page, "#arrivals .watch")
+        click(page, "#urgent")
+        shown = f"[...{FRAME}.querySelectorAll('article:not([hidden])')].map(each => each.id).join()"
+        assert page.run(shown) == "flights,arrivals"
+        page.screenshot(tmp_path / "people.png")
+    finally:
+        write_judgement(world.production, begun, judgement)
+
+
+def test_one_that_was_rolled_back_by_the_watch_says_why(page: Page, tmp_path: Path) -> None:
+    page.wait(f"{FRAME}.querySelector('#fares .watch table')")
+    shown = text(page, "#fares .watch")
+    assert "Version 2: canary, answers 5 % of the traffic (revision 2, rolled back)" in shown
+    assert "Rolled back at the last look" in shown
+    assert "errors: 20.00% in 800 rows, the champion 1.00% in 3,200" in shown
+    assert "✗ worse" in shown
+    # A segment that is worse is not folded away.
+    assert page.run(f"{FRAME}.querySelector('#fares .watch details').open")
+    scroll_to(page, "#fares")
+    page.screenshot(tmp_path / "rolled-back.png")
+
+
+def test_a_judgement_opens_from_the_table_of_releases(page: Page, tmp_path: Path) -> None:
+    click(page, "#fares > details > summary")
+    button = "#fares .history button"
+    page.wait(f"{FRAME}.querySelector('{button}')")
+    click(page, button)
+    page.wait(f"{FRAME}.querySelector('#fares .history td.watch table')")
+    assert page.run(f"{FRAME}.querySelector('{button}').getAttribute('aria-expanded')") == "true"
+    assert "Rolled back at the last look" in text(page, "#fares td.watch")
+    scroll_to(page, "#fares .history")
+    page.screenshot(tmp_path / "history.png")
+    click(page, button)
+    assert page.run(f"{FRAME}.querySelectorAll('#fares td.watch').length") == 0
+
+
+def test_a_judgement_that_cannot_be_read_is_said_so_beside_all_the_rest(
+    page: Page, world: World, tmp_path: Path
+) -> None:
+    begun = begun_of(world, "arrivals")
+    path = f"{watch_folder(begun)}/judgement.json"
+    whole = world.production.read_bytes(path)
+    world.production.write_bytes(path, whole[:50])
+    try:
+        click(page, "#refresh")
+        page.wait(f"{FRAME}.querySelector('#arrivals .watch .error')")
+        assert "The judgement cannot be read. Its file is torn" in text(page, "#arrivals .watch")
+        assert "canary, answers 5 % of the traffic" in text(page, "#arrivals .watch")
+        assert "Version 1" in text(page, "#arrivals .champion")
+        scroll_to(page, "#arrivals")
+        page.screenshot(tmp_path / "torn.png")
+    finally:
+        world.production.write_bytes(path, whole)
 
 
 def test_a_dag_is_followed_out_of_the_frame(page: Page, airflow: AirflowServer) -> None:

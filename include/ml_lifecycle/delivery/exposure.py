@@ -100,6 +100,11 @@ def champion_before(lake: Lake, release: Release, champion: str) -> Baseline | N
     return Baseline(float(np.quantile(rows["latency_ms"].to_numpy(), 0.99)), edges, rows.height)
 
 
+def latency_limit(watch: Watch, baseline: Baseline) -> float | None:
+    """What an answer must take longer than, in milliseconds, to count as slow; None if none is counted so."""
+    return None if watch.latency is None else watch.latency.limit_ms or baseline.latency_ms
+
+
 def step_parts(lake: Lake, release: Release, now: datetime) -> list[Part]:
     """The parts that rows of a step may lie in, server by server in the order they were written.
 
@@ -307,8 +312,7 @@ def _metrics(watch: Watch, baseline: Baseline, sides: _Sides, segment: str | Non
     if watch.errors is not None:
         # What is below 500 is the client's own doing.
         yield Observed("errors", sides.share(pl.col("status") >= 500), segment)
-    if watch.latency is not None:
-        limit = watch.latency.limit_ms or baseline.latency_ms
+    if (limit := latency_limit(watch, baseline)) is not None:
         yield Observed("latency", answered.share(pl.col("latency_ms") > limit), segment)
     if watch.score_distribution is not None:
         yield Observed("score_distribution", answered.scores(baseline.edges), segment)

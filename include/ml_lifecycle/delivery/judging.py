@@ -21,8 +21,8 @@ from pydantic import AwareDatetime
 from ml_lifecycle.delivery.sides import Apart, PairedMean, PairedScores, PairedShare
 from ml_lifecycle.delivery.tallies import Gap, JudgingError, Levels, Mean, Scores, Share, Tally
 from ml_lifecycle.records import Record
-from ml_lifecycle.spec.types import format_duration
-from ml_lifecycle.spec.watch import Criterion, Scale, Watch
+from ml_lifecycle.spec.types import PositiveDuration, format_duration
+from ml_lifecycle.spec.watch import Criterion, Number, Scale, Watch
 
 Counted = Apart | PairedShare | PairedMean | PairedScores | Share
 Verdict = Literal["worse", "not_worse", "undecided"]
@@ -70,22 +70,24 @@ class Comparison:
     :param high: at most so much worse, at the level of the spec
     :param margin: how much worse is accepted
     :param alpha: this comparison's share of the level
+    :param in_percent: whether its numbers are shares, which people read in percent
     """
 
     metric: str
     segment: str | None
     challenger_rows: int
     champion_rows: int
-    challenger: float | None
-    champion: float | None
-    difference: float | None
-    low: float
-    high: float
-    margin: float
-    alpha: float
+    challenger: Number | None
+    champion: Number | None
+    difference: Number | None
+    low: Number
+    high: Number
+    margin: Number
+    alpha: Number
     required: bool
     verdict: Verdict
     sentence: str
+    in_percent: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,10 @@ class Judgement(Record):
 
     :param for_people: the deadline has passed: nothing but a rollback comes by itself any more
     :param reasons: in plain words, with numbers
+    :param min_rows: how many the challenger must have in each required metric to be promoted
+    :param min_time: how long a step must have had traffic to be promoted
+    :param deadline: after which time people decide
+    :param latency_limit_ms: what slow answers took longer than; None where latency is not measured
     """
 
     schema: ClassVar[str] = "judgement/1"
@@ -103,6 +109,11 @@ class Judgement(Record):
     began_at: AwareDatetime
     judged_at: AwareDatetime
     comparisons: tuple[Comparison, ...]
+    # Judgements of before these were kept have None.
+    min_rows: int | None = None
+    min_time: PositiveDuration | None = None
+    deadline: PositiveDuration | None = None
+    latency_limit_ms: Number | None = None
 
 
 def judge(
@@ -131,7 +142,17 @@ def judge(
     elapsed = now - began_at
     decision, reasons = _decide(watch, comparisons, elapsed)
     for_people = decision == "hold" and elapsed >= watch.deadline
-    return Judgement(decision, for_people, tuple(reasons), began_at, now, tuple(comparisons))
+    return Judgement(
+        decision,
+        for_people,
+        tuple(reasons),
+        began_at,
+        now,
+        tuple(comparisons),
+        watch.min_rows,
+        watch.min_time,
+        watch.deadline,
+    )
 
 
 def add_up(observed: Iterable[Observed]) -> tuple[Observed, ...]:
@@ -213,8 +234,9 @@ def _compare(
         criterion.required and segment is None,
         verdict,
         "",
+        in_percent=scale == Scale(),
     )
-    return replace(made, sentence=_sentence(made, percent=scale == Scale()))
+    return replace(made, sentence=_sentence(made))
 
 
 def _unscaled(value: float | None, scale: Scale) -> float | None:
@@ -224,11 +246,11 @@ def _unscaled(value: float | None, scale: Scale) -> float | None:
     return scale.low + place * (scale.high - scale.low)
 
 
-def _sentence(one: Comparison, percent: bool) -> str:
+def _sentence(one: Comparison) -> str:
     def text(value: float | None, sign: str = "") -> str:
         if value is None:
             return "nothing"
-        return format(value, f"{sign}.2%") if percent else format(value, f"{sign}.4g")
+        return format(value, f"{sign}.2%") if one.in_percent else format(value, f"{sign}.4g")
 
     what = f"{one.metric} of {one.segment}" if one.segment else one.metric
     if not one.challenger_rows or not one.champion_rows:

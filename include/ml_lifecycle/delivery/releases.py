@@ -156,7 +156,7 @@ class Releases:
         with self._database.read() as connection:
             return [_served(row) for row in connection.execute(query)]
 
-    def of_model(self, environment: str, model: str, limit: int) -> list[Release]:
+    def of_model(self, environment: str, model: str, limit: int) -> list[Served]:
         """The newest releases of a model, newest first."""
         query = (
             select(releases)
@@ -165,7 +165,7 @@ class Releases:
             .limit(limit)
         )
         with self._database.read() as connection:
-            return [release_of(row) for row in connection.execute(query)]
+            return [_served(row) for row in connection.execute(query)]
 
     def under_way(self, environment: str, endpoint: str) -> Release | None:
         """The release that has begun and is neither confirmed nor rolled back."""

@@ -6,13 +6,21 @@ the same, as all it needs is in the lake and in the lifecycle database.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.endpoint import Endpoint, raise_if_taken_back, taken_back
-from ml_lifecycle.delivery.exposure import Baseline, Exposure, champion_before, count, step_parts
+from ml_lifecycle.delivery.exposure import (
+    Baseline,
+    Exposure,
+    champion_before,
+    count,
+    latency_limit,
+    step_parts,
+)
+from ml_lifecycle.delivery.judgements import watch_folder, write_judgement
 from ml_lifecycle.delivery.judging import Judgement, judge
 from ml_lifecycle.delivery.releases import PRODUCTION, Releases
 from ml_lifecycle.delivery.strategies import Step, watch_at
@@ -84,7 +92,7 @@ def watch(
         release = endpoint.carry_on(endpoint.complete(release, f"given all traffic by {decided_by}"))
         return Watching(release, str(endpoint.step(release)))
     judgement = _judge(endpoint, release, tables)
-    target.lake.write_json(f"{_folder(release)}/judgement.json", to_json(judgement))
+    write_judgement(target.lake, release, judgement)
     if judgement.decision == "roll_back":
         # What traffic has shown is no chance that another try could mend.
         raise endpoint.take_back(release, "; ".join(judgement.reasons), withdraw=True)
@@ -145,7 +153,8 @@ def _judge(endpoint: Endpoint, release: Release, tables: Tables | None) -> Judge
         observed = (*observed, *observe_labels(stood, tables, now))
     # One at least: the spec may have been edited to a strategy without any.
     steps = max(1, sum(one.is_watched for one in endpoint.steps(release)))
-    return judge(watched, observed, min(release.created_at, now), now, steps)
+    judgement = judge(watched, observed, min(release.created_at, now), now, steps)
+    return replace(judgement, latency_limit_ms=latency_limit(counting, baseline or _NO_BASELINE))
 
 
 def _count(
@@ -153,7 +162,7 @@ def _count(
 ) -> Exposure:
     # By another watch, as when the spec is edited meanwhile, all is counted anew.
     kind = digest_of([watched.model_dump(mode="json"), to_json(baseline)])[:12]
-    path = f"{_folder(release)}/exposure-{kind}.json"
+    path = f"{watch_folder(release)}/exposure-{kind}.json"
     try:
         before = from_json(Exposure, lake.read_json(path))
     except LakeFileMissingError:
@@ -179,7 +188,3 @@ def _baseline(lake: Lake, release: Release, champion: str) -> Baseline | None:
     if made is not None:
         lake.write_json(path, to_json(made))
     return made
-
-
-def _folder(release: Release) -> str:
-    return f"watches/{release.endpoint}/{release.revision:08d}"

@@ -7,6 +7,7 @@ const NAMES = { psi: "PSI", psi_max: "largest PSI", roc_auc: "ROC AUC", pr_auc: 
 const cards = new Map(); // model name → its article
 
 const byId = (id) => document.getElementById(id);
+const pastOf = (made) => made.querySelector(":scope > details"); // of a card: its windows and releases
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -153,8 +154,9 @@ function card(model, mlflow) {
   made.querySelector(".champion").append(...championFacts(model));
   made.querySelector(".traffic").append(...trafficFacts(model.champion));
   made.querySelector(".findings").append(...findingFacts(model));
+  if (model.watch) showWatch(made.querySelector(".watch"), model.name, model.watch);
   made.dataset.urgent = String(model.approvals.length > 0 || ["warning", "critical"].includes(model.windows[0]?.severity));
-  const details = made.querySelector("details");
+  const details = pastOf(made);
   details.addEventListener("toggle", () => details.open && showHistory(model.name, details.querySelector(".history")));
   return made;
 }
@@ -186,16 +188,17 @@ function windowCells(window, metrics) {
   ];
 }
 
-function releaseCells(release) {
+function releaseCells(name, release) {
   return [
     String(release.revision),
     release.kind,
-    `version ${release.version}`,
+    release.step?.watched ? `version ${release.version}: ${stepWords(release.step)}` : `version ${release.version}`,
     element("span", { class: `state ${release.state}` }, words(release.state)),
     moment(release.begun),
     release.requested_by ?? "schedule",
     release.approved_by ?? "–",
     element("span", { class: "reason" }, release.reason || "–"),
+    release.step?.watched ? judgementButton(name, release) : "–",
   ];
 }
 
@@ -205,7 +208,7 @@ async function showHistory(name, place) {
     const { windows, releases } = await json(`api/models/${encodeURIComponent(name)}`);
     place.replaceChildren(
       windows.length ? windowTable(windows) : muted("No window has been monitored yet."),
-      releases.length ? table("Releases in production, newest first", ["Revision", "Kind", "Serves", "State", "Begun", "Requested by", "Approved by", "Reason"], releases.map(releaseCells)) : muted("Nothing has been released yet."));
+      releases.length ? table("Releases in production, newest first", ["Revision", "Kind", "Serves", "State", "Begun", "Requested by", "Approved by", "Reason", "Watch"], releases.map((release) => releaseCells(name, release))) : muted("Nothing has been released yet."));
   } catch (error) {
     place.replaceChildren(element("p", { class: "error" }, `The history could not be loaded: ${error.message}`));
   }
@@ -213,8 +216,8 @@ async function showHistory(name, place) {
 
 // ------------------------------------------------------------------ the page
 
-async function json(address) {
-  const answer = await fetch(address, { headers: { Accept: "application/json" } });
+async function json(address, options = {}) {
+  const answer = await fetch(address, { headers: { Accept: "application/json" }, ...options });
   if (answer.ok) return answer.json();
   const body = await answer.json().catch(() => ({}));
   throw new Error(answer.status === 401 ? "your session has ended; log in again" : body.detail ?? `HTTP ${answer.status}`);
@@ -231,19 +234,19 @@ function showTarget() {
   for (const [other, made] of cards) made.classList.toggle("target", other === name);
   const made = cards.get(name);
   if (!made) return;
-  made.querySelector("details").open = true;
+  pastOf(made).open = true;
   made.scrollIntoView({ block: "start" });
 }
 
 async function load() {
   const summary = byId("summary");
-  const open = [...cards].filter(([, made]) => made.querySelector("details").open).map(([name]) => name);
+  const open = [...cards].filter(([, made]) => pastOf(made).open).map(([name]) => name);
   try {
     const { models, mlflow } = await json("api/models");
     cards.clear();
     for (const model of models) cards.set(model.name, card(model, mlflow));
     byId("models").replaceChildren(...cards.values());
-    for (const name of open) if (cards.has(name)) cards.get(name).querySelector("details").open = true;
+    for (const name of open) if (cards.has(name)) pastOf(cards.get(name)).open = true;
     const waiting = models.reduce((sum, model) => sum + model.approvals.length, 0);
     const alerting = models.filter((model) => model.last_window?.alerts.length).length;
     summary.className = "";

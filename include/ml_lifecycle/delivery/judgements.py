@@ -1,0 +1,34 @@
+"""Where the watch keeps what it found of a release, and how others read its last judgement.
+
+Apart from the watch itself, so that who only shows a judgement need not load what makes one.
+"""
+
+from __future__ import annotations
+
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.judging import Judgement
+from ml_lifecycle.records import Release, from_json, to_json
+
+
+def watch_folder(release: Release) -> str:
+    """The folder of one step, a revision of its own, in the environment's lake."""
+    return f"watches/{release.endpoint}/{release.revision:08d}"
+
+
+def write_judgement(lake: Lake, release: Release, judgement: Judgement) -> None:
+    """Keep a look's judgement in the place of the one before."""
+    lake.write_json(_path(release), to_json(judgement))
+
+
+def read_judgement(lake: Lake, release: Release) -> Judgement:
+    """The judgement of the last look at a step.
+
+    :raises LakeFileMissingError: nobody has looked at it yet. Retry: yes, after the next look.
+    :raises IntegrityError: the file is not JSON. Retry: yes, the next look writes it anew.
+    :raises RecordError: it is no judgement, or another version's. Retry: no.
+    """
+    return from_json(Judgement, lake.read_json(_path(release)))
+
+
+def _path(release: Release) -> str:
+    return f"{watch_folder(release)}/judgement.json"

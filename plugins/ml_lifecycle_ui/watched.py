@@ -1,0 +1,111 @@
+"""How a release was judged while it had a part of the traffic: from the ledger and production's lake."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowNotFoundException
+from sqlalchemy.exc import NoResultFound
+
+from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
+from ml_lifecycle.delivery.judgements import read_judgement
+from ml_lifecycle.delivery.releases import PRODUCTION, Releases
+from ml_lifecycle.delivery.route import read_pointer
+from ml_lifecycle.errors import IntegrityError
+from ml_lifecycle.records import RecordError, to_json
+from ml_lifecycle_airflow.hooks.lake import ConnectionIncompleteError
+from ml_lifecycle_ui.views import step_view
+
+if TYPE_CHECKING:
+    from ml_lifecycle.delivery.judging import Comparison, Judgement
+    from ml_lifecycle.ledger.database import Database
+    from ml_lifecycle.records import Release
+
+log = logging.getLogger(__name__)
+
+
+def watched(
+    database: Database, open_lake: Callable[[], Lake], model: str, endpoint: str, revision: int
+) -> dict[str, Any] | None:
+    """One of the model's production releases with its last judgement; None if there is no such release.
+
+    A step that nobody has looked at yet shows the judgement by which the step before was promoted.
+
+    :param open_lake: production's; what keeps it from being read is told in the view, under ``problem``
+    """
+    releases = Releases(database)
+    release = _find(releases, endpoint, revision)
+    if release is None or release.model != model:
+        return None
+    step = step_view(release, releases.route(release))
+    judged, problem = None, None
+    if step is not None and step["watched"]:
+        judged, problem = _judged(open_lake, release, step)
+        before = _find(releases, endpoint, revision - 1) if judged is None and problem is None else None
+        if before is not None and before.evidence_digest == release.evidence_digest:
+            step_before = step_view(before, releases.route(before))
+            if step_before is not None and step_before["watched"]:
+                judged, problem = _judged(open_lake, before, step_before)
+    return {
+        "version": release.version,
+        "revision": release.revision,
+        "state": release.state,
+        "reason": release.reason,
+        "step": step,
+        "judged": judged,
+        "problem": problem,
+    }
+
+
+def _find(releases: Releases, endpoint: str, revision: int) -> Release | None:
+    try:
+        return releases.get(PRODUCTION, endpoint, revision)
+    except NoResultFound:
+        return None
+
+
+def _judged(
+    open_lake: Callable[[], Lake], release: Release, step: dict[str, Any]
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The judgement of a step, or why it cannot be read; neither before the first look."""
+    try:
+        lake = open_lake()
+        judgement = _last(lake, release)
+        # Beside a watched step there is a champion, whose route is where the watch writes.
+        elsewhere = judgement is None and read_pointer(lake, release.endpoint) is None
+    except (AirflowNotFoundException, ConnectionIncompleteError) as error:
+        return None, f"The lake of {PRODUCTION} has no connection: {error}"
+    except (IntegrityError, RecordError):
+        log.exception("the judgement of revision %d of %s", release.revision, release.endpoint)
+        return None, "Its file is torn, or of another version; the API server's log says more."
+    except Exception:  # the client of each kind of store raises errors of its own
+        log.exception("the judgement of revision %d of %s", release.revision, release.endpoint)
+        return None, f"The lake of {PRODUCTION} cannot be read; the API server's log says why."
+    if elsewhere:
+        return None, f"{release.endpoint} is not served from the lake that the page knows for {PRODUCTION}."
+    if judgement is None:
+        return None, None
+    return {"revision": release.revision, "step": step, **_view(judgement)}, None
+
+
+def _last(lake: Lake, release: Release) -> Judgement | None:
+    try:
+        return read_judgement(lake, release)
+    except LakeFileMissingError:
+        return None
+
+
+def _view(judgement: Judgement) -> dict[str, Any]:
+    shown = to_json(judgement)
+    for comparison, row in zip(judgement.comparisons, shown["comparisons"], strict=True):
+        row["missing_rows"] = _missing_rows(comparison, judgement.min_rows)
+    return shown
+
+
+def _missing_rows(comparison: Comparison, min_rows: int | None) -> int | None:
+    """How many a promotion still waits for; None where it waits for none, or nobody kept how many."""
+    if not comparison.required or min_rows is None:
+        return None
+    return max(0, min_rows - comparison.challenger_rows)
