@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,8 +108,90 @@ def test_a_blocking_watch_looks_again_by_itself(
     assert slept[:2] == [7.0, 7.0]
 
 
+# Port 9 is nobody's: what does not answer refuses at once.
+NO_STORE = {
+    "url": "s3://bucket/production",
+    "storage_options": {
+        "key": "k",
+        "secret": "s",
+        "client_kwargs": {"endpoint_url": "http://127.0.0.1:9", "region_name": "eu-central-1"},
+        "config_kwargs": {"retries": {"max_attempts": 0}},
+    },
+}
+NO_DATABASE = {"url": "postgresql://nobody@127.0.0.1:9/none"}
+
+
+@pytest.mark.parametrize(
+    ("connection", "extra", "said"),
+    [
+        ("l2", NO_STORE, "ServerUnavailableError: a lake does not answer"),
+        ("ml_lifecycle_lake", NO_STORE, "ServerUnavailableError: a lake does not answer"),
+        ("ml_lifecycle_database", NO_DATABASE, "DatabaseUnavailableError: the lifecycle database"),
+    ],
+)
+def test_an_outage_does_not_end_a_watch(
+    canary: World,
+    context: Context,
+    connect: Any,
+    capsys: pytest.CaptureFixture[str],
+    connection: str,
+    extra: dict[str, Any],
+    said: str,
+) -> None:
+    promoted(canary, context, 1)
+    second, _ = promoted(canary, context, 2)
+    with pytest.MonkeyPatch.context() as outage:
+        outage.setenv(f"AIRFLOW_CONN_{connection.upper()}", json.dumps({"extra": extra}))
+        with pytest.raises(TaskDeferred):
+            watching(canary, second).execute_complete(context(), None)
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "Cannot look now" in line]
+    assert "will again every 0:00:07. Meanwhile the release keeps its share" in warning
+    assert said in warning
+    decided = {"conf": {"version": "2", "all_traffic": True}, "triggering_user_name": "cem"}
+    done = watching(canary, second).execute_complete(context(**decided), None)
+    assert done["release"]["state"] == "confirmed"
+
+
+def test_a_blocking_watch_sleeps_through_an_outage(
+    canary: World, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(canary, context, 1)
+    second, _ = promoted(canary, context, 2)
+    place = canary.root / "lifecycle.db"
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        place.rmdir()
+        (canary.root / "elsewhere").rename(place)
+        RollbackOperator(task_id="back", folder=canary.path).execute(context())
+
+    monkeypatch.setattr(Resources, "clock", lambda _: Clock(now=lambda: datetime.now(UTC), sleep=sleep))
+    task = WatchOperator(task_id="w", folder=canary.path, evidence=to_json(second), deferrable=False)
+    place.rename(canary.root / "elsewhere")
+    place.mkdir()  # no file that can be opened
+    with pytest.raises(AirflowFailException, match="rolled back by hand"):
+        task.execute(context())
+    assert slept == [7.0]
+
+
+def test_what_no_time_mends_ends_a_watch(canary: World, context: Context) -> None:
+    promoted(canary, context, 1)
+    second, release = promoted(canary, context, 2)
+    production = Lake(str(canary.root / "production"))
+    baseline = f"watches/delays/baselines/{release.previous_revision}-{second.digest}.json"
+    production.write_json(baseline, ["no record"])
+    with pytest.raises(AirflowFailException, match="RecordError"):
+        watching(canary, second).execute(context())
+    production.delete(baseline)
+    (canary.root / "production/watches/delays/00000003/judgement.json").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        watching(canary, second).execute(context())
+
+
 def test_every_promotion_ends_with_a_watch(world: World) -> None:
     dag = lifecycle_dags(str(Path(world.path) / "dag.py"))["delays__promote"]
     after = {task.task_id: task.downstream_task_ids for task in dag.tasks}
     assert after["deploy_production"] == {"watch_production"}
     assert after["watch_production"] == {"mark_champion"}
+    assert len({task.retries for task in dag.tasks}) == 1, "an outage uses up none"
