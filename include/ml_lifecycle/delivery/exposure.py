@@ -78,6 +78,11 @@ class Exposure(Record):
     unreadable: tuple[str, ...] = ()
 
 
+def watch_folder(release: Release) -> str:
+    """Where its environment's lake has what the watch knows of a release at one step."""
+    return f"watches/{release.endpoint}/{release.revision:08d}"
+
+
 def champion_before(lake: Lake, release: Release, champion: str) -> Baseline | None:
     """Make the baseline of the newest requests that the champion answered; None while they are too few.
 

@@ -202,7 +202,7 @@ class Releases:
         where = deployment.environment, deployment.endpoint
         with self._database.write() as connection:
             if (busy := release_under_way(connection, *where)) is not None:
-                if busy.kind == "deploy" and busy.evidence_digest == deployment.evidence_digest:
+                if is_of(busy, deployment.evidence_digest):
                     return busy
                 raise conflict(busy)
             live = live_release(connection, *where)
@@ -354,6 +354,11 @@ def _standing(connection: Connection, release: Release) -> Release:
     if standing.state == "rolled_back":
         raise ReleaseConflictError(f"{name_of(standing)} was rolled back meanwhile: {standing.reason}")
     return standing
+
+
+def is_of(busy: Release, evidence_digest: str) -> bool:
+    """Whether a release under way brings exactly this evidence to its endpoint."""
+    return busy.kind == "deploy" and busy.evidence_digest == evidence_digest
 
 
 def conflict(busy: Release) -> ReleaseUnderWayError:

@@ -12,7 +12,14 @@ from typing import ClassVar
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.endpoint import Endpoint, raise_if_taken_back, taken_back
-from ml_lifecycle.delivery.exposure import Baseline, Exposure, champion_before, count, step_parts
+from ml_lifecycle.delivery.exposure import (
+    Baseline,
+    Exposure,
+    champion_before,
+    count,
+    step_parts,
+    watch_folder,
+)
 from ml_lifecycle.delivery.judging import Judgement, judge
 from ml_lifecycle.delivery.releases import PRODUCTION, Releases
 from ml_lifecycle.delivery.strategies import Step, watch_at
@@ -84,7 +91,7 @@ def watch(
         release = endpoint.carry_on(endpoint.complete(release, f"given all traffic by {decided_by}"))
         return Watching(release, str(endpoint.step(release)))
     judgement = _judge(endpoint, release, tables)
-    target.lake.write_json(f"{_folder(release)}/judgement.json", to_json(judgement))
+    target.lake.write_json(f"{watch_folder(release)}/judgement.json", to_json(judgement))
     if judgement.decision == "roll_back":
         # What traffic has shown is no chance that another try could mend.
         raise endpoint.take_back(release, "; ".join(judgement.reasons), withdraw=True)
@@ -153,7 +160,7 @@ def _count(
 ) -> Exposure:
     # By another watch, as when the spec is edited meanwhile, all is counted anew.
     kind = digest_of([watched.model_dump(mode="json"), to_json(baseline)])[:12]
-    path = f"{_folder(release)}/exposure-{kind}.json"
+    path = f"{watch_folder(release)}/exposure-{kind}.json"
     try:
         before = from_json(Exposure, lake.read_json(path))
     except LakeFileMissingError:
@@ -179,7 +186,3 @@ def _baseline(lake: Lake, release: Release, champion: str) -> Baseline | None:
     if made is not None:
         lake.write_json(path, to_json(made))
     return made
-
-
-def _folder(release: Release) -> str:
-    return f"watches/{release.endpoint}/{release.revision:08d}"

@@ -52,6 +52,13 @@ class WatchOperator(StageOperator):
 
         :raises AirflowFailException: it was rolled back; the message says why.
         """
+        return self._watch(context)
+
+    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
+        """Look again."""
+        return self._watch(context)
+
+    def _watch(self, context: Context) -> dict[str, Any]:
         from ml_lifecycle.records import to_json
 
         with final_errors_fail_at_once():
@@ -64,10 +71,6 @@ class WatchOperator(StageOperator):
 
             self.defer(trigger=TimeDeltaTrigger(every), method_name="execute_complete")
         return to_json(over)
-
-    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
-        """Look again."""
-        return self.execute(context)
 
     def _look(self, resources: Resources, context: Context) -> Watching | None:
         """Look once; None while the release is not over, or somebody who must be asked does not answer."""
