@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases
+from ml_lifecycle.delivery.release_history import PRODUCTION
+from ml_lifecycle.delivery.releases import Deployment, Releases
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger

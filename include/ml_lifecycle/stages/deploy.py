@@ -16,7 +16,8 @@ from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.endpoint import Endpoint, raise_if_taken_back
 from ml_lifecycle.delivery.lineage import RegistryFile, read_evaluation, read_training
-from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases, is_of
+from ml_lifecycle.delivery.release_history import PRODUCTION
+from ml_lifecycle.delivery.releases import Deployment, Releases, is_of
 from ml_lifecycle.delivery.route import Variant, published_heads
 from ml_lifecycle.delivery.strategies import steps_of
 from ml_lifecycle.delivery.targets import Target

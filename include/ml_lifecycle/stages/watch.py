@@ -20,7 +20,8 @@ from ml_lifecycle.delivery.exposure import (
     watch_folder,
 )
 from ml_lifecycle.delivery.judging import Judgement, judge
-from ml_lifecycle.delivery.releases import PRODUCTION, Releases
+from ml_lifecycle.delivery.release_history import PRODUCTION
+from ml_lifecycle.delivery.releases import Releases
 from ml_lifecycle.delivery.step_log import StepLog
 from ml_lifecycle.delivery.strategies import Step, watch_at
 from ml_lifecycle.delivery.targets import Target

@@ -119,10 +119,10 @@ class MarkChampionOperator(StageOperator):
         :raises NotConfirmedError: nothing is live, or another version than it should be. Retry: no.
         """
         from ml_lifecycle.adapters.mlflow import set_alias
-        from ml_lifecycle.delivery.releases import Releases
+        from ml_lifecycle.delivery.release_history import ReleaseHistory
         from ml_lifecycle.errors import NotConfirmedError
 
-        release = Releases(resources.database()).champion(resources.spec.endpoint)
+        release = ReleaseHistory(resources.database()).champion(resources.spec.endpoint)
         if release is None:
             raise NotConfirmedError(f"{resources.spec.endpoint} has no champion in production")
         if self.version not in (None, release.version):
