@@ -66,7 +66,7 @@ with DAG(
         task_id="deploy_production", evidence=evidence.output, environment="production"
     )
     # Where the strategy gives the version a part of the traffic, this gives it more, or takes it back.
-    watched = WatchOperator(task_id="watch_production", evidence=evidence.output, retries=1000)
+    watched = WatchOperator(task_id="watch_production", evidence=evidence.output)
     champion = MarkChampionOperator(task_id="mark_champion", version=registered)
 
     snapshot >> validation >> training_set >> training >> evaluation >> version >> evidence

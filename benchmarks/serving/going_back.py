@@ -28,7 +28,8 @@ from servers import Server, cores
 
 from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.endpoint import Endpoint
-from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases
+from ml_lifecycle.delivery.release_history import PRODUCTION
+from ml_lifecycle.delivery.releases import Deployment, Releases
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.delivery.strategies import Step
 from ml_lifecycle.delivery.targets import ModelServers

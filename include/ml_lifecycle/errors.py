@@ -126,6 +126,17 @@ class ReleaseUnderWayError(ReleaseConflictError):
     retryable = True
 
 
+class ReleaseWatchedError(ReleaseUnderWayError):
+    """Another release of the endpoint is watched, for hours or days. Retry: yes, once it has ended.
+
+    :param left_alone: nobody looks at it any more: it will not end by itself
+    """
+
+    def __init__(self, message: str, left_alone: bool = False) -> None:
+        super().__init__(message)
+        self.left_alone = left_alone
+
+
 class ReleaseChecksError(LifecycleError):
     """The checks against the running server failed and the release was rolled back. Retry: no."""
 

@@ -47,7 +47,6 @@ _AS_OF = Param(
     description="Use nothing known after this moment; empty means the run's own time.",
 )
 _OPEN_PROMOTIONS = 1000
-_WATCH_RETRIES = 1000
 
 
 def lifecycle_dags(dag_file: str) -> dict[str, DAG]:
@@ -185,12 +184,7 @@ def _promote(model: ModelFolder, dag_id: str) -> DAG:
         )
         ready >> approval >> prepared
         # There whatever the strategy: the spec may be edited while a canary has its share.
-        watched = WatchOperator(
-            task_id="watch_production",
-            evidence=gathered.output,
-            # It looks for days, every minute: a database that is away for a moment must not use it up.
-            retries=_WATCH_RETRIES,
-        )
+        watched = WatchOperator(task_id="watch_production", evidence=gathered.output)
         released >> watched >> champion
     return dag
 

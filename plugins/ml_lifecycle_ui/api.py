@@ -17,7 +17,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
-from ml_lifecycle.delivery.releases import PRODUCTION
+from ml_lifecycle.delivery.release_history import PRODUCTION
 from ml_lifecycle.errors import UnsafeNameError
 from ml_lifecycle.ledger.database import Database, DatabaseUnavailableError
 from ml_lifecycle_airflow.hooks.database import LifecycleDatabaseHook

@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ml_lifecycle.delivery.releases import PRODUCTION, Releases
+from ml_lifecycle.delivery.release_history import PRODUCTION, ReleaseHistory
 from ml_lifecycle.delivery.strategies import step_at
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.requests import ApprovalRequest, open_requests
 from ml_lifecycle.ledger.windows import Window, newest_windows
 
 if TYPE_CHECKING:
-    from ml_lifecycle.delivery.releases import Served
+    from ml_lifecycle.delivery.release_history import Served
     from ml_lifecycle.delivery.route import Route
     from ml_lifecycle.ledger.database import Database
     from ml_lifecycle.records import Approval, Release
@@ -43,8 +43,8 @@ def gather(database: Database, dag_ids: Iterable[str]) -> list[dict[str, Any]]:
     A fixed number of queries, however many models there are.
     """
     models = models_of(dag_ids)
-    served = {each.release.model: each for each in Releases(database).served(PRODUCTION)}
-    busy = {each.release.model: each for each in Releases(database).all_under_way(PRODUCTION)}
+    served = {each.release.model: each for each in ReleaseHistory(database).served(PRODUCTION)}
+    busy = {each.release.model: each for each in ReleaseHistory(database).all_under_way(PRODUCTION)}
     approvals = _approvals(database, (each.release for each in served.values()))
     windows = newest_windows(database, models, SHOWN_WINDOWS)
     requests: dict[str, list[ApprovalRequest]] = {}
@@ -68,7 +68,7 @@ def gather(database: Database, dag_ids: Iterable[str]) -> list[dict[str, Any]]:
 
 def history(database: Database, model: str) -> dict[str, Any]:
     """One model's newest windows and production releases, newest first."""
-    releases = Releases(database).of_model(PRODUCTION, model, SHOWN_RELEASES)
+    releases = ReleaseHistory(database).of_model(PRODUCTION, model, SHOWN_RELEASES)
     approvals = _approvals(database, (each.release for each in releases))
     windows = newest_windows(database, [model], SHOWN_WINDOWS).get(model, ())
     return {

@@ -11,7 +11,7 @@ from sqlalchemy.exc import NoResultFound
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.delivery.judgements import read_judgement
-from ml_lifecycle.delivery.releases import PRODUCTION, Releases
+from ml_lifecycle.delivery.release_history import PRODUCTION, ReleaseHistory
 from ml_lifecycle.delivery.route import read_pointer
 from ml_lifecycle.errors import IntegrityError
 from ml_lifecycle.records import RecordError, to_json
@@ -35,7 +35,7 @@ def watched(
 
     :param open_lake: production's; what keeps it from being read is told in the view, under ``problem``
     """
-    releases = Releases(database)
+    releases = ReleaseHistory(database)
     release = _find(releases, endpoint, revision)
     if release is None or release.model != model:
         return None
@@ -59,7 +59,7 @@ def watched(
     }
 
 
-def _find(releases: Releases, endpoint: str, revision: int) -> Release | None:
+def _find(releases: ReleaseHistory, endpoint: str, revision: int) -> Release | None:
     try:
         return releases.get(PRODUCTION, endpoint, revision)
     except NoResultFound:

@@ -21,7 +21,7 @@ from ml_lifecycle.adapters import mlflow
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.lineage import find_champion, read_training, trained_as
-from ml_lifecycle.delivery.releases import PRODUCTION
+from ml_lifecycle.delivery.release_history import PRODUCTION
 from ml_lifecycle.delivery.targets import ModelServers
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.intervals import claim_interval

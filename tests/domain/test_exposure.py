@@ -1,76 +1,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
+from step_log_kit import BEGUN, LATER, RELEASE, row, write
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.delivery.exposure import Baseline, Exposure, champion_before, count, step_parts
+from ml_lifecycle.delivery.exposure import Baseline, Exposure, champion_before, count
 from ml_lifecycle.delivery.judging import Observed
 from ml_lifecycle.delivery.sides import Apart, PairedMean, PairedScores, PairedShare
+from ml_lifecycle.delivery.step_log import StepLog
 from ml_lifecycle.delivery.tallies import Mean, Scores, Share
-from ml_lifecycle.records import Release, from_json, to_json
+from ml_lifecycle.records import from_json, to_json
 from ml_lifecycle.spec.watch import Watch
 
-BEGUN = datetime(2026, 3, 1, 12, tzinfo=UTC)
-LATER = BEGUN + timedelta(hours=1)
 WATCH = Watch.model_validate({"segments": {"carrier": ["AA"], "flight": ["f1"]}})
 BASELINE = Baseline(latency_ms=10.0, edges=(0.5,), rows=1000)
-RELEASE = Release(
-    model="delays",
-    environment="production",
-    endpoint="delays",
-    revision=7,
-    state="applied",
-    version="2",
-    model_digest="b" * 64,
-    evidence_digest="e" * 64,
-    strategy="canary",
-    created_at=BEGUN,
-)
-
-
-def row(version: str, request: int, **changes: Any) -> dict[str, Any]:
-    """A logged row: answered in a millisecond, score 0.2, carrier AA, flight f1."""
-    made: dict[str, Any] = {
-        "prediction_id": f"request-{request}",
-        "row": 0,
-        "received_at": BEGUN + timedelta(seconds=request),
-        "event_time": None,
-        "entity_keys": '{"flight":"f1"}',
-        "route_revision": 7,
-        "returned": True,
-        "model_version": version,
-        "latency_ms": 1.0,
-        "status": 200,
-        "score": 0.2,
-        "features": {"carrier": "AA", "distance": 1.5},
-        "outputs": {"label": "no"},
-    }
-    made |= changes
-    if made["status"] != 200:
-        made |= {"features": None, "outputs": None, "score": None}
-    return made
-
-
-def write(lake: Lake, number: int, rows: Sequence[dict[str, Any]], server: str = "s1", day: str = "") -> None:
-    """One part of the log, as servers write them: named by when its first row came."""
-    first = min(one["received_at"] for one in rows)
-    schema = {
-        "received_at": pl.Datetime("us", "UTC"),
-        "event_time": pl.Datetime("us", "UTC"),
-        "score": pl.Float64,
-    }
-    frame = pl.DataFrame(list(rows), schema_overrides=schema)
-    kind = "".join("f" if dtype == pl.Null else "a" for dtype in frame.dtypes)
-    name = f"{first:%Y%m%dT%H%M%S%f}-{server}-{number:06d}-{kind}.parquet"
-    with lake.writing(f"predictions/delays/{day or first.date().isoformat()}/{name}") as file:
-        frame.write_parquet(file)
 
 
 @pytest.fixture
@@ -85,7 +33,7 @@ def look(
     watch: Watch = WATCH,
     now: datetime = LATER,
 ) -> Exposure:
-    return count(lake, RELEASE, paired, watch, BASELINE, before or Exposure(7), now)
+    return count(StepLog.at(lake, RELEASE, now), paired, watch, BASELINE, before or Exposure(7))
 
 
 def totals(exposure: Exposure) -> dict[str, Any]:
@@ -208,10 +156,10 @@ def test_of_a_shadow_the_rows_that_both_answered_are_compared(lake: Lake) -> Non
 
 def test_the_baseline_is_the_champions_own(lake: Lake) -> None:
     write(lake, 1, [row("1", number, score=number / 200, latency_ms=float(number)) for number in range(199)])
-    assert champion_before(lake, RELEASE, "1") is None
+    assert champion_before(StepLog.at(lake, RELEASE, LATER), "1") is None
     write(lake, 2, [row("1", 200, score=1.0, latency_ms=200.0), row("2", 201, latency_ms=1e6)])
     write(lake, 3, [row("1", 202, status=500, latency_ms=1e6)])
-    made = champion_before(lake, RELEASE, "1")
+    made = champion_before(StepLog.at(lake, RELEASE, LATER), "1")
     assert made is not None
     assert (made.rows, len(made.edges)) == (200, 19)
     assert made.latency_ms == pytest.approx(197.01, abs=0.5)
@@ -221,7 +169,7 @@ def test_the_baseline_is_the_champions_own(lake: Lake) -> None:
 def test_parts_before_the_step_are_not_even_opened(lake: Lake) -> None:
     write(lake, 1, [row("1", 1, received_at=BEGUN - timedelta(hours=2))])
     write(lake, 2, [row("1", 2)])
-    assert [part.number for part in step_parts(lake, RELEASE, LATER)] == [2]
+    assert [part.number for part in StepLog.at(lake, RELEASE, LATER).fresh({})] == [2]
 
 
 def test_every_kind_of_total_comes_back_from_json() -> None:

@@ -257,6 +257,11 @@ def test_labels_decide_when_they_arrive(watched: Callable[..., Watched]) -> None
     one.ask(400)
     none = one.look(tables=lambda _: outcomes("delay", lambda *_: 0.0)("").limit(0))
     assert none.judgement.reasons[0].startswith("labels: 0 rows of the challenger")  # type: ignore[union-attr]
+    lake = one.world.target.lake
+    gone = [path for path in lake.list(f"watches/{one.world.endpoint}") if path.endswith(".parquet")]
+    assert gone
+    for path in gone:
+        lake.delete(path)
     right = outcomes("delay", lambda _, distance: distance + 7)  # as version 1 says
     with pytest.raises(ReleaseChecksError, match=r"labels: .* the champion 0 in .*worse by \+"):
         one.look(tables=right)

@@ -17,7 +17,7 @@ from waiting import wait_until
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.releases import Releases
 from ml_lifecycle.delivery.route import published_heads
-from ml_lifecycle.demo.airflow import TaskState
+from ml_lifecycle.demo.airflow import DemoError, TaskState
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger
@@ -91,14 +91,22 @@ def test_a_canary_takes_over_and_people_go_back_while_clients_ask(tmp_path: Path
         admin.trigger("small__train", "second", {"as_of": end.isoformat()})
         admin.wait("small__train", "second", print, timeout=600)
 
-        run = "small__promote", "candidate__v2"
+        run, later = ("small__promote", "candidate__v2"), ("small__promote", "candidate__v3")
         wait_for_request(stack, alice, *run)
         alice.answer(*run, "approve", "Approve", "by a test")
+        # It is held as long as nobody asks, so the next candidate finds it watched.
+        admin.wait(*run, print, until=_is_watched, timeout=300)
+        admin.trigger("small__train", "third", {"as_of": (end - DAY / 2).isoformat()})
+        admin.wait("small__train", "third", print, timeout=600)
+        wait_for_request(stack, alice, *later)
+        alice.answer(*later, "approve", "Approve", "by a test")
+        admin.wait(*later, print, until=_waits_its_turn, timeout=300)
         traffic = Traffic(stack)
         with traffic.asking():
-            admin.wait(*run, print, until=_is_watched, timeout=300)
             kill(stack, "triggerer")  # where the watch waits
             admin.wait(*run, print, timeout=300)
+            with pytest.raises(DemoError, match="version 2 is champion: evaluate it again"):
+                admin.wait(*later, print, timeout=300)
             wait_until(lambda: _last_is(traffic, "2"), "the new version answers all")
             admin.trigger("small__rollback", "back", {"reason": "by a test"})
             admin.wait("small__rollback", "back", print, timeout=300)
@@ -122,6 +130,10 @@ def test_a_canary_takes_over_and_people_go_back_while_clients_ask(tmp_path: Path
 
 def _is_watched(tasks: Sequence[TaskState]) -> bool:
     return any(task.task_id == "watch_production" and task.state == "deferred" for task in tasks)
+
+
+def _waits_its_turn(tasks: Sequence[TaskState]) -> bool:
+    return any(task.task_id == "deploy_production" and task.state == "up_for_reschedule" for task in tasks)
 
 
 def _last_is(traffic: Traffic, version: str) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.judgements import write_judgement
 from ml_lifecycle.delivery.judging import Judgement, Observed, judge
-from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases
+from ml_lifecycle.delivery.release_history import PRODUCTION
+from ml_lifecycle.delivery.releases import Deployment, Releases
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.delivery.sides import Apart
 from ml_lifecycle.delivery.strategies import Step

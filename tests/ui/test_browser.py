@@ -13,7 +13,7 @@ from lifecycle_world import World
 from waiting import wait_until
 
 from ml_lifecycle.delivery.judgements import read_judgement, watch_folder, write_judgement
-from ml_lifecycle.delivery.releases import PRODUCTION
+from ml_lifecycle.delivery.release_history import PRODUCTION
 from ml_lifecycle.records import Release
 
 pytestmark = [

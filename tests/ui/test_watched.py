@@ -17,7 +17,7 @@ from lifecycle_world import HOSTILE, World, traffic
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.judgements import watch_folder
-from ml_lifecycle.delivery.releases import PRODUCTION, Served
+from ml_lifecycle.delivery.release_history import PRODUCTION, Served
 from ml_lifecycle.delivery.strategies import Step
 from ml_lifecycle.records import Release
 from ml_lifecycle.spec.watch import Watch

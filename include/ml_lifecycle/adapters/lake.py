@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,13 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from ml_lifecycle.errors import IntegrityError, LifecycleError, NoSpaceError, UnsafeNameError
+from ml_lifecycle.errors import (
+    IntegrityError,
+    LifecycleError,
+    NoSpaceError,
+    ServerUnavailableError,
+    UnsafeNameError,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -314,6 +321,26 @@ def no_room_said(target: str | os.PathLike[str]) -> Iterator[None]:
             f"no room for {os.fspath(target)}: {error.strerror}. "
             "Nothing was changed; make room, then try again"
         ) from error
+
+
+@contextmanager
+def outage_said() -> Iterator[None]:
+    """For who goes on once a lake answers again; what is missing or not permitted is no outage.
+
+    :raises ServerUnavailableError: a lake that is used within did not answer. Retry: yes.
+    """
+    try:
+        yield
+    except (*_MISSING, PermissionError):
+        raise
+    except _outages() as error:
+        raise ServerUnavailableError(f"a lake does not answer: {type(error).__name__}: {error}") from error
+
+
+def _outages() -> tuple[type[Exception], ...]:
+    # s3fs lets these two through as they are; where they can be raised, botocore is loaded.
+    aws = sys.modules.get("botocore.exceptions")
+    return (OSError,) if aws is None else (OSError, aws.ConnectionError, aws.HTTPClientError)
 
 
 def _replace(full: str, content: BinaryIO) -> None:

@@ -7,14 +7,18 @@ read as in schema 1, as JSON text, so that versions with other columns can stand
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
+from typing import TypeVar
 
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.records import Interval
+
+T = TypeVar("T")
 
 SCHEMA: dict[str, pl.DataType] = {
     "prediction_id": pl.String(),
@@ -71,7 +75,8 @@ class PredictionWindow:
 
     def batches(self, columns: Sequence[str], where: pl.Expr | None = None) -> Iterator[pl.DataFrame]:
         """The rows in batches of bounded size, one model's after another's, as they were logged."""
-        for paths in self._groups():
+        files = {path: size for path, size in self.files.items() if path not in self.unreadable}
+        for paths in alike(files, self._batch_bytes):
             try:
                 yield self._collect(paths, columns, where)
             except (pl.exceptions.PolarsError, OSError):
@@ -93,21 +98,6 @@ class PredictionWindow:
         rows = read_parts(self._lake, paths).filter(inside if where is None else inside & where)
         return rows.select(pl.col(name).cast(SCHEMA[name]) for name in columns).collect()
 
-    def _groups(self) -> Iterator[list[str]]:
-        """Parts of one model each: only they have the same columns."""
-        group: list[str] = []
-        size = 0
-        for path, file_size in sorted(self.files.items(), key=lambda file: _kind(file[0])):
-            if path in self.unreadable:
-                continue
-            if group and (size + file_size > self._batch_bytes or _kind(path) != _kind(group[0])):
-                yield group
-                group, size = [], 0
-            group.append(path)
-            size += file_size
-        if group:
-            yield group
-
 
 @dataclass(frozen=True)
 class Part:
@@ -115,7 +105,6 @@ class Part:
 
     :param number: rising as a server writes, over all of its endpoints; parts are written in this order
     :param first: when the first of its rows was received, by the server's clock
-    :param kind: the same for parts that have the same columns
     :param size: bytes
     """
 
@@ -123,7 +112,6 @@ class Part:
     server: str
     number: int
     first: datetime
-    kind: str
     size: int
 
 
@@ -146,7 +134,30 @@ def _list_parts(lake: Lake, endpoint: str, day: date) -> Iterator[Part]:
     for path, size in ((path, size) for folder in folders for path, size in lake.sizes(folder).items()):
         if (found := _PART_NAME.fullmatch(path.rsplit("/", 1)[-1])) is not None:
             first = datetime.strptime(found["first"], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)
-            yield Part(path, found["server"], int(found["number"]), first, _kind(path), size)
+            yield Part(path, found["server"], int(found["number"]), first, size)
+
+
+def alike(files: Mapping[str, int], at_most: int) -> Iterator[list[str]]:
+    """Paths of parts in batches of so many bytes, each of one model: only those have the same columns.
+
+    :param files: path → size
+    """
+    for _, paths in groupby(sorted(files, key=_kind), _kind):
+        yield from cut(paths, files.__getitem__, at_most)
+
+
+def cut(items: Iterable[T], size: Callable[[T], int], at_most: int) -> Iterator[list[T]]:
+    """Items in their order, in batches of so many bytes, or of one item that is larger by itself."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        if batch and total + size(item) > at_most:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size(item)
+    if batch:
+        yield batch
 
 
 def read_parts(lake: Lake, paths: Sequence[str]) -> pl.LazyFrame:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
-from ml_lifecycle.delivery.releases import Releases
+from ml_lifecycle.delivery.release_history import ReleaseHistory
 from ml_lifecycle.delivery.route import Route
 from ml_lifecycle.errors import IntegrityError, LifecycleError
 from ml_lifecycle.ledger.database import Database
@@ -198,7 +198,7 @@ def verify(ledger: Ledger, lakes: Iterable[Lake]) -> Verified:
     routes = [route for lake in lakes for route in published_routes(lake)]
     heads = [route.ledger_head for route in sorted(routes, key=lambda route: route.published_at)]
     entries = ledger.verify(heads)
-    return Verified(entries, len(heads), Releases(ledger.database).verify())
+    return Verified(entries, len(heads), ReleaseHistory(ledger.database).verify())
 
 
 def published_routes(lake: Lake) -> list[Route]:

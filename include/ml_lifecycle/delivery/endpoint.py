@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ml_lifecycle.delivery.checks import Clock, Golden
-from ml_lifecycle.delivery.releases import PRODUCTION, Releases
+from ml_lifecycle.delivery.release_history import PRODUCTION
+from ml_lifecycle.delivery.releases import Releases
 from ml_lifecycle.delivery.route import Route, Variant
 from ml_lifecycle.delivery.strategies import Step, next_step, step_at, steps_of
 from ml_lifecycle.delivery.targets import Target

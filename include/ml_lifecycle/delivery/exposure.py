@@ -3,47 +3,47 @@
 A request counts once, by its first row: the rows of a request are of one client and one moment, they fail and
 are late together, and to count them as if they were many observations would make bounds of chance.
 
-Every row tells which revision answered it, and a step has a revision of its own, so a step's rows are known
-exactly. Parts of the log are immutable, and each server numbers its own: they are counted once, as they come,
-and what is kept between two looks is a number a server and the totals.
+What is kept between two looks is a number a server and the totals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, timedelta
-from itertools import takewhile
 from typing import ClassVar
 
 import numpy as np
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import CHECK_ID_PREFIX, Part, find_parts
+from ml_lifecycle.adapters.predictions import Part, alike, cut
 from ml_lifecycle.delivery.judging import Observed, add_up
 from ml_lifecycle.delivery.sides import Apart, PairedScores, PairedShare
+from ml_lifecycle.delivery.step_log import (
+    BATCH_BYTES,
+    StepLog,
+    field_as_text,
+    first_rows,
+    segment_columns,
+    segment_schema,
+    segments,
+)
 from ml_lifecycle.delivery.tallies import Scores, Share
-from ml_lifecycle.records import Record, Release
+from ml_lifecycle.records import Record
 from ml_lifecycle.spec.watch import Watch
 
-# The log is flushed every second. What is younger may have its other half (a champion's row beside its
-# shadow's) in a part that is not written yet.
-_SETTLED = timedelta(seconds=3)
 # A copy is scored within milliseconds of its answer, so both rows are in the same part or in neighbours.
 _NEIGHBOURS = 20
-_BATCH_BYTES = 64 * 2**20
 _BASELINE_PARTS = 200
 _BASELINE_ROWS = 200
 _BINS = 20
-# Between the clocks of a server and of whoever counts.
-_SKEW = timedelta(minutes=10)
 _NARROW = {
     "prediction_id": pl.String,
     "model_version": pl.String,
     "latency_ms": pl.Float64,
     "score": pl.Float64,
     "status": pl.Int64,
+    "decision": pl.String,
 }
 
 
@@ -78,20 +78,21 @@ class Exposure(Record):
     unreadable: tuple[str, ...] = ()
 
 
-def champion_before(lake: Lake, release: Release, champion: str) -> Baseline | None:
+def champion_before(log: StepLog, champion: str) -> Baseline | None:
     """Make the baseline of the newest requests that the champion answered; None while they are too few.
 
     What it answers beside the challenger counts too: that is its own, and cannot follow the challenger.
 
-    :param release: the first of its steps that has traffic
+    :param log: of the first step that has traffic
     :param champion: its version
     """
-    parts = sorted(find_parts(lake, release.endpoint, _first_day(release)), key=lambda part: part.first)
-    mine = (pl.col("model_version") == champion) & pl.col("returned") & (pl.col("status") == 200)
-    rows = _collect(lake, [], mine, ())[0]
+    parts = sorted(log.parts, key=lambda part: part.first)
+    mine = first_rows() & (pl.col("model_version") == champion) & pl.col("returned")
+    mine &= pl.col("status") == 200
+    rows = _collect(log.lake, [], mine, ())[0]
     while parts and rows.height < _BASELINE_ROWS:
         parts, newest = parts[:-_BASELINE_PARTS], parts[-_BASELINE_PARTS:]
-        rows = pl.concat([rows, _collect(lake, newest, mine, ())[0]])
+        rows = pl.concat([rows, _collect(log.lake, newest, mine, ())[0]])
     if rows.height < _BASELINE_ROWS:
         return None
     scores = rows["score"].drop_nulls().drop_nans().to_numpy()
@@ -105,54 +106,21 @@ def latency_limit(watch: Watch, baseline: Baseline) -> float | None:
     return None if watch.latency is None else watch.latency.limit_ms or baseline.latency_ms
 
 
-def step_parts(lake: Lake, release: Release, now: datetime) -> list[Part]:
-    """The parts that rows of a step may lie in, server by server in the order they were written.
-
-    Of a server none from the first on that is too young: beside it others are to come.
-    """
-    return [part for own in _by_server(lake, release) for part in _settled(own, now)]
-
-
-def _first_day(release: Release) -> date:
-    """The first day about which predictions are looked at."""
-    return (release.created_at - timedelta(days=1)).date()
-
-
-def _by_server(lake: Lake, release: Release) -> list[list[Part]]:
-    servers: dict[str, list[Part]] = {}
-    for part in sorted(find_parts(lake, release.endpoint, _first_day(release)), key=lambda part: part.number):
-        if part.first >= release.created_at - _SKEW:
-            servers.setdefault(part.server, []).append(part)
-    return [own for _, own in sorted(servers.items())]
-
-
-def _settled(own: Sequence[Part], now: datetime) -> list[Part]:
-    return list(takewhile(lambda part: part.first < now - _SETTLED, own))
-
-
-def count(
-    lake: Lake,
-    release: Release,
-    paired: bool,
-    watch: Watch,
-    baseline: Baseline,
-    before: Exposure,
-    now: datetime,
-) -> Exposure:
+def count(log: StepLog, paired: bool, watch: Watch, baseline: Baseline, before: Exposure) -> Exposure:
     """Count the parts that came since ``before``; the same whoever counts, and however often.
 
     :param paired: whether the challenger is a shadow: rows that both sides answered are then compared
     :param watch: what can be measured at this step
     """
-    exposure = before
-    for own in _by_server(lake, release):
-        for fresh, near in _batches(own, before.counted.get(own[0].server, 0), now):
-            rows, unreadable = _rows_of(lake, release, watch, fresh, near if paired else ())
-            sides = _pair(rows, release.version) if paired else _split(rows, release.version)
+    exposure, version = before, log.release.version
+    for server in log.servers:
+        for fresh, near in _batches(log, server, before.counted.get(server, 0)):
+            rows, unreadable = _rows_of(log, watch, fresh, near if paired else ())
+            sides = _pair(rows, version) if paired else _split(rows, version)
             found = _observe(watch, baseline, sides)
             exposure = replace(
                 exposure,
-                counted={**exposure.counted, own[0].server: fresh[-1].number},
+                counted={**exposure.counted, server: fresh[-1].number},
                 observed=add_up((*exposure.observed, *found)),
                 unreadable=(*exposure.unreadable, *unreadable),
             )
@@ -199,85 +167,53 @@ class _Sides:
         return Apart(Scores.of(one, edges), Scores.of(two, edges))
 
 
-def _batches(own: Sequence[Part], mark: int, now: datetime) -> Iterator[tuple[list[Part], list[Part]]]:
+def _batches(log: StepLog, server: str, mark: int) -> Iterator[tuple[list[Part], list[Part]]]:
     """A server's parts that are to be counted, in order; and those before and behind, counted or not.
 
     :param mark: number of the newest part that is counted
     """
-    settled = _settled(own, now)
+    own, settled = log.servers[server], log.settled(server)
     at = sum(part.number <= mark for part in settled)
-    while at < len(settled):
-        end, size = at, 0
-        while end < len(settled) and (end == at or size + settled[end].size <= _BATCH_BYTES):
-            size += settled[end].size
-            end += 1
-        yield settled[at:end], [*own[max(0, at - _NEIGHBOURS) : at], *own[end : end + _NEIGHBOURS]]
+    for batch in cut(settled[at:], lambda part: part.size, BATCH_BYTES):
+        end = at + len(batch)
+        yield batch, [*own[max(0, at - _NEIGHBOURS) : at], *own[end : end + _NEIGHBOURS]]
         at = end
 
 
 def _rows_of(
-    lake: Lake, release: Release, watch: Watch, fresh: Sequence[Part], near: Sequence[Part]
+    log: StepLog, watch: Watch, fresh: Sequence[Part], near: Sequence[Part]
 ) -> tuple[pl.DataFrame, list[str]]:
     """The step's rows, ``fresh`` telling which lie in parts that are counted now; and what cannot be read."""
-    mine = pl.col("route_revision") == release.revision
-    counted, unreadable = _collect(lake, fresh, mine, tuple(watch.segments))
-    beside, _ = _collect(lake, near, mine, tuple(watch.segments))
+    counted, unreadable = _collect(log.lake, fresh, log.requests(), tuple(watch.segments))
+    beside, _ = _collect(log.lake, near, log.requests(), tuple(watch.segments))
     both = [counted.with_columns(fresh=pl.lit(True)), beside.with_columns(fresh=pl.lit(False))]
     return pl.concat(both), unreadable
 
 
 def _collect(
-    lake: Lake, parts: Sequence[Part], where: pl.Expr, segments: Sequence[str]
+    lake: Lake, parts: Sequence[Part], where: pl.Expr, columns: Sequence[str]
 ) -> tuple[pl.DataFrame, list[str]]:
-    """Narrow columns of requests' first rows, their decisions, and what segments are made of, as text.
-
-    Returned with the parts that cannot be read.
-    """
-    texts = ("decision", *map(_segment_name, segments))
-    kinds: dict[str, list[str]] = {}
-    for part in parts:
-        kinds.setdefault(part.kind, []).append(part.path)
-    frames = [pl.DataFrame(schema=_NARROW | dict.fromkeys(texts, pl.String))]
+    """Narrow columns of requests, and what segments are made of; with the parts that cannot be read."""
+    frames = [pl.DataFrame(schema={**_NARROW, **segment_schema(columns)})]
     unreadable: list[str] = []
-    for _, paths in sorted(kinds.items()):
+    for paths in alike({part.path: part.size for part in parts}, BATCH_BYTES):
         try:
-            frames.append(_read(lake, paths, where, segments))
+            frames.append(_read(lake, paths, where, columns))
         except pl.exceptions.PolarsError:
             for path in paths:
                 try:
-                    frames.append(_read(lake, [path], where, segments))
+                    frames.append(_read(lake, [path], where, columns))
                 except pl.exceptions.PolarsError:
                     unreadable.append(path)
     return pl.concat(frames), unreadable
 
 
-def _read(lake: Lake, paths: Sequence[str], where: pl.Expr, segments: Sequence[str]) -> pl.DataFrame:
-    traffic = (pl.col("row") == 0) & ~pl.col("prediction_id").str.starts_with(CHECK_ID_PREFIX)
-    rows = lake.scan(paths).filter(traffic & where)
+def _read(lake: Lake, paths: Sequence[str], where: pl.Expr, columns: Sequence[str]) -> pl.DataFrame:
+    rows = lake.scan(paths).filter(where)
     types = rows.collect_schema()
-    return rows.select(
-        *(pl.col(name).cast(dtype) for name, dtype in _NARROW.items()),
-        _field(types, "outputs", "label").alias("decision"),
-        *(_segment(types, column).alias(_segment_name(column)) for column in segments),
-    ).collect()
-
-
-def _segment_name(column: str) -> str:
-    return f"segment:{column}"
-
-
-def _segment(types: Mapping[str, pl.DataType], column: str) -> pl.Expr:
-    """A feature, or an entity key, as text; null where a row has neither."""
-    key = pl.col("entity_keys").cast(pl.String).str.json_path_match(f"$['{column}']")
-    return pl.coalesce(_field(types, "features", column), key)
-
-
-def _field(types: Mapping[str, pl.DataType], column: str, name: str) -> pl.Expr:
-    """A field of a struct, as text; null where there is none, as of a request that failed."""
-    dtype = types[column]
-    if isinstance(dtype, pl.Struct) and name in {one.name for one in dtype.fields}:
-        return pl.col(column).struct.field(name).cast(pl.String)
-    return pl.lit(None, pl.String)
+    decided = rows.with_columns(field_as_text(types, "outputs", "label").alias("decision"))
+    narrow = (pl.col(name).cast(dtype) for name, dtype in _NARROW.items())
+    return decided.select(*narrow, *segment_columns(types, columns)).collect()
 
 
 def _split(rows: pl.DataFrame, challenger: str) -> _Sides:
@@ -300,11 +236,10 @@ def _pair(rows: pl.DataFrame, challenger: str) -> _Sides:
 
 def _observe(watch: Watch, baseline: Baseline, sides: _Sides) -> Iterator[Observed]:
     yield from _metrics(watch, baseline, sides, None)
-    for column, values in watch.segments.items():
-        for value in values:
-            inside = sides.where(pl.col(_segment_name(column)) == value)
-            if inside.challenger.height or inside.champion.height:
-                yield from _metrics(watch, baseline, inside, f"{column}={value}")
+    for name, condition in segments(watch):
+        inside = sides.where(condition)
+        if inside.challenger.height or inside.champion.height:
+            yield from _metrics(watch, baseline, inside, name)
 
 
 def _metrics(watch: Watch, baseline: Baseline, sides: _Sides, segment: str | None) -> Iterator[Observed]:

@@ -168,20 +168,6 @@ def add_up(observed: Iterable[Observed]) -> tuple[Observed, ...]:
     return tuple(totals.values())
 
 
-def refuse_shrunk(before: Sequence[Observed], now: Sequence[Observed]) -> None:
-    """Totals only grow: say so where somebody counted anew from a part of the log.
-
-    :raises JudgingError: a total is less than it was, or is gone. Retry: no.
-    """
-    known = {(one.metric, one.segment): one.counted for one in now}
-    for one in before:
-        grown = known.get((one.metric, one.segment))
-        if grown is None:
-            raise JudgingError(f"{one}: there were totals before, and are none now")
-        if not grown.follows(one.counted):
-            raise JudgingError(f"{one}: totals went back from {one.counted} to {grown}")
-
-
 def _by_name(watch: Watch, observed: Sequence[Observed]) -> dict[tuple[str, str | None], Counted]:
     known: dict[tuple[str, str | None], Counted] = {}
     for one in observed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, sha256
-from ml_lifecycle.delivery.releases import Releases
+from ml_lifecycle.delivery.release_history import ReleaseHistory
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.records import Evaluation, Evidence, ModelVersion, Release, Training, TrainingSet, from_json
 from ml_lifecycle.spec.model import ModelSpec
@@ -37,7 +37,7 @@ def find_champion(spec: ModelSpec, lake: Lake, database: Database) -> Champion |
 
     :raises LakeFileMissingError: the lake lost the version's records. Retry: no.
     """
-    release = Releases(database).champion(spec.endpoint)
+    release = ReleaseHistory(database).champion(spec.endpoint)
     if release is None:
         return None
     return Champion(
@@ -71,7 +71,7 @@ def trained_as(
     model_digest: str, spec: ModelSpec, lake: Lake, database: Database, environment: str
 ) -> Training | None:
     """The training behind a model that an environment has served; None if it never did."""
-    for release in Releases(database).history(environment, spec.endpoint):
+    for release in ReleaseHistory(database).history(environment, spec.endpoint):
         if release.model_digest == model_digest:
             return read_training(lake, read_version(lake, spec.name, release.version).training_path)
     return None

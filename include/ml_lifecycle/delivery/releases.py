@@ -14,17 +14,15 @@ goes further back. Every change of state is an entry of the ledger, written in t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.delivery.release_history import PRODUCTION, ReleaseHistory
 from ml_lifecycle.delivery.release_rows import (
-    UNDER_WAY,
     first_release,
     get_release,
     insert_release,
@@ -32,26 +30,19 @@ from ml_lifecycle.delivery.release_rows import (
     name_of,
     newest_first,
     next_revision,
-    release_of,
     release_under_way,
     route_of,
     set_state,
-    subject_of,
 )
-from ml_lifecycle.delivery.route import Route, Variant, publish
+from ml_lifecycle.delivery.route import Variant, publish
 from ml_lifecycle.errors import (
-    LedgerError,
     NothingToRollBackToError,
     ReleaseConflictError,
     ReleaseUnderWayError,
 )
-from ml_lifecycle.ledger.database import Database
-from ml_lifecycle.ledger.ledger import RELEASE, legible, withdraw_approval
-from ml_lifecycle.ledger.tables import ledger, releases
-from ml_lifecycle.records import Release, from_json
-
-PRODUCTION = "production"
-"""The environment whose live release is the champion, and which takes approved evidence only."""
+from ml_lifecycle.ledger.ledger import legible, withdraw_approval
+from ml_lifecycle.ledger.tables import releases
+from ml_lifecycle.records import Release
 
 
 @dataclass(frozen=True)
@@ -74,124 +65,8 @@ class Deployment:
     requested_by: str | None = None
 
 
-@dataclass(frozen=True)
-class Served:
-    """What an endpoint serves.
-
-    :param since: when the release came to its state
-    """
-
-    release: Release
-    route: Route
-    since: datetime
-
-
-class Releases:
-    """The releases of all endpoints."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def live(self, environment: str, endpoint: str) -> Release | None:
-        """What the endpoint serves; None before its first confirmed release and after a withdrawal."""
-        with self._database.read() as connection:
-            return live_release(connection, environment, endpoint)
-
-    def champion(self, endpoint: str) -> Release | None:
-        """What is live in production."""
-        return self.live(PRODUCTION, endpoint)
-
-    def served(self, environment: str) -> list[Served]:
-        """What every endpoint of an environment serves; those that serve nothing are left out."""
-        confirmed = (releases.c.environment == environment) & (releases.c.state == "confirmed")
-        newest = (
-            select(releases.c.endpoint, func.max(releases.c.revision).label("revision"))
-            .where(confirmed)
-            .group_by(releases.c.endpoint)
-            .subquery()
-        )
-        query = (
-            select(releases)
-            .join(
-                newest,
-                (releases.c.endpoint == newest.c.endpoint) & (releases.c.revision == newest.c.revision),
-            )
-            .where(confirmed, releases.c.kind != "withdraw")
-            .order_by(releases.c.endpoint)
-        )
-        with self._database.read() as connection:
-            rows = connection.execute(query).all()
-        return [_served(row) for row in rows]
-
-    def has_confirmed(self, environment: str, evidence_digest: str) -> bool:
-        """Whether exactly this evidence was released there, checked, and never rolled back."""
-        query = select(releases.c.revision).where(
-            releases.c.environment == environment,
-            releases.c.evidence_digest == evidence_digest,
-            releases.c.state == "confirmed",
-            releases.c.kind != "withdraw",
-        )
-        with self._database.read() as connection:
-            return connection.execute(query.limit(1)).first() is not None
-
-    def verify(self) -> int:
-        """Hold every release against the newest ledger entry about it; returns how many there are.
-
-        :raises LedgerError: one is not what its entry says, or only one of both is there. Retry: no.
-        """
-        query = select(ledger).where(ledger.c.kind == RELEASE).order_by(ledger.c.seq)
-        with self._database.read() as connection:
-            rows = {subject_of(row): row for row in map(release_of, connection.execute(select(releases)))}
-            entries = {entry.subject: entry for entry in connection.execute(query)}
-        for subject, entry in entries.items():
-            if rows.get(subject) != from_json(Release, json.loads(entry.payload)):
-                raise LedgerError(f"release {subject} is not in its table as ledger entry {entry.seq} has it")
-        if unknown := sorted(rows.keys() - entries.keys()):
-            raise LedgerError(f"release {unknown[0]} is in its table, but no ledger entry is about it")
-        return len(rows)
-
-    def all_under_way(self, environment: str) -> list[Served]:
-        """The releases of all endpoints that have begun and are neither confirmed nor rolled back."""
-        query = select(releases).where(releases.c.environment == environment, releases.c.state.in_(UNDER_WAY))
-        with self._database.read() as connection:
-            return [_served(row) for row in connection.execute(query)]
-
-    def of_model(self, environment: str, model: str, limit: int) -> list[Served]:
-        """The newest releases of a model, newest first."""
-        query = (
-            select(releases)
-            .where(releases.c.environment == environment, releases.c.model == model)
-            .order_by(releases.c.created_at.desc(), releases.c.revision.desc())
-            .limit(limit)
-        )
-        with self._database.read() as connection:
-            return [_served(row) for row in connection.execute(query)]
-
-    def under_way(self, environment: str, endpoint: str) -> Release | None:
-        """The release that has begun and is neither confirmed nor rolled back."""
-        with self._database.read() as connection:
-            return release_under_way(connection, environment, endpoint)
-
-    def get(self, environment: str, endpoint: str, revision: int) -> Release:
-        """One release."""
-        with self._database.read() as connection:
-            return get_release(connection, environment, endpoint, revision)
-
-    def history(self, environment: str, endpoint: str) -> list[Release]:
-        """All releases of an endpoint, newest first."""
-        with self._database.read() as connection:
-            return [release_of(row) for row in connection.execute(newest_first(environment, endpoint))]
-
-    def requested(self, environment: str, endpoint: str, request: str) -> Release | None:
-        """The release begun for a request, whatever became of it."""
-        query = newest_first(environment, endpoint).where(releases.c.request == request)
-        with self._database.read() as connection:
-            return first_release(connection, query)
-
-    def route(self, release: Release) -> Route:
-        """The route of a release, exactly as it is published."""
-        with self._database.read() as connection:
-            return route_of(connection, release)
+class Releases(ReleaseHistory):
+    """The releases of all endpoints, and what changes them."""
 
     def begin(self, deployment: Deployment, now: datetime) -> Release:
         """Write the intent to release; a release of the same evidence that is under way is returned.
@@ -202,7 +77,7 @@ class Releases:
         where = deployment.environment, deployment.endpoint
         with self._database.write() as connection:
             if (busy := release_under_way(connection, *where)) is not None:
-                if busy.kind == "deploy" and busy.evidence_digest == deployment.evidence_digest:
+                if is_of(busy, deployment.evidence_digest):
                     return busy
                 raise conflict(busy)
             live = live_release(connection, *where)
@@ -345,15 +220,16 @@ class Releases:
             return set_state(connection, standing, "confirmed", now, told)
 
 
-def _served(row: Row[Any]) -> Served:
-    return Served(release_of(row), from_json(Route, json.loads(row.route)), row.updated_at)
-
-
 def _standing(connection: Connection, release: Release) -> Release:
     standing = get_release(connection, release.environment, release.endpoint, release.revision)
     if standing.state == "rolled_back":
         raise ReleaseConflictError(f"{name_of(standing)} was rolled back meanwhile: {standing.reason}")
     return standing
+
+
+def is_of(busy: Release, evidence_digest: str) -> bool:
+    """Whether a release under way brings exactly this evidence to its endpoint."""
+    return busy.kind == "deploy" and busy.evidence_digest == evidence_digest
 
 
 def conflict(busy: Release) -> ReleaseUnderWayError:

@@ -64,7 +64,7 @@ class Levels:
 
 
 class Tally:
-    """Base of the totals: none is negative, none ever shrinks."""
+    """Base of the totals: none is negative."""
 
     def __add__(self, other: Self) -> Self:
         alike = type(self) is type(other) and len(list(self.numbers())) == len(list(other.numbers()))
@@ -79,13 +79,6 @@ class Tally:
                 yield from value.numbers()
             else:
                 yield from value if isinstance(value, tuple) else (value,)
-
-    def follows(self, before: Tally) -> bool:
-        """Whether no total has shrunk since."""
-        if type(self) is not type(before):
-            return False
-        old, new = list(before.numbers()), list(self.numbers())
-        return len(old) == len(new) and all(a <= b for a, b in zip(old, new, strict=True))
 
     def _check(self, holds: bool) -> None:
         if not all(math.isfinite(number) and number >= 0 for number in self.numbers()) or not holds:

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Literal
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.delivery.releases import PRODUCTION, Releases
+from ml_lifecycle.delivery.release_history import PRODUCTION, ReleaseHistory
 from ml_lifecycle.errors import (
     ApprovalError,
     ChampionChangedError,
@@ -132,7 +132,7 @@ def check_champion(evidence: Evidence, champion: Release | None) -> None:
         )
 
 
-def check_environments(spec: ModelSpec, releases: Releases, evidence: Evidence) -> None:
+def check_environments(spec: ModelSpec, releases: ReleaseHistory, evidence: Evidence) -> None:
     """Every environment listed before production serves, or has served, exactly this evidence.
 
     :raises NotConfirmedError: one has not confirmed it; a task marked as success confirms nothing. Retry: no.

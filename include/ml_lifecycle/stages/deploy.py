@@ -16,10 +16,12 @@ from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.endpoint import Endpoint, raise_if_taken_back
 from ml_lifecycle.delivery.lineage import RegistryFile, read_evaluation, read_training
-from ml_lifecycle.delivery.releases import PRODUCTION, Deployment, Releases
+from ml_lifecycle.delivery.release_history import PRODUCTION
+from ml_lifecycle.delivery.releases import Deployment, Releases, is_of
 from ml_lifecycle.delivery.route import Variant, published_heads
 from ml_lifecycle.delivery.strategies import steps_of
 from ml_lifecycle.delivery.targets import Target
+from ml_lifecycle.delivery.turns import in_the_way
 from ml_lifecycle.errors import (
     IntegrityError,
     NotApprovedError,
@@ -81,6 +83,8 @@ def deploy(
     :raises NotConfirmedError: production, and an environment before it has not confirmed it. Retry: no.
     :raises ChampionChangedError: production, and the champion is not the one compared with. Retry: no.
     :raises ReleaseChecksError: the servers did not serve it as they should; what was live is live. Retry: no.
+    :raises ReleaseWatchedError: another release of the endpoint is watched; nothing was changed. Retry: yes,
+        once it has ended. If it becomes the champion, ``ChampionChangedError`` says so then.
     :raises ReleaseUnderWayError: another release of the endpoint is under way. Retry: yes, once it has ended.
     :raises ReleaseConflictError: another release of the endpoint won. Retry: no.
     :raises IntegrityError: evidence, records or bytes do not fit each other. Retry: no.
@@ -94,11 +98,15 @@ def deploy(
     releases = Releases(database)
     endpoint = Endpoint(spec, target, releases, clock)
     raise_if_taken_back(endpoint, endpoint.finish_left_behind(), evidence)
+    # Asked first: what is confirmed from here on, is found live.
+    busy = releases.under_way(*endpoint.where)
     live = releases.live(*endpoint.where)
     if live is not None and live.evidence_digest == evidence.digest:
         return releases.apply(live, target.lake, clock.now())
     if target.environment == PRODUCTION:
         _require_approval(endpoint, database, evidence, live)
+    if busy is not None and not is_of(busy, evidence.digest):
+        raise in_the_way(endpoint, busy)
     target.ready()
     challenger = _copy_variant(spec, source, target.lake, candidate, registry)
     champion = endpoint.beside(version.version, live)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
+from ml_lifecycle.adapters.lake import LakeFileMissingError
 from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.endpoint import Endpoint, raise_if_taken_back, taken_back
 from ml_lifecycle.delivery.exposure import (
@@ -18,11 +18,12 @@ from ml_lifecycle.delivery.exposure import (
     champion_before,
     count,
     latency_limit,
-    step_parts,
 )
 from ml_lifecycle.delivery.judgements import watch_folder, write_judgement
 from ml_lifecycle.delivery.judging import Judgement, judge
-from ml_lifecycle.delivery.releases import PRODUCTION, Releases
+from ml_lifecycle.delivery.release_history import PRODUCTION
+from ml_lifecycle.delivery.releases import Releases
+from ml_lifecycle.delivery.step_log import StepLog
 from ml_lifecycle.delivery.strategies import Step, watch_at
 from ml_lifecycle.delivery.targets import Target
 from ml_lifecycle.errors import NotApprovedError, NotConfirmedError
@@ -140,16 +141,14 @@ def _judge(endpoint: Endpoint, release: Release, tables: Tables | None) -> Judge
     watched = watch_at(spec.delivery.watch, step)
     route = endpoint.releases.route(release)
     challenger = route.variant(release.version)
-    baseline = _baseline(lake, release, route.champion.version)
+    log = StepLog.at(lake, release, now)
+    baseline = _baseline(log, route.champion.version)
     # Without a baseline what needs none is counted: a release that fails must not wait for one.
     counting = watched if baseline is not None else _without_baseline(watched)
-    counted = _count(lake, release, step, counting, baseline or _NO_BASELINE, endpoint.clock)
+    counted = _count(log, step, counting, baseline or _NO_BASELINE)
     observed = counted.observed
     if tables is not None:
-        parts = step_parts(lake, release, now)
-        stood = WatchedStep(
-            spec, watched, lake, release, parts, counted.unreadable, challenger, route.champion
-        )
+        stood = WatchedStep(spec, watched, log, counted.unreadable, challenger, route.champion)
         observed = (*observed, *observe_labels(stood, tables, now))
     # One at least: the spec may have been edited to a strategy without any.
     steps = max(1, sum(one.is_watched for one in endpoint.steps(release)))
@@ -157,19 +156,17 @@ def _judge(endpoint: Endpoint, release: Release, tables: Tables | None) -> Judge
     return replace(judgement, latency_limit_ms=latency_limit(counting, baseline or _NO_BASELINE))
 
 
-def _count(
-    lake: Lake, release: Release, step: Step, watched: Watch, baseline: Baseline, clock: Clock
-) -> Exposure:
+def _count(log: StepLog, step: Step, watched: Watch, baseline: Baseline) -> Exposure:
     # By another watch, as when the spec is edited meanwhile, all is counted anew.
     kind = digest_of([watched.model_dump(mode="json"), to_json(baseline)])[:12]
-    path = f"{watch_folder(release)}/exposure-{kind}.json"
+    path = f"{watch_folder(log.release)}/exposure-{kind}.json"
     try:
-        before = from_json(Exposure, lake.read_json(path))
+        before = from_json(Exposure, log.lake.read_json(path))
     except LakeFileMissingError:
-        before = Exposure(release.revision)
-    counted = count(lake, release, step.role == "shadow", watched, baseline, before, clock.now())
+        before = Exposure(log.release.revision)
+    counted = count(log, step.role == "shadow", watched, baseline, before)
     if counted != before:
-        lake.write_json(path, to_json(counted))
+        log.lake.write_json(path, to_json(counted))
     return counted
 
 
@@ -178,13 +175,14 @@ def _without_baseline(watched: Watch) -> Watch:
     return watched.model_copy(update={"latency": latency, "score_distribution": None})
 
 
-def _baseline(lake: Lake, release: Release, champion: str) -> Baseline | None:
+def _baseline(log: StepLog, champion: str) -> Baseline | None:
     """Made once for all steps of a release: a limit that moved with the traffic would measure nothing."""
+    release = log.release
     path = f"watches/{release.endpoint}/baselines/{release.previous_revision}-{release.evidence_digest}.json"
     try:
-        return from_json(Baseline, lake.read_json(path))
+        return from_json(Baseline, log.lake.read_json(path))
     except LakeFileMissingError:
-        made = champion_before(lake, release, champion)
+        made = champion_before(log, champion)
     if made is not None:
-        lake.write_json(path, to_json(made))
+        log.lake.write_json(path, to_json(made))
     return made

@@ -6,22 +6,24 @@ counts all of a step anew. As everywhere in the watch a request counts once, by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import CHECK_ID_PREFIX, Part, read_parts
+from ml_lifecycle.adapters.lake import LakeFileMissingError
+from ml_lifecycle.delivery.answered import answered
 from ml_lifecycle.delivery.harm import harm, losses
 from ml_lifecycle.delivery.judging import Observed
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.delivery.sides import Apart, PairedMean, PairedShare
+from ml_lifecycle.delivery.step_log import StepLog, segment_schema, segments
 from ml_lifecycle.delivery.tallies import Mean, Share
-from ml_lifecycle.records import Interval, Release
+from ml_lifecycle.records import Interval
 from ml_lifecycle.spec.model import Labels, ModelSpec
 from ml_lifecycle.spec.watch import Business, LabelLoss, Watch
 from ml_lifecycle.stages.monitor_quality import as_answers, join_labels, known_labels
@@ -29,13 +31,10 @@ from ml_lifecycle.stages.monitor_quality import as_answers, join_labels, known_l
 Tables = Callable[[str], pl.LazyFrame]
 """A frame of ``features.py``'s ``tables()`` by name."""
 
-_BATCH_BYTES = 64 * 2**20
-_ROWS = ("prediction_id", "model_version", "entity_keys", "event_time", "outputs", "score")
-
 
 @dataclass(frozen=True)
 class WatchedStep:
-    """One step of a release, and the log's parts that its rows may lie in.
+    """One step of a release, and its log.
 
     :param watch: what can be measured at the step
     :param unreadable: parts that are left out
@@ -43,9 +42,7 @@ class WatchedStep:
 
     spec: ModelSpec
     watch: Watch
-    lake: Lake
-    release: Release
-    parts: Sequence[Part]
+    log: StepLog
     unreadable: Collection[str]
     challenger: Variant
     champion: Variant
@@ -60,35 +57,53 @@ def observe_labels(step: WatchedStep, tables: Tables, as_of: datetime) -> tuple[
     metrics: dict[str, LabelLoss | Business] = {**step.watch.business}
     if step.watch.labels is not None:
         metrics["labels"] = step.watch.labels
+    known = partial(_known_rows, step, metrics, tables, as_of)
+    try:
+        rows = known(answered(step.log, step.watch.segments, step.unreadable))
+    except LakeFileMissingError:  # another look, of a task that was taken for dead, has merged its files
+        rows = known(answered(step.log, step.watch.segments, step.unreadable, anew=True))
     observed: list[Observed] = []
     for name, metric in metrics.items():
-        labels = _labels_of(step.spec.labels, name, metric)
-        rows = _known_rows(step, metric, labels, tables(labels.table), as_of)
         shares = isinstance(metric, LabelLoss) and metric.loss == "zero_one"
-        for segment, inside in _segments(step.watch, rows):
-            counted = _count(inside, step.release.version, paired, shares)
+        for segment, inside in _segments(step.watch, rows[name]):
+            counted = _count(inside, step.log.release.version, paired, shares)
             observed.append(Observed(name, counted, segment))
     return tuple(observed)
 
 
 def _known_rows(
-    step: WatchedStep, metric: LabelLoss | Business, labels: Labels, table: pl.LazyFrame, as_of: datetime
-) -> pl.DataFrame:
-    """The rows whose outcome is known, with ``harm``."""
+    step: WatchedStep,
+    metrics: Mapping[str, LabelLoss | Business],
+    tables: Tables,
+    as_of: datetime,
+    batches: Iterable[pl.DataFrame],
+) -> dict[str, pl.DataFrame]:
+    """By metric the rows whose outcome is known, with ``harm``."""
+    found = {name: [pl.DataFrame(schema=_schema(step.watch))] for name in metrics}
+    for rows in batches:
+        for name, metric in metrics.items():
+            found[name].extend(_joined(step, name, metric, tables, as_of, rows))
+    return {name: pl.concat(frames) for name, frames in found.items()}
+
+
+def _joined(
+    step: WatchedStep,
+    name: str,
+    metric: LabelLoss | Business,
+    tables: Tables,
+    as_of: datetime,
+    rows: pl.DataFrame,
+) -> Iterator[pl.DataFrame]:
     schema = _schema(step.watch)
-    found = [pl.DataFrame(schema=schema)]
-    for rows in _answered(step):
-        times = rows["event_time"].drop_nulls().sort()
-        if times.is_empty():
-            continue
-        truth = known_labels(labels, table, Interval(times[0], times[-1] + timedelta(microseconds=1)), as_of)
-        for variant in (step.challenger, step.champion):
-            mine = rows.filter(pl.col("model_version") == variant.version)
-            joined = join_labels(labels, mine, truth, keep=[name for name in schema if name != "harm"])
-            if joined.height:
-                harms = harm(_values(step.spec, variant, metric, joined), metric.scale)
-                found.append(joined.with_columns(harm=pl.Series(harms)).select(*schema))
-    return pl.concat(found)
+    labels, times = _labels_of(step.spec.labels, name, metric), rows["event_time"].sort()
+    about = Interval(times[0], times[-1] + timedelta(microseconds=1))
+    truth = known_labels(labels, tables(labels.table), about, as_of)
+    for variant in (step.challenger, step.champion):
+        mine = rows.filter(pl.col("model_version") == variant.version)
+        joined = join_labels(labels, mine, truth, keep=[name for name in schema if name != "harm"])
+        if joined.height:
+            harms = harm(_values(step.spec, variant, metric, joined), metric.scale)
+            yield joined.with_columns(harm=pl.Series(harms)).select(*schema)
 
 
 def _labels_of(labels: Labels, name: str, metric: LabelLoss | Business) -> Labels:
@@ -107,52 +122,16 @@ def _values(
 
 
 def _schema(watch: Watch) -> dict[str, pl.DataType]:
-    segments = {f"segment:{column}": pl.String() for column in watch.segments}
     texts = {"prediction_id": pl.String(), "model_version": pl.String()}
-    return {**texts, **segments, "harm": pl.Float64()}
-
-
-def _answered(step: WatchedStep) -> Iterator[pl.DataFrame]:
-    """The step's answered rows that say what they are about, in batches of bounded size."""
-    no_check = (pl.col("row") == 0) & ~pl.col("prediction_id").str.starts_with(CHECK_ID_PREFIX)
-    mine = (pl.col("route_revision") == step.release.revision) & (pl.col("status") == 200)
-    segments = [
-        pl.coalesce(
-            *(pl.col(where).str.json_path_match(f"$['{column}']") for where in ("features", "entity_keys"))
-        ).alias(f"segment:{column}")
-        for column in step.watch.segments
-    ]
-    kinds: dict[str, list[Part]] = {}
-    for part in step.parts:
-        kinds.setdefault(part.kind, []).append(part)
-    for alike in kinds.values():
-        for batch in _in_batches(alike):
-            paths = [part.path for part in batch if part.path not in step.unreadable]
-            if paths:
-                rows = read_parts(step.lake, paths).filter(no_check & mine)
-                yield rows.select(*_ROWS, *segments).collect()
-
-
-def _in_batches(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    batch: list[Part] = []
-    size = 0
-    for part in parts:
-        if batch and size + part.size > _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append(part)
-        size += part.size
-    if batch:
-        yield batch
+    return {**texts, **segment_schema(watch.segments), "harm": pl.Float64()}
 
 
 def _segments(watch: Watch, rows: pl.DataFrame) -> Iterator[tuple[str | None, pl.DataFrame]]:
     yield None, rows
-    for column, values in watch.segments.items():
-        for value in values:
-            inside = rows.filter(pl.col(f"segment:{column}") == value)
-            if inside.height:
-                yield f"{column}={value}", inside
+    for name, condition in segments(watch):
+        inside = rows.filter(condition)
+        if inside.height:
+            yield name, inside
 
 
 def _count(

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ml_lifecycle_airflow.operators.base import RecordArg, Resources, StageOperator
+from airflow.sdk.exceptions import AirflowRescheduleException
+
+from ml_lifecycle_airflow.operators.base import (
+    RecordArg,
+    Resources,
+    StageOperator,
+    final_errors_fail_at_once,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -16,6 +24,7 @@ class DeployOperator(StageOperator):
     """Release a version in an environment, check it in the running server, or roll back by itself.
 
     Production needs an approval of exactly this evidence in the ledger; a task marked as success is none.
+    While another release of the endpoint is watched, it waits for that one's end, without a worker.
 
     :param evidence: the evidence's record
     :param environment: the environment's name in the spec
@@ -28,6 +37,38 @@ class DeployOperator(StageOperator):
         self.evidence = evidence
         self.environment = environment
 
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Return the release, once it is its turn.
+
+        :raises AirflowRescheduleException: another release is watched; looked at again as often as that one.
+        :raises AirflowFailException: no retry would help: among others, the release it waited for became the
+            champion, with which its evidence does not compare it.
+        """
+        from ml_lifecycle.adapters.lake import outage_said
+        from ml_lifecycle.errors import LifecycleError, ReleaseWatchedError
+        from ml_lifecycle.records import to_json
+
+        with final_errors_fail_at_once():
+            resources = Resources(self.folder)
+        every = resources.spec.delivery.watch.every
+        # Not deferred: a deferred task counts as active, and would keep the one it waits for from being
+        # deployed again, as people do who give it all traffic.
+        try:
+            with final_errors_fail_at_once(), outage_said():
+                return to_json(self.stage(resources, context))
+        except ReleaseWatchedError as error:
+            if error.left_alone:
+                self.log.warning("Waiting in vain: %s", error)
+            else:
+                self.log.info("Waiting for its end: %s", error)
+            raise AirflowRescheduleException(datetime.now(UTC) + every) from error
+        except LifecycleError as error:
+            # A wait of days has no retries for every time that somebody does not answer.
+            if not context.get("task_reschedule_count"):
+                raise
+            self.log.warning("Cannot deploy now, and will try again: %s: %s", type(error).__name__, error)
+            raise AirflowRescheduleException(datetime.now(UTC) + every) from error
+
     def stage(self, resources: Resources, context: Context) -> Release:
         """Return the release: confirmed, or ``applied`` where its strategy gives it a part of the traffic.
 
@@ -35,6 +76,7 @@ class DeployOperator(StageOperator):
         :raises NotConfirmedError: production, and an environment before it has not confirmed it. Retry: no.
         :raises ChampionChangedError: the champion is no longer the one in the evidence. Retry: no.
         :raises ReleaseChecksError: the server failed the checks; the former release is live. Retry: no.
+        :raises ReleaseWatchedError: another release is watched. Retry: yes, once it has ended.
         """
         from ml_lifecycle.delivery.lineage import read_registry, read_version
         from ml_lifecycle.records import Evidence
@@ -77,10 +119,10 @@ class MarkChampionOperator(StageOperator):
         :raises NotConfirmedError: nothing is live, or another version than it should be. Retry: no.
         """
         from ml_lifecycle.adapters.mlflow import set_alias
-        from ml_lifecycle.delivery.releases import Releases
+        from ml_lifecycle.delivery.release_history import ReleaseHistory
         from ml_lifecycle.errors import NotConfirmedError
 
-        release = Releases(resources.database()).champion(resources.spec.endpoint)
+        release = ReleaseHistory(resources.database()).champion(resources.spec.endpoint)
         if release is None:
             raise NotConfirmedError(f"{resources.spec.endpoint} has no champion in production")
         if self.version not in (None, release.version):

@@ -85,7 +85,7 @@ class PrepareFeaturesOperator(StageOperator):
 
         :raises NotApprovedError: production, and the ledger has no approval of this evidence. Retry: no.
         """
-        from ml_lifecycle.delivery.releases import PRODUCTION
+        from ml_lifecycle.delivery.release_history import PRODUCTION
         from ml_lifecycle.errors import NotApprovedError
         from ml_lifecycle.ledger.ledger import Ledger
         from ml_lifecycle.records import Evidence

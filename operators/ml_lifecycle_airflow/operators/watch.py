@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class WatchOperator(StageOperator):
     """Look at a release every ``delivery.watch.every``: give it more traffic, hold, or roll it back.
 
-    A task that is killed or cleared goes on where it was; the release keeps its share meanwhile.
+    While a server, a lake or the lifecycle database does not answer it warns and looks again, for as long as
+    that takes. A task that is killed or cleared goes on where it was; the release keeps its share meanwhile.
 
     :param evidence: the evidence's record
     :param environment: the environment's name in the spec
@@ -51,24 +52,44 @@ class WatchOperator(StageOperator):
 
         :raises AirflowFailException: it was rolled back; the message says why.
         """
+        return self._watch(context)
+
+    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
+        """Look again."""
+        return self._watch(context)
+
+    def _watch(self, context: Context) -> dict[str, Any]:
         from ml_lifecycle.records import to_json
 
         with final_errors_fail_at_once():
             resources = Resources(self.folder)
             every, clock = resources.spec.delivery.watch.every, resources.clock()
-            watching = self.stage(resources, context)
-            while not watching.is_over and not self.deferrable:
+            while (over := self._look(resources, context)) is None and not self.deferrable:
                 clock.sleep(every.total_seconds())
-                watching = self.stage(resources, context)
-        if not watching.is_over:
+        if over is None:
             from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 
             self.defer(trigger=TimeDeltaTrigger(every), method_name="execute_complete")
-        return to_json(watching)
+        return to_json(over)
 
-    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
-        """Look again."""
-        return self.execute(context)
+    def _look(self, resources: Resources, context: Context) -> Watching | None:
+        """Look once; None while the release is not over, or somebody who must be asked does not answer."""
+        from ml_lifecycle.adapters.lake import outage_said
+        from ml_lifecycle.errors import LifecycleError
+
+        try:
+            with outage_said():
+                watching = self.stage(resources, context)
+        except LifecycleError as error:
+            if not error.retryable:
+                raise
+            self.log.warning(
+                "Cannot look now, and will again every %s. Meanwhile the release keeps its share, and nobody "
+                "takes it back. %s: %s",
+                *(resources.spec.delivery.watch.every, type(error).__name__, error),
+            )
+            return None
+        return watching if watching.is_over else None
 
     def stage(self, resources: Resources, context: Context) -> Watching:
         """Look once.
@@ -106,18 +127,18 @@ class WatchOperator(StageOperator):
 
     def _tables(self, resources: Resources, context: Context) -> Tables | None:
         """The frames that labels and business metrics are in, as of now."""
+        from ml_lifecycle.adapters.lake import outage_said
         from ml_lifecycle.errors import LifecycleError
         from ml_lifecycle.stages.watch import needs_tables
 
         if not needs_tables(resources.spec):
             return None
         lake, now = resources.lake(), resources.clock().now()
-        # What a source lacks today must not end the watch of everything else.
+        # What a source lacks today must not keep the rest from being watched.
         try:
-            return self._read_tables(resources, context, lake, now)
+            with outage_said():
+                return self._read_tables(resources, context, lake, now)
         except LifecycleError as error:
-            if error.retryable:
-                raise
             self.log.warning("labels and business metrics are not counted: %s", error)
             return None
 

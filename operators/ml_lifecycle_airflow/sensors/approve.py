@@ -70,7 +70,7 @@ class ApprovalSensor(HITLOperator):
         from airflow.sdk.execution_time.hitl import HITLUser
 
         from ml_lifecycle.delivery.lineage import read_evaluation, read_training, read_version
-        from ml_lifecycle.delivery.releases import Releases
+        from ml_lifecycle.delivery.release_history import ReleaseHistory
         from ml_lifecycle.ledger.ledger import Ledger
         from ml_lifecycle.records import Evidence, to_json
         from ml_lifecycle.stages.approve import (
@@ -86,8 +86,8 @@ class ApprovalSensor(HITLOperator):
             spec, lake, database = resources.spec, resources.lake(), resources.database()
             evidence = resources.received(Evidence, self.evidence)
             self.report_path = evidence.report_path
-            check_environments(spec, Releases(database), evidence)
-            champion = Releases(database).champion(spec.endpoint)
+            check_environments(spec, ReleaseHistory(database), evidence)
+            champion = ReleaseHistory(database).champion(spec.endpoint)
             standing = standing_approval(Ledger(database), evidence, _request(context), champion)
             if standing is not None:
                 self.log.info(
@@ -114,7 +114,7 @@ class ApprovalSensor(HITLOperator):
 
         :raises AirflowFailException: rejected, too late, or decided by someone not assigned. Retry: no.
         """
-        from ml_lifecycle.delivery.releases import Releases
+        from ml_lifecycle.delivery.release_history import ReleaseHistory
         from ml_lifecycle.ledger.ledger import Ledger
         from ml_lifecycle.records import Evidence, to_json
         from ml_lifecycle.stages.approve import record_decision
@@ -138,7 +138,7 @@ class ApprovalSensor(HITLOperator):
                 "approve" if answer["chosen_options"] == [self.APPROVE] else "reject",
                 None if user is None else str(user["name"]),
                 answer["responded_at"],
-                champion=Releases(database).champion(resources.spec.endpoint),
+                champion=ReleaseHistory(database).champion(resources.spec.endpoint),
                 reason=str(answer["params_input"].get("reason") or ""),
             )
         self.log.info("approved by %s, ledger row %d", approval.approved_by, approval.ledger_seq)
