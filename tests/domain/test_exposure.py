@@ -45,13 +45,21 @@ def test_both_sides_are_counted_in_all_and_by_segment(lake: Lake) -> None:
     write(lake, 2, [row("2", 4, features={"carrier": "UA", "distance": 2.0}, latency_ms=12.0)])
     write(lake, 3, [row("2", 5, status=503), row("2", 6, status=400)])
     found = totals(look(lake))
-    assert found["errors"] == Apart(Share(3, 1), Share(3, 0))
+    assert found["errors"] == Apart(Share(3, 2), Share(3, 0)), "what it alone refused is in the log, too"
     assert found["latency"] == Apart(Share(1, 1), Share(3, 1))
     assert found["score_distribution"] == Apart(Scores((0, 1, 0)), Scores((0, 2, 1)))
     assert found["latency of carrier=AA"] == Apart(Share(0, 0), Share(3, 1))
     # A request that failed has no features, but its keys are known.
     assert found["errors of carrier=AA"] == Apart(Share(0, 0), Share(3, 0))
-    assert found["errors of flight=f1"] == Apart(Share(3, 1), Share(3, 0))
+    assert found["errors of flight=f1"] == Apart(Share(3, 2), Share(3, 0))
+
+
+def test_what_the_champion_answered_in_its_place_is_not_the_champions_own(lake: Lake) -> None:
+    write(lake, 1, [row("1", 1), row("2", 2, status=400, returned=False)])
+    write(lake, 2, [row("1", 2, latency_ms=99.0)])
+    found = totals(look(lake))
+    assert found["errors"] == Apart(Share(1, 1), Share(1, 0))
+    assert found["latency"] == Apart(Share(0, 0), Share(1, 0))
 
 
 def test_a_request_fails_or_is_late_once_however_many_rows_it_has(lake: Lake) -> None:

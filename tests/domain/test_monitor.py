@@ -296,6 +296,8 @@ def test_rows_outside_the_window_and_unanswered_ones_are_left_out(world):
     world.log(log_rows(rows[500:600], event_time=pl.lit(DAY - timedelta(seconds=1))))
     world.log(log_rows(rows[600:700], returned=pl.lit(False), variant=pl.lit("shadow")))
     world.log(log_rows(rows[700:800], returned=pl.lit(False), status=pl.lit(500)))
+    refused = {"returned": pl.lit(False), "variant": pl.lit("canary"), "status": pl.lit(400)}
+    world.log(log_rows(rows[:50], **refused))  # in its place the champion answered
     monitoring = world.monitor(known_labels(rows))
     assert (monitoring.predictions, monitoring.labelled) == (500, 500)
     assert monitoring.metrics["error_share"] == pytest.approx(100 / 600)

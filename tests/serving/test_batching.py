@@ -50,7 +50,15 @@ class Round:
         def nothing(*_: object) -> Any:
             raise AssertionError("the batcher has no use for it")
 
-        return Job(served, False, 0.0, nothing, lambda scored, query, outputs: outputs, nothing, nothing)
+        return Job(
+            Asked(served, microseconds(NOW)),
+            False,
+            0.0,
+            nothing,
+            lambda scored, query, outputs: outputs,
+            nothing,
+            nothing,
+        )
 
     def _take(self, results: list[Result]) -> None:
         for batch, scored, answers in results:

@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 import httpx
+import numpy as np
 import polars as pl
 import pytest
 from waiting import wait_until
@@ -22,7 +23,7 @@ from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.predictions import SCHEMA
 from ml_lifecycle.delivery.route import Pointer
 from ml_lifecycle.serving.encoding import encode_answer
-from ml_lifecycle.serving.log_rows import LogEntry
+from ml_lifecycle.serving.log_rows import Grown, LogEntry
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.moments import microseconds
 from ml_lifecycle.serving.prediction_log import PredictionLog
@@ -308,3 +309,27 @@ def test_rows_logged_are_rows_answered(publisher: Publisher, start: Start, rows:
             client.post("line", request)
     server.stop()
     assert len(logged(publisher.lake)) == 5 * rows
+
+
+def test_an_entry_that_cannot_be_taken_in_is_lost_and_counted_and_answers_go_on(publisher: Publisher) -> None:
+    metrics = Metrics("test")
+    log = PredictionLog(publisher.lake, metrics, flush_seconds=60)
+    log.start()
+    good = entry_of(publisher, "binary", row())
+    odd = {name: np.concatenate([values, values]) for name, values in good.scored.outputs.items()}
+    log.append(good)
+    log.append(replace(good, scored=replace(good.scored, outputs=odd)))
+    log.append(good)
+    log.close()
+    assert value(metrics, "ml_lifecycle_log_rows_lost_total") == 2
+    assert logged(publisher.lake).height == 1
+
+
+def test_vectors_of_both_widths_are_logged_together() -> None:
+    blocks = [np.array([[0.1, 2.0]], dtype) for dtype in (np.float32, np.float64, np.float32)]
+    grown = Grown(blocks[0])
+    for block in (*blocks[1:], np.ones((1000, 2))):
+        grown.extend(block)
+    assert grown.whole.dtype == np.float64
+    assert grown.whole[:3].tolist() == [[np.float32(0.1), 2.0], [0.1, 2.0], [np.float32(0.1), 2.0]]
+    assert grown.whole.shape == (1003, 2)

@@ -280,3 +280,31 @@ def test_a_variant_that_fails_is_logged_with_what_it_failed_on(publisher: Publis
         ("good", 0, 200, 7.0),
     ], "a client's fault is none of ours"
     assert log["outputs"].to_list()[:2] == [None, None]
+
+
+@pytest.mark.parametrize("wind", [1.5, None], ids=["other columns", "no null"])
+def test_what_a_canary_refuses_the_champion_answers_and_the_log_tells(
+    publisher: Publisher, wind: float | None
+) -> None:
+    """A new version that does not take what clients send must hurt none of them, and be seen."""
+    more = (ColumnSpec("gust", "float"),) if wind else ()
+    strict = (ColumnSpec("carrier", "string"), ColumnSpec("wind", "float"), ColumnSpec("hour", "int"), *more)
+    canary = variant(publisher, "binary", "2", role="canary", weight=0.5, columns=strict)
+    release(publisher, 1, [variant(publisher, "binary", "1", weight=0.5), canary])
+    names = [f"r{number}" for number in range(40)]
+    assigned = {name for name in names if share_of("a", name) < 0.5}
+    with live_client(ModelServer(publisher.lake, "test", TOKEN, poll_seconds=0.02), TOKEN) as client:
+        wait_for(client, 1)
+        assert {answered_by(client, id=name, **row(wind=wind)) for name in names} == {"1"}
+        for version in ("2", None):
+            path = f"/v2/models/late/versions/{version}/infer" if version else "/v2/models/late/infer"
+            body = row(wind=wind) if version else row(hour="x")
+            response = client.post(path, json={**body, "id": next(iter(assigned))})
+            assert response.status_code == 400, "who asks that version, or nonsense, is told"
+    log = logged(publisher.lake)
+    refused = log.filter(pl.col("status") == 400)
+    assert set(refused["prediction_id"]) == assigned
+    assert set(refused.select("model_version", "variant", "returned").rows()) == {("2", "canary", False)}
+    answered = log.filter(pl.col("status") == 200)
+    assert sorted(answered["prediction_id"]) == sorted(names)
+    assert set(answered.select("model_version", "returned").rows()) == {("1", True)}

@@ -32,7 +32,7 @@ from ml_lifecycle.delivery.tallies import Scores, Share
 from ml_lifecycle.records import Record
 from ml_lifecycle.spec.watch import Watch
 
-# A copy is scored within milliseconds of its answer, so both rows are in the same part or in neighbours.
+# A copy is scored within a second of its answer, so both rows are in the same part or in neighbours.
 _NEIGHBOURS = 20
 _BASELINE_PARTS = 200
 _BASELINE_ROWS = 200
@@ -217,8 +217,12 @@ def _read(lake: Lake, paths: Sequence[str], where: pl.Expr, columns: Sequence[st
 
 
 def _split(rows: pl.DataFrame, challenger: str) -> _Sides:
+    """Each side's own requests: what the challenger refused, the champion answered in its place."""
     mine = pl.col("model_version") == challenger
-    return _Sides(rows.filter(mine), rows.filter(~mine), paired=False)
+    refused = rows.filter(mine & pl.col("status").is_between(400, 499)).select("prediction_id")
+    return _Sides(
+        rows.filter(mine), rows.filter(~mine).join(refused, on="prediction_id", how="anti"), paired=False
+    )
 
 
 def _pair(rows: pl.DataFrame, challenger: str) -> _Sides:
@@ -245,8 +249,8 @@ def _observe(watch: Watch, baseline: Baseline, sides: _Sides) -> Iterator[Observ
 def _metrics(watch: Watch, baseline: Baseline, sides: _Sides, segment: str | None) -> Iterator[Observed]:
     answered = sides.answered()
     if watch.errors is not None:
-        # What is below 500 is the client's own doing.
-        yield Observed("errors", sides.share(pl.col("status") >= 500), segment)
+        # A client's own mistakes are not in the log; what a challenger alone refused (400) is.
+        yield Observed("errors", sides.share(pl.col("status") != 200), segment)
     if (limit := latency_limit(watch, baseline)) is not None:
         yield Observed("latency", answered.share(pl.col("latency_ms") > limit), segment)
     if watch.score_distribution is not None:

@@ -24,7 +24,7 @@ def read_judgement(lake: Lake, release: Release) -> Judgement:
     """The judgement of the last look at a step.
 
     :raises LakeFileMissingError: nobody has looked at it yet. Retry: yes, after the next look.
-    :raises IntegrityError: the file is not JSON. Retry: yes, the next look writes it anew.
+    :raises IntegrityError: the file is not JSON. Retry: no; the next look writes it anew.
     :raises RecordError: it is no judgement, or another version's. Retry: no.
     """
     return from_json(Judgement, lake.read_json(_path(release)))

@@ -23,8 +23,8 @@ from ml_lifecycle.spec.watch import Watch
 BATCH_BYTES = 64 * 2**20
 """Of parts that are read at once."""
 
-# The log is flushed every second. What is younger may have its other half (a champion's row beside its
-# shadow's) in a part that is not written yet.
+# The log is flushed every second, and a copy waits at most one. What is younger may have its other half (a
+# champion's row beside its shadow's) in a part that is not written yet.
 _SETTLED = timedelta(seconds=3)
 # Between the clocks of a server and of whoever counts.
 _SKEW = timedelta(minutes=10)

@@ -9,8 +9,8 @@ from ml_lifecycle.delivery.endpoint import Endpoint
 from ml_lifecycle.delivery.judgements import read_judgement
 from ml_lifecycle.delivery.release_rows import name_of
 from ml_lifecycle.delivery.releases import conflict
-from ml_lifecycle.errors import ReleaseUnderWayError, ReleaseWatchedError
-from ml_lifecycle.records import Release
+from ml_lifecycle.errors import IntegrityError, ReleaseUnderWayError, ReleaseWatchedError
+from ml_lifecycle.records import RecordError, Release
 
 # A watch that is this much late is none: an Airflow that was away looks again before that.
 _LOOKS, _AT_LEAST = 5, timedelta(minutes=10)
@@ -18,10 +18,10 @@ _LOOKS, _AT_LEAST = 5, timedelta(minutes=10)
 
 def in_the_way(endpoint: Endpoint, busy: Release) -> ReleaseUnderWayError:
     """The error of who comes while ``busy`` is under way; a release that is watched is worth waiting for."""
-    if busy.kind != "deploy" or busy.strategy == "blue_green":
+    if busy.kind != "deploy" or busy.state != "applied" or not (step := endpoint.step(busy)).is_watched:
         return conflict(busy)
     looked = last_look(endpoint.target.lake, busy)
-    what = f"{name_of(busy)} (version {busy.version}, {endpoint.step(busy)}) is under way and watched"
+    what = f"{name_of(busy)} (version {busy.version}, {step}) is under way and watched"
     if endpoint.clock.now() - looked <= max(_LOOKS * endpoint.spec.delivery.watch.every, _AT_LEAST):
         return ReleaseWatchedError(f"{what}, last looked at {looked:%Y-%m-%d %H:%M:%S} UTC")
     return ReleaseWatchedError(
@@ -35,5 +35,5 @@ def last_look(lake: Lake, release: Release) -> datetime:
     """When a release was judged last at the step where it stands; before that, when the step began."""
     try:
         return read_judgement(lake, release).judged_at
-    except LakeFileMissingError:
+    except (LakeFileMissingError, IntegrityError, RecordError):  # what it says is its own watch's business
         return release.created_at

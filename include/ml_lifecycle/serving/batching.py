@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.serving.dataplane import LoadedVariant, Query, Scored, ServedRoute
 from ml_lifecycle.serving.errors import FeaturesUnavailableError
 from ml_lifecycle.serving.model import Outputs
+from ml_lifecycle.serving.queries import Asked
 
 # A hand-off to a thread costs about as much CPU as decoding and scoring one row (measured: 46 against
 # 43 to 72 µs); a request of this size holds the event loop for about half a millisecond.
@@ -34,15 +36,27 @@ class Job:
     :param encode: makes its answer, on the thread it was scored on
     :param reply: sends the answer, on the event loop
     :param fail: sends an error, on the event loop
+    :param refused_by: the canary that would not take it: the champion is asked instead
     """
 
-    served: ServedRoute
+    asked: Asked
     offload: bool
     started: float
-    decode: Callable[[], tuple[LoadedVariant, Query]]
+    decode: Callable[[Asked], tuple[LoadedVariant, Query]]
     encode: Callable[[Scored, Query, Outputs], Any]
     reply: Callable[[Any], None]
     fail: Callable[[Exception], None]
+    refused_by: Variant | None = None
+
+    @property
+    def served(self) -> ServedRoute:
+        """The route that it began with."""
+        return self.asked.served
+
+    def of_champion(self, refused_by: Variant) -> Job:
+        """The same, asked of the champion."""
+        asked = replace(self.asked, version=self.served.champion.variant.version)
+        return replace(self, asked=asked, refused_by=refused_by)
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,10 +189,10 @@ class GrpcService:
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._front.inference.submit(
             Job(
-                asked.served,
+                asked,
                 request.ByteSize() > INLINE_BYTES,
                 time.perf_counter(),
-                partial(self._decode, request, asked),
+                partial(self._decode, request),
                 partial(make_response, bool(request.raw_input_contents)),
                 partial(_settle, answered),
                 partial(_settle_wrong, answered),

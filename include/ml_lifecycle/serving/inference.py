@@ -10,9 +10,10 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar
 
+from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.serving.batching import Batcher, Job, Result, Waiting, score_together
 from ml_lifecycle.serving.dataplane import LoadedVariant, Scored
-from ml_lifecycle.serving.errors import ServingError
+from ml_lifecycle.serving.errors import BadRequestError, ServingError
 from ml_lifecycle.serving.log_rows import FailedEntry, LogEntry
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.prediction_log import PredictionLog
@@ -52,9 +53,9 @@ class Inference:
             self._offload(job)
             return
         try:
-            loaded, query = job.decode()
+            loaded, query = job.decode(job.asked)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
-            job.fail(error)
+            self._refuse(job, error)
             return
         if query.features is None:
             # Reading the online store waits, and the first time imports Feast.
@@ -94,6 +95,19 @@ class Inference:
             work, lambda _: None, lambda error: log.error("a shadow failed", exc_info=error), self._executor
         )
 
+    def _refuse(self, job: Job, error: Exception, variant: Variant | None = None) -> None:
+        """Tell the client what is wrong; but what a canary does not take, the champion is asked.
+
+        :param variant: that refused it, if it is known. Where it is not, it could not be decoded, which ends
+            the same each time: what the champion then takes, only a canary can have refused
+        """
+        canaries = job.served.canaries if job.asked.version is None else ()
+        by_canary = canaries and (variant is None or variant.role == "canary")
+        if isinstance(error, BadRequestError) and by_canary:
+            self.submit(job.of_champion(variant or canaries[0].variant))
+        else:
+            job.fail(error)
+
     def _fail(self, waiting: Waiting, error: Exception) -> None:
         """A fault of ours is logged: a release is judged by it. A client's own is not."""
         if not isinstance(error, ServingError) or error.status >= 500:
@@ -104,7 +118,7 @@ class Inference:
             self._log.append(
                 FailedEntry(route, variant, waiting.query, latency_ms, status, returned=returned)
             )
-        waiting.job.fail(error)
+        self._refuse(waiting.job, error, waiting.loaded.variant)
 
     def _read(self, waiting: Waiting) -> None:
         """Score by features from the online store, together with all that come while it is read."""
@@ -134,11 +148,11 @@ class Inference:
         """Decode, score and encode a large request on a thread."""
 
         def work() -> list[Result]:
-            loaded, query = job.decode()
+            loaded, query = job.decode(job.asked)
             self._log.wait_for_room()
             return score_together([Waiting(job, loaded, query)])
 
-        self.run(work, self._take, job.fail, self._executor)
+        self.run(work, self._take, partial(self._refuse, job), self._executor)
 
     def _take(self, results: list[Result]) -> None:
         for batch, scored, answers in results:
@@ -155,6 +169,12 @@ class Inference:
         latencies = [(now - job.started) * 1000 for job in jobs]
         size = sum(query.size for query in scored.queries)
         self._log.append(LogEntry(scored, latencies, size, jobs[0].served.is_returned))
+        for job, query, latency_ms in zip(jobs, scored.queries, latencies, strict=True):
+            if job.refused_by is not None:
+                refused = FailedEntry(
+                    scored.route, job.refused_by, query, latency_ms, BadRequestError.status, returned=False
+                )
+                self._log.append(refused)
         variant = scored.variant
         self._metrics.scored(scored.route.endpoint, variant.version, variant.role, scored.table.rows)
         if jobs[0].served.shadows:

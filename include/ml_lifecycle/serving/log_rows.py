@@ -84,7 +84,7 @@ class Grown:
         """Copy a block in."""
         end = self._rows + len(block)
         if block.dtype != self._data.dtype:
-            self._data = self._data.astype(np.result_type(self._data, block))
+            self._data = self._data.astype(np.result_type(self._data, block), copy=False)
         if end > len(self._data):
             data = np.empty((2 * end, *self._data.shape[1:]), self._data.dtype)
             data[: self._rows] = self._data[: self._rows]
@@ -146,6 +146,8 @@ class Rows:
 
     def _add_values(self, scored: Scored) -> None:
         table = scored.table
+        if any(len(values) != table.rows for values in scored.outputs.values()):
+            raise ValueError(f"{table.rows} rows were scored, the model gave as many outputs as for others")
         if isinstance(table, Matrix):
             self._extend("packed", table.packed)
         else:

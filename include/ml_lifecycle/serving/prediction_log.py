@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from io import BytesIO
@@ -61,7 +62,7 @@ class PredictionLog:
     :param buffer_rows: rows held at most, in memory
     :param buffer_bytes: of requests and parts held at most; for a moment, one request more
     :param close_seconds: how long :meth:`close` keeps trying
-    :param written: called after each write, by the thread that wrote: then the least is held
+    :param written: called by the thread that writes, after each look for what to write: then least is held
     """
 
     def __init__(
@@ -107,15 +108,29 @@ class PredictionLog:
             if self._pending + rows > self._buffer_rows or self._bytes > self._buffer_bytes:
                 self._metrics.log_lost.inc(rows)
                 return
-            if (gathered := self._gathered.get(kind)) is None:
-                self._gathered[kind] = gather(entry)
-            else:
-                gathered.add(entry)
+            try:
+                if (gathered := self._gathered.get(kind)) is None:
+                    self._gathered[kind] = gather(entry)
+                else:
+                    gathered.add(entry)
+            except Exception:  # noqa: BLE001 - whatever an entry has, answers go on
+                self._give_up(kind, rows)
+                return
             self._waiting += rows
             self._pending += rows
             self._bytes += entry.size
             if self._waiting >= self._part_rows:
                 self._wake.notify_all()
+
+    def _give_up(self, kind: tuple[Any, ...], rows: int) -> None:
+        """An entry was taken in half, if at all: what came before it would get its values."""
+        lost = self._gathered.pop(kind, None)
+        waited = 0 if lost is None else sum(lost.counts)
+        log.exception("%d prediction log rows cannot be taken in and are lost", rows + waited)
+        self._metrics.log_lost.inc(rows + waited)
+        self._waiting -= waited
+        self._pending -= waited
+        self._bytes -= 0 if lost is None else sum(lost.sizes)
 
     def wait_for_room(self, seconds: float = 1.0) -> None:
         """Wait until half of the buffer is free, if the log can get there: called by threads that have time.
@@ -218,6 +233,8 @@ class PredictionLog:
 
 def _give_way() -> None:
     """Let the threads that answer go first, without ever coming to a stand: a quarter of a core is left."""
-    if sys.platform == "linux":  # nowhere else has a thread a priority of its own
-        thread = threading.get_native_id()
+    if sys.platform != "linux":
+        return  # nowhere else has a thread a priority of its own
+    thread = threading.get_native_id()
+    with suppress(OSError):  # a sandbox may forbid it, and the log must be written all the same
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)

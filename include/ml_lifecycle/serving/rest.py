@@ -246,10 +246,10 @@ class Rest:
         )
         self._front.inference.submit(
             Job(
-                asked.served,
+                asked,
                 b"content-encoding" in headers or len(request.body) > INLINE_BYTES,
                 request.note.started,
-                partial(self._decode, request, asked),
+                partial(self._decode, request),
                 _answer_of,
                 partial(_reply, request) if _REQUEST_ID in headers else request.reply,
                 partial(_fail, request),

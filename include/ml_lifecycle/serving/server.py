@@ -231,7 +231,10 @@ def _collect() -> None:
     began = time.thread_time()
     gc.collect()
     if time.thread_time() - began > _LONG_SECONDS:
-        # Modules were imported since: they need not be looked at again.
+        # Much has come since, modules above all: they need not be looked at again. What was there before may
+        # have become garbage meanwhile.
+        gc.unfreeze()
+        gc.collect()
         gc.freeze()
 
 

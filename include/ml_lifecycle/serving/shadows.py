@@ -2,7 +2,7 @@
 
 Copies wait until the answers are out and are scored many at a time on the event loop, a small piece of it
 each time, so that no request waits longer than for such a piece. While there is no time to spare they wait;
-what has waited for a second is dropped, and counted: no answer suffers for a copy.
+when the oldest has waited for a second all are dropped, and counted: no answer suffers for a copy.
 """
 
 from __future__ import annotations

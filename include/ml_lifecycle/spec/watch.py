@@ -42,7 +42,7 @@ class Criterion(Strict):
 
 
 class Errors(Criterion):
-    """Share of requests that were not answered.
+    """Share of requests that were not answered, or that the new version alone refused.
 
     :param margin: half a point by default: less takes rows in proportion, and without an error on either side
         half a point already takes some 1,200 rows of the challenger

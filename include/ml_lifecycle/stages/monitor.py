@@ -266,8 +266,12 @@ def _quality(
 
 
 def _traffic(rows: pl.DataFrame) -> Iterator[Finding]:
-    """The endpoint's volume, errors and latency; shadows answer nobody and are left out."""
-    asked = rows.filter(pl.col("variant") != "shadow")
+    """The endpoint's volume, errors and latency, as clients saw them.
+
+    Shadows answer nobody, and what a canary alone refused (4xx) the champion answered: both are left out.
+    """
+    seen = pl.col("returned") | (pl.col("status") >= 500)
+    asked = rows.filter(seen & (pl.col("variant") != "shadow"))
     returned = _returned(rows)
     yield Finding("volume", None, float(returned.height), returned.height)
     if not asked.height:

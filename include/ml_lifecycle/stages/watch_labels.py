@@ -60,7 +60,8 @@ def observe_labels(step: WatchedStep, tables: Tables, as_of: datetime) -> tuple[
     known = partial(_known_rows, step, metrics, tables, as_of)
     try:
         rows = known(answered(step.log, step.watch.segments, step.unreadable))
-    except LakeFileMissingError:  # another look, of a task that was taken for dead, has merged its files
+    # Another look, of a task that was taken for dead, has merged its files; or one of them is torn.
+    except (LakeFileMissingError, pl.exceptions.PolarsError):
         rows = known(answered(step.log, step.watch.segments, step.unreadable, anew=True))
     observed: list[Observed] = []
     for name, metric in metrics.items():

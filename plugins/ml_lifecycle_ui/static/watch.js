@@ -5,7 +5,7 @@ const PATIENCE = 20_000; // milliseconds; a lake may be out of reach
 const DECISIONS = { promote: "Promoted", hold: "Held", roll_back: "Rolled back" };
 const VERDICTS = { worse: "✗ worse", not_worse: "✓ not worse", undecided: "undecided" };
 const MEASURED = {
-  errors: "requests not answered",
+  errors: "requests not answered, or refused by it alone",
   latency: "answers that were slow",
   score_distribution: "distance of the scores",
   disagreement: "requests decided otherwise",
