@@ -1,30 +1,21 @@
-"""What was answered, as rows of the prediction log: built only when a part is written, many at a time."""
+"""What was answered, put aside for the prediction log in the moment it is answered."""
 
 from __future__ import annotations
 
-import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
-from itertools import chain
+from datetime import datetime
 from typing import Any
 
 import numpy as np
-import orjson
-import polars as pl
 from numpy.typing import NDArray
 
-from ml_lifecycle.adapters.predictions import SCHEMA
 from ml_lifecycle.delivery.route import Route, Variant
 from ml_lifecycle.serving.columns import Matrix, Origin
 from ml_lifecycle.serving.dataplane import Query, Scored
-from ml_lifecycle.serving.model import Outputs
-from ml_lifecycle.serving.moments import microseconds
 from ml_lifecycle.serving.types import Values
 
-_ROLES = pl.Enum(["champion", "canary", "shadow", "standby"])
-_ORIGINS = pl.Enum(["request", "online_store"])
 _GROWN_ROWS = 256
 
 
@@ -187,52 +178,7 @@ class Rows:
             )
             start, row = end, last
 
-    def frame(self) -> pl.DataFrame:
-        """The rows, in the order they were scored in."""
-        counts = np.frombuffer(self.counts, np.int64)
-        rows = int(counts.sum())
-        requests = pl.DataFrame(
-            {
-                "prediction_id": pl.Series(self.ids, dtype=pl.String),
-                "received_at": _moments(np.frombuffer(self.received_us, np.int64)),
-                "latency_ms": np.frombuffer(self.latencies_ms, np.float64),
-            }
-        )
-        if rows > len(counts):
-            requests = requests[np.repeat(np.arange(len(counts)), counts)]
-        columns = [
-            *requests,
-            pl.Series("row", np.arange(rows) - np.repeat(np.cumsum(counts) - counts, counts)),
-        ]
-        # Of a text that is the same in all rows an Enum costs a tenth of a String to write.
-        digest = pl.Enum([self.variant.model_digest]) if self.values else pl.String()
-        constants = [
-            _constant("endpoint", self.route.endpoint, pl.Enum([self.route.endpoint])),
-            _constant("route_revision", self.route.revision, pl.Int64()),
-            _constant("variant", self.variant.role, _ROLES),
-            _constant("model_version", self.variant.version, pl.String()),
-            _constant("returned", self.returned, pl.Boolean()),
-            _constant("model_digest", self.variant.model_digest, digest),
-            _constant("features_from", self.origin, _ORIGINS),
-            _constant("status", self.status, pl.Int64()),
-        ]
-        if any(times is not None for times in self.event_times):
-            columns.append(_event_times(self.event_times, self.counts))
-        else:
-            constants.append(_constant("event_time", None, pl.Datetime("us", "UTC")))
-        if any(self.entities):
-            columns.append(_entity_keys(self.entities, self.counts))
-        else:
-            constants.append(_constant("entity_keys", "{}", pl.Enum(["{}"])))
-        if self.values:
-            outputs = self._named("outputs:")
-            columns += [self._features(), _outputs(outputs), _scores(outputs)]
-        else:
-            constants += [_constant(name, None, pl.String()) for name in ("features", "outputs")]
-            constants.append(_constant("score", None, pl.Float64()))
-        return pl.DataFrame(columns).with_columns(constants).select(tuple(SCHEMA))
-
-    def _named(self, prefix: str) -> dict[str, Any]:
+    def named(self, prefix: str) -> dict[str, Any]:
         """The values of features or of outputs, by their names."""
         length = len(prefix)
         return {
@@ -240,22 +186,6 @@ class Rows:
             for name, values in self.values.items()
             if name.startswith(prefix)
         }
-
-    def _features(self) -> pl.Series:
-        """A struct of the columns as they were given; a missing number is NaN, for the reader to see."""
-        columns = self.variant.columns
-        if isinstance(packed := self.values.get("packed"), Grown):
-            matrix = np.ascontiguousarray(packed.whole.T)
-            found = [pl.Series(column.name, one) for column, one in zip(columns, matrix, strict=True)]
-        else:
-            given = self._named("features:")
-            found = [
-                pl.Series(
-                    column.name, given[column.name], dtype=pl.String if column.type == "string" else None
-                )
-                for column in columns
-            ]
-        return pl.DataFrame(found).to_struct("features")
 
 
 def kind_of_entry(entry: LogEntry | FailedEntry) -> tuple[Any, ...]:
@@ -276,77 +206,3 @@ def gather(entry: LogEntry | FailedEntry) -> Rows:
         rows = Rows(scored.route, scored.variant, entry.returned, 200, scored.table.origin)
     rows.add(entry)
     return rows
-
-
-def kind_of(digest: str, frame: pl.DataFrame) -> str:
-    """What the names of parts end with that may be read together: of one model, and with the same types."""
-    types = zlib.crc32(repr(list(frame.schema.items())).encode())
-    return f"{digest[:12]}{types:08x}"
-
-
-def by_day(frame: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
-    """The rows by the UTC day that they are about."""
-    moments = frame["received_at"]
-    if frame["event_time"].null_count() < frame.height:
-        moments = frame.select(pl.coalesce("event_time", "received_at"))["event_time"]
-    first, last = moments.min(), moments.max()
-    assert isinstance(first, datetime)
-    assert isinstance(last, datetime)
-    if first.date() == last.date():
-        yield first.date(), frame
-        return
-    days = moments.dt.date().alias("day")
-    for (day,), part in frame.with_columns(days).partition_by("day", as_dict=True).items():
-        yield day, part.drop("day")
-
-
-def _constant(name: str, value: object, dtype: pl.DataType) -> pl.Expr:
-    return pl.lit(value, dtype).alias(name)
-
-
-def _event_times(given: Sequence[Sequence[datetime | None] | None], counts: Sequence[int]) -> pl.Series:
-    times = chain.from_iterable(one or (None,) * count for one, count in zip(given, counts, strict=True))
-    moments = [None if moment is None else microseconds(moment) for moment in times]
-    return _moments(moments).alias("event_time")
-
-
-def _moments(since_1970: Sequence[int | None] | NDArray[np.int64]) -> pl.Series:
-    return pl.Series(since_1970, dtype=pl.Int64).cast(pl.Datetime("us", "UTC"))
-
-
-def _entity_keys(entities: Sequence[Mapping[str, Sequence[Any]] | None], counts: Sequence[int]) -> pl.Series:
-    """One JSON object a row."""
-    texts: list[str] = []
-    for given, count in zip(entities, counts, strict=True):
-        if not given:
-            texts += ["{}"] * count
-            continue
-        names = tuple(given)
-        texts += [
-            orjson.dumps(dict(zip(names, values, strict=True))).decode()
-            for values in zip(*given.values(), strict=True)
-        ]
-    return pl.Series("entity_keys", texts, dtype=pl.String)
-
-
-def _outputs(outputs: Outputs) -> pl.Series:
-    columns: list[pl.Series] = []
-    for name, values in outputs.items():
-        if values.ndim == 2:
-            columns.append(pl.Series(name, values).arr.to_list())
-        elif values.dtype.kind == "O":
-            columns.append(pl.Series(name, values.tolist(), dtype=pl.String))
-        else:
-            columns.append(pl.Series(name, values))
-    return pl.DataFrame(columns).to_struct("outputs")
-
-
-def _scores(outputs: Outputs) -> pl.Series:
-    """Binary: probability of the last class; multiclass: the highest; regression: the prediction."""
-    if "prediction" in outputs:
-        values = outputs["prediction"]
-    elif outputs["probabilities"].shape[1] == 2:
-        values = outputs["probabilities"][:, -1]
-    else:
-        values = outputs["probabilities"].max(axis=1)
-    return pl.Series("score", values, dtype=pl.Float64).fill_nan(None)

@@ -23,15 +23,8 @@ from typing import Any
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.serving.log_rows import (
-    FailedEntry,
-    LogEntry,
-    Rows,
-    by_day,
-    gather,
-    kind_of,
-    kind_of_entry,
-)
+from ml_lifecycle.serving.log_frames import by_day, frame_of, kind_of
+from ml_lifecycle.serving.log_rows import FailedEntry, LogEntry, Rows, gather, kind_of_entry
 from ml_lifecycle.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -216,7 +209,7 @@ class PredictionLog:
             self._wake.notify_all()
 
     def _encode(self, rows: Rows) -> list[_Part]:
-        frame = rows.frame()
+        frame = frame_of(rows)
         ending = kind_of(rows.variant.model_digest if rows.values else "failed", frame)
         return [self._part(rows.route.endpoint, ending, day, part) for day, part in by_day(frame)]
 
