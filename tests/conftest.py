@@ -10,8 +10,13 @@ from pathlib import Path
 # counters of one server would then count for all.
 import prometheus_client  # noqa: F401
 import pytest
+from hypothesis import settings
 from postgres_kit import PostgresServer, postgres_binaries, running_postgres
 from s3_kit import S3Store, running_s3
+
+# The same examples each time, wherever tests are run.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

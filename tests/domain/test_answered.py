@@ -123,6 +123,7 @@ def deaths(faults: FaultKit, folder: Path) -> Iterator[Death]:
     return (Death(gap) for gap in range(len(played.effects) + 1))
 
 
+@pytest.mark.full
 def test_a_look_that_is_killed_anywhere_loses_and_doubles_nothing(tmp_path: Path, faults: FaultKit) -> None:
     for death in deaths(faults, tmp_path / "played"):
         folder = prepared(tmp_path / f"killed_{death.gap}")

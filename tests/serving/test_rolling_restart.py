@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import httpx
+import pytest
 from waiting import wait_until
 
 from tests.serving.conftest import TOKEN, Publisher, Server, logged, row
@@ -95,6 +96,7 @@ def ended(server: Server) -> int:
     return server.stop()
 
 
+@pytest.mark.full
 def test_a_rolling_restart_loses_no_request(publisher: Publisher, start: Callable[..., Server]) -> None:
     publisher("late", "binary", 1, "1")
 
