@@ -169,16 +169,20 @@ class Inference:
         latencies = [(now - job.started) * 1000 for job in jobs]
         size = sum(query.size for query in scored.queries)
         self._log.append(LogEntry(scored, latencies, size, jobs[0].served.is_returned))
-        for job, query, latency_ms in zip(jobs, scored.queries, latencies, strict=True):
-            if job.refused_by is not None:
-                refused = FailedEntry(
-                    scored.route, job.refused_by, query, latency_ms, BadRequestError.status, returned=False
-                )
-                self._log.append(refused)
+        if jobs[0].served.canaries:
+            self._note_refusals(jobs, scored, latencies)
         variant = scored.variant
         self._metrics.scored(scored.route.endpoint, variant.version, variant.role, scored.table.rows)
         if jobs[0].served.shadows:
             self._shadows.take(jobs[0].served, scored)
+
+    def _note_refusals(self, jobs: Sequence[Job], scored: Scored, latencies: Sequence[float]) -> None:
+        for job, query, latency_ms in zip(jobs, scored.queries, latencies, strict=True):
+            if job.refused_by is not None:
+                status = BadRequestError.status
+                self._log.append(
+                    FailedEntry(scored.route, job.refused_by, query, latency_ms, status, returned=False)
+                )
 
 
 def _read_for(queue: Sequence[Waiting]) -> int:

@@ -43,7 +43,7 @@ class FailedEntry:
     """A request that its variant could not answer: its rows have neither features nor outputs.
 
     :param latency_ms: from its arrival to the error
-    :param status: what the client was told
+    :param status: what the client was told, or would have been if nobody else had answered
     """
 
     route: Route
@@ -96,7 +96,7 @@ class Rows:
     What a row needs is copied while it is at hand, and nothing else is kept alive. To look for it later, in
     thousands of requests, and to take those apart, stopped everybody's answers for 4 µs a row.
 
-    :param status: 200; of requests that failed, what their clients were told
+    :param status: 200; of requests that failed, their entries'
     :param origin: where features came from; None of requests that failed
     :param values: ``packed`` or ``features:NAME``, and ``outputs:NAME`` → values of all rows
     :param ends: of each entry: how many requests there are up to its last
