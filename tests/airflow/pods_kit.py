@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
+from living_files import read_living
 
 from ml_lifecycle_airflow.operators.training_pods import TrainingPodsOperator
 
@@ -26,8 +27,9 @@ class Pods:
     folder: Path
 
     def records(self) -> list[dict[str, Any]]:
-        files = sorted(self.folder.glob("state/pods/*/pod.json"), key=lambda path: path.stat().st_mtime)
-        return [json.loads(path.read_text()) for path in files]
+        """Of the pods that are there, the oldest first; those deleted a while ago are forgotten."""
+        found = read_living(self.folder / "state/pods", "/pod.json")
+        return sorted((json.loads(content) for _, content in found), key=lambda record: record["created_at"])
 
     def end(self, name: str, how: str) -> None:
         """Have a pod evicted, or deleted from outside, perhaps with no grace."""
@@ -56,7 +58,6 @@ class Pods:
         return name
 
     def uids(self) -> set[str]:
-        """Of the pods that are there; localpods forgets those that were deleted a while ago."""
         return {record["uid"] for record in self.records()}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from living_files import read_living
 from localpods_kit import SLEEP, Cluster, manifest, terminated
 from small_disk import small_disk
 from waiting import wait_until
@@ -292,7 +293,9 @@ def test_a_full_disk_admits_no_pod_and_ends_none(tmp_path: Path, own_cluster: Ca
         # What could not be written while the disk was full has been by now.
         records = tmp_path / "state" / "pods"
         wait_until(
-            lambda: all(json.loads(file.read_text())["finished_at"] for file in records.glob("*/pod.json"))
+            lambda: all(
+                json.loads(content)["finished_at"] for _, content in read_living(records, "/pod.json")
+            )
         )
         cluster.close()
 

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from living_files import read_living
 from localpods_kit import ENVIRONMENT, SLEEP, Cluster, alive, manifest, terminated
 from waiting import wait_until
 
@@ -114,8 +115,8 @@ def test_a_container_gets_what_its_manifest_gives_and_nothing_of_the_server(clus
     assert (variables["KEY"], variables["CUDA_VISIBLE_DEVICES"]) == ("open sesame", "0,1")
     assert (variables["HOME"], content) == (folder, "[]")
     assert "open sesame" not in json.dumps(cluster.pod("env"))
-    state = cluster.folder / "state"
-    assert not [path for path in state.rglob("*.json") if "open sesame" in path.read_text()]
+    found = read_living(cluster.folder / "state", ".json")
+    assert not [path for path, content in found if b"open sesame" in content]
 
 
 def test_python_in_a_command_is_the_configured_interpreter(cluster: Cluster) -> None:
@@ -337,10 +338,10 @@ def test_pods_survive_the_server_and_the_next_one_accounts_for_them(
     (container, shim) = cluster.printed("lost", r"(\d+) (\d+)")
     cluster.create("pending", "", container={"resources": {"requests": {"cpu": 2}}})
     cluster.stop(number)
+    exits = set(cluster.folder.glob("state/pods/*/exit.json"))
     Path(signals["meanwhile"]).touch()
     os.kill(int(shim), signal.SIGKILL)
-    exits = list(cluster.folder.glob("state/pods/*/exit.json"))
-    wait_until(lambda: list(cluster.folder.glob("state/pods/*/exit.json")) > exits)
+    wait_until(lambda: set(cluster.folder.glob("state/pods/*/exit.json")) > exits)
     cluster.start()
     assert terminated(cluster.ended("meanwhile")) == (0, "Completed")
     assert terminated(cluster.ended("lost")) == (137, "ContainerStatusUnknown")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from sqlalchemy import URL
 from waiting import wait_until
 
@@ -22,6 +23,16 @@ def free_ports() -> Ports:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return Ports(*(probe.getsockname()[1] for probe in probes))
+
+
+def command_lines(stack: Stack) -> dict[int, str]:
+    """Of each of the stack's processes that still runs when it is asked, by its id."""
+    found = {}
+    for pid in supervise.processes(stack):
+        with suppress(psutil.NoSuchProcess):
+            # Libraries set process titles, which become one long argument.
+            found[pid] = " ".join(psutil.Process(pid).cmdline())
+    return found
 
 
 @contextmanager

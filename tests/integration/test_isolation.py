@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import psutil
 import pytest
+from living_files import files_under
 from small_model import DAY, HOUR, land, write_model
-from stack_kit import approve, log_in, running_stack
+from stack_kit import approve, command_lines, log_in, running_stack
 from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.demo.airflow import AirflowUser
 from ml_lifecycle.serving.client import ModelClient, RequestRefusedError
-from ml_lifecycle_airflow.stack import supervise
 from ml_lifecycle_airflow.stack.config import Stack
 
 LAKE_CANARY = "canary-of-the-lakes-credentials"
@@ -127,7 +126,7 @@ def test_no_secret_is_written_anywhere_but_where_secrets_live(stack: Stack) -> N
     private = {stack.root / "secrets.json", stack.root / "passwords.json"}
     private_folders = (stack.root / "tokens", stack.root / "pod-secrets")
     canaries = {"lake": LAKE_CANARY, "pod": POD_CANARY, **stack.secrets}
-    files = [path for path in stack.root.rglob("*") if path.is_file() and path not in private]
+    files = [path for path in files_under(stack.root) if path not in private]
     files = [path for path in files if not any(path.is_relative_to(folder) for folder in private_folders)]
     assert {path.suffix for path in files} >= {".db", ".log", ".json", ".parquet", ".onnx", ".html", ".zip"}
     found = {
@@ -161,7 +160,7 @@ def _unpacked(path: Path) -> bytes:
 
 @pytest.mark.full
 def test_no_secret_is_on_a_command_line(stack: Stack) -> None:
-    lines = [" ".join(psutil.Process(pid).cmdline()) for pid in supervise.processes(stack)]
+    lines = command_lines(stack).values()
     assert len(lines) >= 8
     assert not [line for line in lines for secret in stack.secrets.values() if secret in line]
 

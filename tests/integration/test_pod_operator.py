@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from living_files import read_living
 from pod_cluster import PodCluster, pod_cluster
 from waiting import wait_until
 
@@ -201,9 +202,8 @@ def test_killing_the_task_ends_its_pod(driver: Driver, driven: Any) -> None:
     assert len(results["killed"]) == 1
     if driver.cluster.folder is None:
         return  # what became of the process can be seen on this machine only
-    records = [
-        json.loads(path.read_text()) for path in driver.cluster.folder.glob("state-dir/pods/*/pod.json")
-    ]
+    found = read_living(driver.cluster.folder / "state-dir/pods", "/pod.json")
+    records = [json.loads(content) for _, content in found]
     (record,) = [record for record in records if record["manifest"]["metadata"]["name"].startswith("killed")]
     assert (record["namespace"], record["exit"]["code"]) == ("models", 143)
     assert record["deleted_at"] is not None

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
+from living_files import read_living
 from postgres_kit import PostgresServer, postgres_binaries
 from small_model import DAY, HOUR, land, write_model
 from sqlalchemy import URL, make_url, select
-from stack_kit import approve, log_in, running_stack
+from stack_kit import approve, command_lines, log_in, running_stack
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.releases import Releases
@@ -29,7 +28,6 @@ from ml_lifecycle.ledger.requests import open_requests
 from ml_lifecycle.ledger.tables import intervals
 from ml_lifecycle.ledger.windows import newest_windows
 from ml_lifecycle.serving.client import ModelClient
-from ml_lifecycle_airflow.stack import supervise
 from ml_lifecycle_airflow.stack.config import DATABASES, Stack
 
 pytestmark = pytest.mark.full
@@ -149,14 +147,11 @@ def registered(stack: Stack, alias: str) -> str:
 
 def readable(stack: Stack, server: PostgresServer) -> dict[str, str]:
     """Whatever somebody else could come to read: command lines, files, the databases' contents."""
-    found = {
-        f"command line {pid}": " ".join(psutil.Process(pid).cmdline()) for pid in supervise.processes(stack)
-    }
+    found = {f"command line {pid}": line for pid, line in command_lines(stack).items()}
     private = {stack.root / "secrets.json", stack.root / "passwords.json", *(stack.root / "tokens").iterdir()}
-    for path in stack.root.rglob("*"):
-        if path.is_file() and path not in private:
-            with suppress(FileNotFoundError):  # a pod that ended is removed with its log
-                found[str(path.relative_to(stack.root))] = path.read_bytes().decode("latin-1")
+    for path, content in read_living(stack.root):
+        if path not in private:
+            found[str(path.relative_to(stack.root))] = content.decode("latin-1")
     binaries = postgres_binaries()
     assert binaries is not None
     for name in DATABASES:

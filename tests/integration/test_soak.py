@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 from small_model import DAY, HOUR, land, write_model
-from stack_kit import approve, log_in, running_stack
+from stack_kit import approve, command_lines, log_in, running_stack
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.releases import Releases
@@ -154,8 +154,7 @@ def _roll_back(stack: Stack) -> None:
 
 def _process(stack: Stack, mark: str) -> psutil.Process:
     """The oldest of the stack's processes whose command line holds ``mark``."""
-    found = [psutil.Process(pid) for pid in supervise.processes(stack)]
-    matching = [process for process in found if mark in " ".join(process.cmdline())]
+    matching = [psutil.Process(pid) for pid, line in command_lines(stack).items() if mark in line]
     return min(matching, key=lambda process: process.create_time())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from stack_kit import free_ports, running_stack
+from stack_kit import command_lines, free_ports, running_stack
 from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
@@ -118,9 +118,7 @@ def test_the_page_wants_a_login(stack: Stack, admin: AirflowUser) -> None:
 
 def test_a_killed_process_is_restarted(stack: Stack) -> None:
     def server() -> psutil.Process | None:
-        for pid in supervise.processes(stack):
-            # Libraries set process titles, which become one long argument.
-            command = " ".join(psutil.Process(pid).cmdline())
+        for pid, command in command_lines(stack).items():
             if "ml_lifecycle.serving" in command and str(stack.ports.production) in command:
                 return psutil.Process(pid)
         return None
