@@ -10,8 +10,15 @@ import fsspec
 import pytest
 from s3_kit import S3Store
 
-from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, file_sha256, safe_name, sha256
-from ml_lifecycle.errors import IntegrityError, NoSpaceError, UnsafeNameError
+from ml_lifecycle.adapters.lake import (
+    Lake,
+    LakeFileMissingError,
+    file_sha256,
+    outage_said,
+    safe_name,
+    sha256,
+)
+from ml_lifecycle.errors import IntegrityError, NoSpaceError, ServerUnavailableError, UnsafeNameError
 
 
 @pytest.fixture(params=["folder", "object store", "S3"])
@@ -138,6 +145,17 @@ def test_a_file_below_a_file_is_not_there(tmp_path: Path) -> None:
         with pytest.raises(LakeFileMissingError, match="no file 'a/b' in "):
             call("a/b")
     lake.delete("a/b")
+
+
+def test_of_a_store_that_does_not_answer_nothing_is_said_to_be_missing() -> None:
+    """What stages find missing they make anew."""
+    nobody = {"endpoint_url": "http://127.0.0.1:9", "region_name": "eu-central-1"}
+    retries = {"retries": {"max_attempts": 0}}
+    away = Lake("s3://b/x", {"key": "k", "secret": "s", "client_kwargs": nobody, "config_kwargs": retries})
+    with pytest.raises(ServerUnavailableError, match="a lake does not answer"), outage_said():
+        away.exists("manifest.json")
+    with pytest.raises(ServerUnavailableError, match="a lake does not answer"), outage_said():
+        list(away.list("snapshots"))
 
 
 def test_delete(lake: Lake) -> None:

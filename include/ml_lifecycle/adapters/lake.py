@@ -130,8 +130,15 @@ class Lake:
         return self._fs
 
     def exists(self, path: str) -> bool:
-        """Whether the file is there, whole. A folder is no file."""
-        return bool(self._fs.isfile(self.full_path(path)))
+        """Whether the file is there, whole. A folder is no file.
+
+        :raises OSError: the store did not answer, or does not let us see: fsspec's own ``isfile`` says of
+            such a file that it is not there, and it would be made anew. Retry: yes.
+        """
+        try:
+            return bool(self._fs.info(self.full_path(path))["type"] == "file")
+        except _MISSING:
+            return False
 
     def read_bytes(self, path: str, digest: str | None = None) -> bytes:
         """The file's bytes.

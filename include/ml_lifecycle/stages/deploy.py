@@ -107,6 +107,9 @@ def deploy(
         _require_approval(endpoint, database, evidence, live)
     if busy is not None and not is_of(busy, evidence.digest):
         raise in_the_way(endpoint, busy)
+    if target.environment == PRODUCTION:
+        # Not asked by who waits, and looks again and again: it reads every entry and every published head.
+        Ledger(database).verify(published_heads(target.lake, spec.endpoint))
     target.ready()
     challenger = _copy_variant(spec, source, target.lake, candidate, registry)
     champion = endpoint.beside(version.version, live)
@@ -199,9 +202,7 @@ def _read_candidate(spec: ModelSpec, source: Lake, evidence: Evidence, version: 
 def _require_approval(
     endpoint: Endpoint, database: Database, evidence: Evidence, champion: Release | None
 ) -> None:
-    ledger = Ledger(database)
-    ledger.verify(published_heads(endpoint.target.lake, endpoint.spec.endpoint))
-    if ledger.approval_for(evidence.digest) is None:
+    if Ledger(database).approval_for(evidence.digest) is None:
         raise NotApprovedError(
             f"the ledger has no approval of version {evidence.version} of {evidence.model} "
             f"with evidence {evidence.digest}: ask for one by its promotion"
