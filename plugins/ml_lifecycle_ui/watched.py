@@ -39,15 +39,11 @@ def watched(
     release = _find(releases, endpoint, revision)
     if release is None or release.model != model:
         return None
-    step = step_view(release, releases.route(release))
-    judged, problem = None, None
-    if step is not None and step["watched"]:
-        judged, problem = _judged(open_lake, release, step)
-        before = _find(releases, endpoint, revision - 1) if judged is None and problem is None else None
+    step, judged, problem = _look(open_lake, releases, release)
+    if step is not None and step["watched"] and judged is None and problem is None:
+        before = _find(releases, endpoint, revision - 1)
         if before is not None and before.evidence_digest == release.evidence_digest:
-            step_before = step_view(before, releases.route(before))
-            if step_before is not None and step_before["watched"]:
-                judged, problem = _judged(open_lake, before, step_before)
+            _, judged, problem = _look(open_lake, releases, before)
     return {
         "version": release.version,
         "revision": release.revision,
@@ -64,6 +60,16 @@ def _find(releases: ReleaseHistory, endpoint: str, revision: int) -> Release | N
         return releases.get(PRODUCTION, endpoint, revision)
     except NoResultFound:
         return None
+
+
+def _look(
+    open_lake: Callable[[], Lake], releases: ReleaseHistory, release: Release
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, str | None]:
+    """The step where a release stands or stood, and :func:`_judged` of it where it is watched."""
+    step = step_view(release, releases.route(release))
+    if step is None or not step["watched"]:
+        return step, None, None
+    return step, *_judged(open_lake, release, step)
 
 
 def _judged(

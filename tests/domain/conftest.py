@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from delivery_kit import Server
 from faults import FaultKit
 from flight_world import World, three_weeks, whole_year
 from localpods_kit import Cluster
 from toy_loop import Attempts, Sum
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.serving.client import ModelClient
 
 # What the stages import by and by; a fork that has it starts within hundredths of a second.
 _IMPORTED = (
@@ -54,6 +56,16 @@ def year(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="session")
 def weeks(tmp_path_factory: pytest.TempPathFactory) -> World:
     return three_weeks(tmp_path_factory.mktemp("weeks"))
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModelClient, Lake]]:
+    """A model server, and the lake that it serves from."""
+    lake = Lake(str(tmp_path_factory.mktemp("serving") / "lake"))
+    server = Server(lake)
+    with server.client() as client:
+        yield client, lake
+    server.stop()
 
 
 @pytest.fixture(scope="session")

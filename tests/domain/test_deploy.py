@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from delivery_kit import NOW, Candidate, Server, make_candidate, make_golden, make_model
+from delivery_kit import NOW, Candidate, make_candidate, make_golden, make_model
 from delivery_world import CLOCK, World
 from sqlalchemy import update
 
@@ -37,15 +37,6 @@ from ml_lifecycle.serving.client import ModelClient, RequestRefusedError
 from ml_lifecycle.stages.deploy import deploy
 
 _numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModelClient, Lake]]:
-    lake = Lake(str(tmp_path_factory.mktemp("serving") / "lake"))
-    server = Server(lake)
-    with server.client() as client:
-        yield client, lake
-    server.stop()
 
 
 @pytest.fixture

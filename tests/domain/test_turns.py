@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from delivery_kit import NOW, Candidate, Server
+from delivery_kit import NOW, Candidate
 from delivery_world import World
 
 from ml_lifecycle.adapters.lake import Lake
@@ -31,15 +31,6 @@ from ml_lifecycle.stages.watch import watch
 _numbers = itertools.count(1)
 CANARY = {"strategy": "canary", "steps": [5, 50]}
 Asked = tuple[Candidate, Evidence]
-
-
-@pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModelClient, Lake]]:
-    lake = Lake(str(tmp_path_factory.mktemp("turns") / "lake"))
-    server = Server(lake)
-    with server.client() as client:
-        yield client, lake
-    server.stop()
 
 
 @pytest.fixture

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-from delivery_kit import Candidate, Server, make_candidate, make_golden, make_model, make_scaled
+from delivery_kit import Candidate, make_candidate, make_golden, make_model, make_scaled
 from delivery_world import World
 from waiting import wait_until
 
@@ -45,15 +45,6 @@ WATCH = {
 # Less than servers' clocks may differ: what is released then counts rows of now.
 SOON = timedelta(minutes=2)
 START = datetime.now(UTC).replace(microsecond=0)
-
-
-@pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModelClient, Lake]]:
-    lake = Lake(str(tmp_path_factory.mktemp("watched") / "lake"))
-    server = Server(lake)
-    with server.client() as client:
-        yield client, lake
-    server.stop()
 
 
 class Watched:
