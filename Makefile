@@ -56,7 +56,7 @@ lint: install-dev ## Ruff, mypy strict and the import contracts
 	$(BIN)/lint-imports
 
 test: lint ## Prove it: lint and every quick test
-	$(BIN)/python -m pytest -m "not full and not proof"
+	$(BIN)/python -m pytest -m "not full and not proof" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-full: install-dev ## The demo, whole lives on a running stack, browser and fuzz tests (half an hour)
 	$(BIN)/python -m pytest -m full
