@@ -251,14 +251,16 @@ def test_which_patterns_polars_computes() -> None:
 
 @pytest.mark.parametrize("at_once", [1, 2, 7, 1000])
 def test_duplicates_are_found_part_by_part(at_once: int) -> None:
-    frame = pl.DataFrame({"a": [n % 40 for n in range(50)], "b": [None if n % 3 else "x" for n in range(50)]})
-    older = pl.DataFrame({"a": [39, 39, 77, 77], "b": ["x", None, None, None]})
-    expected = frame.filter(pl.struct("a", "b").is_duplicated())
-    found = find_duplicates(frame.lazy(), None, ["a", "b"], limit=100, at_once=at_once)
+    frame = pl.DataFrame(
+        {"new": [n % 40 for n in range(50)], "b": [None if n % 3 else "x" for n in range(50)]}
+    )
+    older = pl.DataFrame({"new": [39, 39, 77, 77], "b": ["x", None, None, None]})
+    expected = frame.filter(pl.struct("new", "b").is_duplicated())
+    found = find_duplicates(frame.lazy(), None, ["new", "b"], limit=100, at_once=at_once)
     assert (found.rows, found.missing, found.duplicated) == (50, 0, expected.height)
     assert found.sample is not None
     assert found.sample.equals(expected)
-    beside = find_duplicates(frame.lazy(), older.lazy(), ["a", "b"], limit=3, at_once=at_once)
+    beside = find_duplicates(frame.lazy(), older.lazy(), ["new", "b"], limit=3, at_once=at_once)
     # 39 comes once among the new rows, with "x", and so does 39 with "x" among the older.
     assert (beside.rows, beside.duplicated) == (51, expected.height + 2)
     assert beside.sample is not None

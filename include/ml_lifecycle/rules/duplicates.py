@@ -19,7 +19,8 @@ import polars as pl
 # Hashes sorted at a time: 32 MiB, as much again while they are.
 AT_ONCE = 4_000_000
 _IN_MEMORY = 64 * 2**20
-_HASH = "hash of the columns"
+# No column of a table has such names.
+_HASH, _NEW, _OLDER = "\0hash", "\0new", "\0older"
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ def find_duplicates(
         suspects = (_suspects(hashes.part(n), known_hashes.part(n)) for n in range(parts))
         for chunk in _chunks(suspects, at_once // 4):
             groups = _groups(new, known, chunk)
-            shared += int(groups["older"].sum())
-            several = groups.filter(pl.col("new") + pl.col("older") > 1)
-            duplicated += int(several["new"].sum()) + int(several["older"].sum())
+            shared += int(groups[_OLDER].sum())
+            several = groups.filter(pl.col(_NEW) + pl.col(_OLDER) > 1)
+            duplicated += int(several[_NEW].sum()) + int(several[_OLDER].sum())
             if sum(map(len, twins)) < limit:
                 twins.append(several.head(limit)[_HASH])
     sample = None
@@ -164,22 +165,19 @@ def _chunks(arrays: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def _groups(new: _Rows, known: _Rows | None, hashes: np.ndarray) -> pl.DataFrame:
-    """How many new and older rows hold the same values, for values with one of these hashes, found anew."""
+    """How many new and older rows hold the same values, for values of new rows with one of these hashes."""
     wanted = pl.Series(hashes).implode()
     sides = [(new, 1)] if known is None else [(new, 1), (known, 0)]
     rows = pl.concat(
-        [
-            side.hashed.filter(pl.col(_HASH).is_in(pl.lit(wanted)))
-            .select(*side.columns, _HASH)
-            .with_columns(pl.lit(is_new).cast(pl.Int64).alias("new"))
-            for side, is_new in sides
-        ]
+        side.hashed.filter(pl.col(_HASH).is_in(wanted)).select(
+            *side.columns, _HASH, _number(is_new).alias(_NEW), _number(1 - is_new).alias(_OLDER)
+        )
+        for side, is_new in sides
     )
-    counted = rows.group_by([*new.columns, _HASH]).agg(
-        pl.col("new").sum().alias("new rows"), (1 - pl.col("new")).sum().alias("older rows")
-    )
-    return (
-        counted.select(_HASH, pl.col("new rows").alias("new"), pl.col("older rows").alias("older"))
-        .filter(pl.col("new") > 0)
-        .collect(engine="streaming")
-    )
+    counted = rows.group_by([*new.columns, _HASH]).agg(pl.col(_NEW, _OLDER).sum())
+    found = counted.select(_HASH, _NEW, _OLDER).filter(pl.col(_NEW) > 0)
+    return found.collect(engine="streaming")
+
+
+def _number(value: int) -> pl.Expr:
+    return pl.lit(value, dtype=pl.Int64)
