@@ -111,7 +111,8 @@ class _Hashes:
                 file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY // self._parts)
                 self._files.append(self._open.enter_context(file))
             if self._rows is not None:
-                for batch in self._rows.hashed.select(_HASH).collect_batches(engine="streaming"):
+                hashes = self._rows.hashed.select(_HASH)
+                for batch in hashes.collect_batches(maintain_order=False, engine="streaming"):
                     self._add(batch[_HASH].to_numpy())
             self._open = self._open.pop_all()
         return self
