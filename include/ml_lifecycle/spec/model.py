@@ -281,8 +281,8 @@ class Scoring(Strict):
 class Monitoring(Strict):
     """What is watched, a window at a time.
 
-    :param window: how much traffic a run looks at, up to its end, unless its conf has an ``interval``. Longer
-        than ``labels.delay``, or no label of it is known yet
+    :param window: how much traffic a run looks at, up to its end, unless its conf has an ``interval``.
+        Quality is measured on what of it is older than ``labels.delay``, and estimated of the rest
     """
 
     window: PositiveDuration = timedelta(days=1)
