@@ -18,6 +18,7 @@ class IngestOperator(StageOperator):
     def stage(self, resources: Resources, context: Context) -> Snapshot:
         """Return the snapshot."""
         from ml_lifecycle.stages.ingest import ingest
+        from ml_lifecycle_airflow.hooks.database import source_databases
         from ml_lifecycle_airflow.hooks.lake import source_options
 
         spec = resources.spec
@@ -28,6 +29,7 @@ class IngestOperator(StageOperator):
             run,
             contracts=resources.model.contracts,
             storage_options=source_options(spec),
+            databases=source_databases(spec),
         )
         for name, table in snapshot.tables.items():
             self.log.info("%s: %d rows in %d files", name, table.rows, len(table.files))
