@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from airflow.providers.common.sql.hooks.sql import DbApiHook
+from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
+from sqlalchemy import text
 
-from ml_lifecycle_airflow.hooks.database import LifecycleDatabaseHook
-from ml_lifecycle_airflow.hooks.lake import ConnectionIncompleteError, LakeHook
+from ml_lifecycle.spec.folder import load_folder
+from ml_lifecycle.spec.model import ModelSpec
+from ml_lifecycle.spec.source import Source
+from ml_lifecycle_airflow.hooks.database import LifecycleDatabaseHook, source_databases
+from ml_lifecycle_airflow.hooks.lake import ConnectionIncompleteError, LakeHook, source_options
 from ml_lifecycle_airflow.hooks.mlflow import MlflowHook
 from ml_lifecycle_airflow.hooks.model_server import ModelServerHook, OnlineStoreHook
 from ml_lifecycle_airflow.provider_info import get_provider_info
@@ -81,6 +89,40 @@ def test_a_database_is_an_url_or_a_connection_s_fields(connect: Connect, tmp_pat
         "db", conn_type="postgres", host="db", port=5432, login="ml", password="p@ss/w", schema="lifecycle"
     )
     assert LifecycleDatabaseHook("db").url() == "postgresql+psycopg2://ml:p%40ss%2Fw@db:5432/lifecycle"
+
+
+def with_query(connection: str) -> ModelSpec:
+    """The example's spec, one source of which is a query's rows."""
+    spec = load_folder(Path(__file__).parents[2] / "dags" / "models" / "digits").spec
+    source = Source.model_validate({"sql": {"query": "SELECT 1 AS one"}, "connection": connection})
+    return spec.model_copy(update={"sources": {"ones": source}})
+
+
+def test_rows_come_from_whatever_database_a_connection_leads_to(connect: Connect, tmp_path: Path) -> None:
+    """A connection whose provider is installed is opened by its own hook, any other by its URL."""
+    connect("by_url", conn_type="postgres", extra={"url": f"sqlite:///{tmp_path}/a.db"})
+    connect("by_hook", conn_type="sqlite", schema=f"{tmp_path}/b.db")
+
+    class Database(DbApiHook):
+        conn_name_attr = "conn_id"
+        conn_id = "by_hook"
+
+        def get_uri(self) -> str:
+            return f"sqlite:///{tmp_path}/c.db"
+
+    def ask(conn_id: str) -> str:
+        (make,) = source_databases(with_query(conn_id)).values()
+        engine = make()
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT 1")).scalar() == 1
+        engine.dispose()
+        return str(engine.url.database)
+
+    assert ask("by_url") == f"{tmp_path}/a.db"
+    assert ask("by_hook") == f"{tmp_path}/b.db"
+    with mock.patch.object(BaseHook, "get_hook", autospec=True, return_value=Database("by_hook")):
+        assert ask("by_hook") == f"{tmp_path}/c.db"
+    assert source_options(with_query("by_url")) == {}
 
 
 def test_mlflow_is_an_url_or_host_and_port(connect: Connect) -> None:
