@@ -95,7 +95,7 @@ class Shop:
         return fetch(orders_spec(**sql), self.lake, self.databases)["orders"]
 
     def snapshot(self, **sql: Any) -> Snapshot:
-        return ingest(orders_spec(**sql), self.lake, MARCH, contracts=CONTRACTS, databases=self.databases)
+        return ingest(orders_spec(**sql), self.lake, MARCH, contracts=CONTRACTS, origins=self.databases)
 
     def values(self, **sql: Any) -> dict[int, float]:
         rows = read_table(self.lake, self.snapshot(**sql), "orders").collect()
@@ -244,7 +244,7 @@ def test_types_that_databases_have(database_url: str, tmp_path: Path) -> None:
     engine.dispose()
     kinds = spec(kinds={"sql": {"query": "SELECT * FROM kinds"}, "connection": "shop"})
     lake = Lake(str(tmp_path / "lake"))
-    snapshot = ingest(kinds, lake, MARCH, databases={"shop": partial(engine_of, database_url)})
+    snapshot = ingest(kinds, lake, MARCH, origins={"shop": partial(engine_of, database_url)})
     found = read_table(lake, snapshot, "kinds").collect().sort("id")
     assert found["price"].to_list() == [12.5, None]
     assert found["name"].to_list() == [None, "b"]
@@ -277,7 +277,7 @@ def test_a_query_that_cannot_be_fetched_is_said(shop: Shop, sql: dict[str, Any],
 
 
 def test_an_empty_table_has_not_arrived_and_a_dead_database_neither(shop: Shop, tmp_path: Path) -> None:
-    with pytest.raises(SourceNotReadyError, match="source 'orders': its query has given no row yet"):
+    with pytest.raises(SourceNotReadyError, match="source 'orders': nothing was fetched that has a row"):
         shop.snapshot()
     assert not_arrived(orders_spec(), shop.lake, MARCH) == ()  # it is asked when it is fetched
     away = {"shop": partial(engine_of, "postgresql+psycopg2://nobody@127.0.0.1:9/none")}
@@ -290,8 +290,8 @@ def test_an_empty_table_has_not_arrived_and_a_dead_database_neither(shop: Shop, 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"uri": "raw/*.parquet"}, "exactly one of uri and sql"),
-        ({"sql": None}, "exactly one of uri and sql"),
+        ({"uri": "raw/*.parquet"}, "exactly one of uri, sql and http"),
+        ({"sql": None}, "it has none"),
         ({"connection": None}, "needs connection"),
         ({"keys": ()}, "a row fetched twice is known"),
         ({"format": "csv"}, "goes with uri"),

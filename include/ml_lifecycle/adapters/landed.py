@@ -64,8 +64,9 @@ class Landings:
     """
 
     def __init__(self, lake: Lake, name: str, source: Source) -> None:
-        assert source.sql is not None
-        definition = {"connection": source.connection, "query": source.sql.query, "cursor": source.sql.cursor}
+        assert source.fetched is not None
+        how = source.fetched.model_dump(mode="json", exclude={"overlap", "overlap_numbers", "chunk_rows"})
+        definition = {"connection": source.connection, **how}
         self._lake = lake
         self._folder = f"landed/{safe_name(name)}-{digest_of(definition)[:16]}"
 

@@ -79,7 +79,7 @@ def list_files(name: str, source: Source, lake: Lake, storage_options: StorageOp
     :raises SourceNotReadyError: there is none. Retry: yes, when it has arrived.
     :raises SourceError: its connection or its URL's protocol is unknown. Retry: no.
     """
-    if source.sql is not None:
+    if source.fetched is not None:
         return _landed_files(name, source, lake)
     assert source.uri is not None  # the spec says so
     filesystem, pattern, base = _locate(name, source, source.uri, lake, storage_options)
@@ -102,7 +102,7 @@ def _landed_files(name: str, source: Source, lake: Lake) -> list[SourceFile]:
         for landing in Landings(lake, name, source).current()
     ]
     if not files:
-        raise SourceNotReadyError(f"source {name!r}: its query has given no row yet")
+        raise SourceNotReadyError(f"source {name!r}: nothing was fetched that has a row")
     return files
 
 

@@ -30,12 +30,52 @@ class Sql(Strict):
     chunk_rows: int = Field(default=100_000, ge=1)
 
 
+class Http(Strict):
+    """Rows of an HTTP API that answers JSON, fetched by every run that ingests and kept in the lake.
+
+    :param path: below the address of ``connection``, an Airflow connection of type ``http``, which has
+        the credentials and headers too
+    :param parameters: what is asked for in the URL, always
+    :param rows: where the list of rows is in an answer, such as ``data.items``; empty for the answer itself
+    :param next: where the next page is said, as a URL or, with ``next_parameter``, as what that gets; there
+        is no next one where it is null or empty
+    :param page_parameter: gets 1, 2, 3 … until a page is empty, where answers do not say what is next
+    :param cursor: column that rises with every row that is new or updated: a time or a whole number. What
+        ``cursor_parameter`` gets is the newest less ``overlap``; without a cursor all rows are fetched each
+        time, and replace the former
+    :param overlap: how much later than others a row may appear, where the cursor is a time
+    :param overlap_numbers: the same where it is a number
+    """
+
+    path: Text
+    parameters: dict[Text, str] = Field(default_factory=dict)
+    rows: str = ""
+    next: Text | None = None
+    next_parameter: Text | None = None
+    page_parameter: Text | None = None
+    cursor: Text | None = None
+    cursor_parameter: Text | None = None
+    overlap: Duration = timedelta(hours=1)
+    overlap_numbers: int = Field(default=1000, ge=0)
+
+    @model_validator(mode="after")
+    def _pages_go_on_in_one_way(self) -> Http:
+        if self.page_parameter is not None and self.next is not None:
+            raise FieldError("page_parameter", "or next, not both")
+        if self.next_parameter is not None and self.next is None:
+            raise FieldError("next_parameter", "needs next: where what it gets is said")
+        if (self.cursor is None) != (self.cursor_parameter is None):
+            raise FieldError("cursor", "and cursor_parameter go together")
+        return self
+
+
 class Source(Strict):
     """Where rows come from.
 
     :param uri: fsspec URL or path of the files, ``*`` and ``**`` allowed; relative ones are relative to the
         lake. ``{start}`` and ``{end}`` are not expanded: files are filtered by their rows' event time.
     :param sql: in place of ``uri``: rows of a database, whose Airflow connection is ``connection``
+    :param http: in place of ``uri``: rows of an HTTP API, the same
     :param event_time: when a row's event happened; None for a static table, which is read whole each time.
         Rows at or after the end of the run's interval are left out. Times without an offset are UTC
     :param known_at: when a row became known; rows known at or after ``as_of`` are left out. It replaces the
@@ -49,6 +89,7 @@ class Source(Strict):
 
     uri: Text | None = None
     sql: Sql | None = None
+    http: Http | None = None
     format: Literal["csv", "parquet", "json"] = "parquet"
     connection: ConnectionId | None = None
     event_time: Text | None = None
@@ -58,18 +99,25 @@ class Source(Strict):
     null_values: tuple[str, ...] = ("",)
     contract: Name | None = None
 
+    @property
+    def fetched(self) -> Sql | Http | None:
+        """How rows are fetched that are in no file yet."""
+        return self.sql or self.http
+
     @model_validator(mode="after")
     def _comes_from_one_place(self) -> Source:
-        if (self.uri is None) == (self.sql is None):
-            raise ValueError("a source needs exactly one of uri and sql")
-        if self.sql is None:
+        places = [name for name in ("uri", "sql", "http") if getattr(self, name) is not None]
+        if len(places) != 1:
+            raise ValueError(f"a source needs exactly one of uri, sql and http; it has {places or 'none'}")
+        (place,) = places
+        if self.fetched is None:
             return self
         if self.connection is None:
-            raise FieldError("sql", "needs connection, the database's Airflow connection")
+            raise FieldError(place, "needs connection: an Airflow connection")
         if self.format != "parquet":
-            raise FieldError("format", "goes with uri: what a query gives has types already")
-        if self.sql.cursor is not None and not self.keys:
-            raise FieldError("keys", "are needed with sql.cursor: by them a row fetched twice is known")
+            raise FieldError("format", f"goes with uri: what {place} gives has types already")
+        if self.fetched.cursor is not None and not self.keys:
+            raise FieldError("keys", f"are needed with {place}.cursor: by them a row fetched twice is known")
         return self
 
     @model_validator(mode="after")

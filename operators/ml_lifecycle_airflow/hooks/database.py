@@ -1,39 +1,13 @@
-"""The lifecycle database behind an Airflow connection, and the databases that rows come from."""
+"""The lifecycle database behind an Airflow connection."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseHook
-from airflow.sdk.exceptions import AirflowException
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from ml_lifecycle.ledger.database import Database
-    from ml_lifecycle.spec.model import ModelSpec
-
-
-def source_databases(spec: ModelSpec) -> Mapping[str, Callable[[], Engine]]:
-    """What makes an engine for the connection of each source that a query is sent to."""
-    named = {source.connection for source in spec.sources.values() if source.sql is not None}
-    return {conn_id: partial(_engine, conn_id) for conn_id in sorted(filter(None, named))}
-
-
-def _engine(conn_id: str) -> Engine:
-    """By the connection's own hook; without one, by its URL."""
-    from ml_lifecycle.adapters.databases import engine_of
-
-    try:
-        hook = BaseHook.get_hook(conn_id)
-    except AirflowException:  # no provider that is installed knows its type
-        hook = LifecycleDatabaseHook(conn_id)
-    if hasattr(hook, "get_sqlalchemy_engine"):
-        engine: Engine = hook.get_sqlalchemy_engine()
-        return engine
-    return engine_of(LifecycleDatabaseHook(conn_id).url())
 
 
 class LifecycleDatabaseHook(BaseHook):

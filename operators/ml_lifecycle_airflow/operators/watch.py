@@ -146,8 +146,8 @@ class WatchOperator(StageOperator):
         from ml_lifecycle.records import Interval, Run
         from ml_lifecycle.stages.feature_tables import build_tables
         from ml_lifecycle.stages.ingest import ingest
-        from ml_lifecycle_airflow.hooks.database import source_databases
         from ml_lifecycle_airflow.hooks.lake import source_options
+        from ml_lifecycle_airflow.hooks.origins import source_origins
 
         run = Run(resources.spec.name, context["dag_run"].run_id, now, Interval(now, now))
         snapshot = ingest(
@@ -156,7 +156,7 @@ class WatchOperator(StageOperator):
             run,
             contracts=resources.model.contracts,
             storage_options=source_options(resources.spec),
-            databases=source_databases(resources.spec),
+            origins=source_origins(resources.spec),
         )
         frames = build_tables(resources.model, lake, snapshot).tables
         return lambda name: lake.scan([frames[name]])
