@@ -22,7 +22,6 @@ STAGES = (
     "mlflow",
     "mlflow.onnx",
     "feast",
-    "great_expectations",
     "evidently",
     "httpx",
     "ml_lifecycle.ledger.database",

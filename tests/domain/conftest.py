@@ -24,7 +24,6 @@ _IMPORTED = (
     "evidently.presets",
     "feast.infra.passthrough_provider",
     "feast.repo_operations",
-    "great_expectations",
     "lightgbm",
     "mlflow.onnx",
     "mlflow.pyfunc",
@@ -42,7 +41,6 @@ _IMPORTED = (
     "delivery_world",
     "small_life",
     "ml_lifecycle.adapters.evidently",
-    "ml_lifecycle.adapters.expectations",
     "ml_lifecycle.adapters.feast_online",
     "ml_lifecycle.adapters.feast_written",
 )

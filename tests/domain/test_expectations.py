@@ -1,16 +1,20 @@
-"""Great Expectations itself, one rule at a time."""
+"""Each rule, one at a time, on both engines."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import polars as pl
 import pytest
 
-from ml_lifecycle.adapters.expectations import Batch, Checked, Expectations
+from ml_lifecycle.adapters.expectations import Expectations
+from ml_lifecycle.adapters.tables import column_types
 from ml_lifecycle.records import RuleResult
+from ml_lifecycle.rules import one_pass
+from ml_lifecycle.rules.rule import Batch, Checked
 from ml_lifecycle.spec.contract import Contract
 from ml_lifecycle.stages.validation_rules import (
     Measure,
@@ -21,19 +25,18 @@ from ml_lifecycle.stages.validation_rules import (
     unique_batch,
 )
 
-ARROW = {pl.String: "string", pl.Int64: "int64", pl.Float64: "double", pl.Boolean: "bool"}
+Check = Callable[[Batch], Checked]
 
 
-@pytest.fixture(scope="module")
-def expectations() -> Expectations:
-    return Expectations()
+@pytest.fixture(params=["polars", "great_expectations"])
+def check(request: pytest.FixtureRequest) -> Check:
+    return one_pass.check if request.param == "polars" else Expectations().check
 
 
-def check_field(values: list[Any], dtype: Any = None, **field: Any) -> dict[str, RuleResult]:
+def check_field(check: Check, values: list[Any], dtype: Any = None, **field: Any) -> dict[str, RuleResult]:
     contract = Contract.model_validate({"name": "t", "version": "1", "fields": [{"name": "x", **field}]})
     frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype)})
-    columns = {"x": ARROW[type(frame.schema["x"])]}
-    checked = Expectations().check(row_batch("t", contract, columns, frame.lazy()))
+    checked = check(row_batch("t", contract, column_types(frame), frame.lazy()))
     return {result.rule: result for result in checked.results}
 
 
@@ -54,9 +57,9 @@ def check_field(values: list[Any], dtype: Any = None, **field: Any) -> dict[str,
     ],
 )
 def test_broken_rule(
-    rule: str, values: list[Any], field: dict[str, Any], unexpected: int, observed: str
+    check: Check, rule: str, values: list[Any], field: dict[str, Any], unexpected: int, observed: str
 ) -> None:
-    result = check_field(values, {"float": pl.Float64}.get(field["type"]), **field)[rule]
+    result = check_field(check, values, {"float": pl.Float64}.get(field["type"]), **field)[rule]
     assert not result.passed
     assert result.error is None
     assert result.unexpected_rows == unexpected
@@ -73,42 +76,72 @@ def test_broken_rule(
         (["A1", "B22"], {"type": "string", "pattern": "[A-Z][0-9]+"}),
     ],
 )
-def test_kept_rules(values: list[Any], field: dict[str, Any]) -> None:
-    results = check_field(values, pl.String if field["type"] == "string" else None, **field)
+def test_kept_rules(check: Check, values: list[Any], field: dict[str, Any]) -> None:
+    results = check_field(check, values, pl.String if field["type"] == "string" else None, **field)
     assert results
     assert all(result.passed for result in results.values()), results
 
 
-def test_rules_that_cannot_be_computed_have_not_passed() -> None:
+def test_fields_compared_with_another_of_their_row(check: Check) -> None:
+    fields = [
+        {"name": "start", "type": "timestamp"},
+        {"name": "end", "type": "timestamp", "at_least": "start"},
+        {"name": "paid", "type": "integer", "above": "due", "severity": "warn"},
+        {"name": "due", "type": "integer", "pii": True},
+    ]
+    contract = Contract.model_validate({"name": "t", "version": "1", "fields": fields})
+    days = pl.Series([1, 2, None, 4], dtype=pl.Int64) * 86_400_000_000
+    frame = pl.DataFrame(
+        {
+            "start": days.cast(pl.Datetime("us", "UTC")),
+            "end": (days - pl.Series([1, 0, 0, None])).cast(pl.Datetime("us", "UTC")),
+            "paid": [2, 1, None, 1],
+            "due": [1, 1, 9, None],
+        }
+    )
+    checked = check(row_batch("order", contract, column_types(frame), frame.lazy()))
+    found = {(result.rule, result.field): result for result in checked.results}
+    assert found["at_least", "end"].observed == (
+        "1 of 4 (25.00%), e.g. 1970-01-01 23:59:59.999999+00:00, 1970-01-02 00:00:00+00:00"
+    )
+    assert found["at_least", "end"].expected == "at least start"
+    assert found["above", "paid"].observed == "1 of 4 (25.00%)"  # the other's values are personal
+    assert not found["above", "paid"].halts
+    without = check(row_batch("less", contract, {"end": "timestamp[us, tz=UTC]"}, frame.lazy()))
+    errors = {result.rule: result.error for result in without.results}
+    assert errors["at_least"] == "could not be computed: the column is missing"
+
+
+def test_rules_that_cannot_be_computed_have_not_passed(check: Check) -> None:
     field = {"type": "float", "min": 0, "nullable": False}
-    results = check_field(["a", None], **field)
+    results = check_field(check, ["a", None], **field)
     assert results["range"].error == "could not be computed: the column is string, not float"
     assert not results["not_null"].passed
     assert results["not_null"].unexpected_rows == 1
 
 
-def test_an_exception_within_great_expectations_is_a_failed_rule(expectations: Expectations) -> None:
+def test_an_exception_within_an_engine_is_a_failed_rule(check: Check) -> None:
     """It is found in exception_info only; the result itself is empty."""
     batch = unique_batch("t", "unique", ["x"], "halt", pl.LazyFrame({"x": [1]}), [], hidden=False)
     rule = batch.rules[0]
     asking = type(rule)(**{**vars(rule), "arguments": {"column": "y"}})
-    (result,) = expectations.check(Batch("t.broken", batch.frame, ("x",), (asking,), True)).results
+    (result,) = check(Batch("t.broken", batch.frame, ("x",), (asking,), True)).results
     assert not result.passed
     assert result.error is not None
     assert '"y"' in result.error
 
 
-def types(columns: dict[str, str], extra: str, expectations: Expectations, name: str) -> Checked:
+def types(columns: dict[str, str], extra: str, check: Check, name: str) -> Checked:
     fields = [{"name": "a", "type": "integer"}, {"name": "b", "type": "timestamp", "severity": "warn"}]
     contract = Contract.model_validate(
         {"name": "t", "version": "1", "fields": fields, "extra_columns": extra}
     )
-    return expectations.check(type_batch(name, contract, columns, ["key"]))
+    return check(type_batch(name, contract, columns, ["key"]))
 
 
-def test_types_and_columns(expectations: Expectations) -> None:
+def test_types_and_columns(check: Check) -> None:
     columns = {"a": "double", "key": "string", "more": "string"}
-    results = {(r.rule, r.field): r for r in types(columns, "halt", expectations, "t1").results}
+    results = {(r.rule, r.field): r for r in types(columns, "halt", check, "t1").results}
     assert results["present", "a"].passed
     assert not results["present", "b"].passed
     assert not results["present", "b"].halts
@@ -117,26 +150,26 @@ def test_types_and_columns(expectations: Expectations) -> None:
     assert results["extra_columns", None].observed == "more"
     assert results["extra_columns", None].halts
     whole = {"a": "int64", "b": "timestamp[us, tz=UTC]"}
-    assert all(result.passed for result in types(whole, "warn", expectations, "t2").results)
-    assert len(types(columns, "allow", expectations, "t3").results) == 3
-    assert not any(result.passed for result in types({}, "allow", expectations, "t4").results)
+    assert all(result.passed for result in types(whole, "warn", check, "t2").results)
+    assert len(types(columns, "allow", check, "t3").results) == 3
+    assert not any(result.passed for result in types({}, "allow", check, "t4").results)
 
 
-def test_uniqueness(expectations: Expectations) -> None:
+def test_uniqueness(check: Check) -> None:
     rows = pl.LazyFrame({"a": [1, 1, 2, None, None], "b": ["x", "x", "y", None, "z"]})
-    one = expectations.check(unique_batch("u", "unique", ["a"], "halt", rows, [], hidden=False))
+    one = check(unique_batch("u", "unique", ["a"], "halt", rows, [], hidden=False))
     assert one.results[0].unexpected_rows == 2
     assert one.offending[0][1].rows() == [(1, "x"), (1, "x")]
-    two = expectations.check(unique_batch("u", "unique_together", ["a", "b"], "warn", rows, [], hidden=False))
+    two = check(unique_batch("u", "unique_together", ["a", "b"], "warn", rows, [], hidden=False))
     assert two.results[0].unexpected_rows == 2
     assert two.results[0].field == "a+b"
     assert two.offending == ()  # it only warns
-    gone = expectations.check(unique_batch("u", "keys", ["a", "c"], "halt", rows, ["c"], hidden=False))
+    gone = check(unique_batch("u", "keys", ["a", "c"], "halt", rows, ["c"], hidden=False))
     assert gone.results[0].error == "could not be computed: no column c"
 
 
-def test_measures_and_days(expectations: Expectations) -> None:
-    found = expectations.check(
+def test_measures_and_days(check: Check) -> None:
+    found = check(
         measure_batch(
             "m",
             [
@@ -154,21 +187,21 @@ def test_measures_and_days(expectations: Expectations) -> None:
     volume = {"min_rows_per_day": 2, "max_rows_per_day": 5}
     contract = Contract.model_validate({"name": "t", "version": "1", "fields": fields, "volume": volume})
     days = pl.LazyFrame({"day": ["2013-01-01", "2013-01-02", "2013-01-03"], "rows": [2, 0, 6]})
-    (result,) = expectations.check(day_batch("m", contract, days)).results
+    (result,) = check(day_batch("m", contract, days)).results
     assert not result.passed
     assert result.observed == "2 of 3 (66.67%), e.g. 2013-01-02, 0; 2013-01-03, 6"
     assert result.expected == "2 to 5 rows a day"
     assert result.unexpected_rows == 0
 
 
-def test_the_report_is_great_expectations_own_without_personal_values(expectations: Expectations) -> None:
+def test_the_report_is_great_expectations_own_without_personal_values(check: Check) -> None:
     fields = [
         {"name": "phone", "type": "string", "pattern": "^[0-9]+$", "pii": True},
         {"name": "x", "type": "float", "max": 1, "severity": "warn"},
     ]
     contract = Contract.model_validate({"name": "t", "version": "1", "fields": fields})
     frame = pl.LazyFrame({"phone": ["secret", "1"], "x": [2.0, 0.0]})
-    checked = expectations.check(row_batch("pii", contract, {"phone": "string", "x": "double"}, frame))
+    checked = check(row_batch("pii", contract, {"phone": "string", "x": "double"}, frame))
     text = json.dumps(checked.report, allow_nan=False)
     assert "secret" not in text + repr(checked.results)
     severities = {
@@ -189,6 +222,6 @@ def test_the_report_is_great_expectations_own_without_personal_values(expectatio
 def test_quiet(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     """Neither hundreds of INFO lines nor progress bars in a task's log."""
     with caplog.at_level(logging.INFO):
-        assert check_field([1], type="integer", min=0)["range"].passed
+        assert check_field(Expectations().check, [1], type="integer", min=0)["range"].passed
     assert [record for record in caplog.records if record.name.startswith("great_expectations")] == []
     assert capfd.readouterr().err == ""

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
+import subprocess
+import sys
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 from data_cases import at, contract, events, put, run, spec, tree
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.cli import main
 from ml_lifecycle.errors import DataHaltedError
 from ml_lifecycle.records import RuleResult, Run, Snapshot, Validation, from_json, to_json
 from ml_lifecycle.spec.contract import Contract
@@ -301,6 +305,88 @@ def test_source_without_contract_is_held_to_its_keys_only(lake: Lake) -> None:
     validation = judge(lake, {}, model=model)
     assert validation.rules == 1
     assert failed(validation)["keys", "id+at"].unexpected_rows == 4
+
+
+def test_every_class_and_group_is_represented(lake: Lake) -> None:
+    columns = {"late": pl.col("id") < 3, "origin": pl.lit("JFK"), "gate": pl.lit(None, pl.String)}
+    write(lake, "a.parquet", events("2013-01-01", 40, **columns))
+    shares = [
+        {"name": "late", "type": "boolean", "min_share": 0.1},
+        {"name": "origin", "type": "string", "allowed_values": ["JFK", "LGA"], "min_share": 0.2},
+        {"name": "gate", "type": "string", "allowed_values": ["A"], "min_share": 1, "max_missing": 1},
+        {"name": "wing", "type": "boolean", "min_share": 0.5},
+    ]
+    validation = judge(lake, contract("events", [*fields(), *shares]))
+    broken = [
+        (result.field, result.expected, result.error or result.observed)
+        for result in validation.failed
+        if result.rule == "min_share"
+    ]
+    rest = " of the rows with a value"
+    assert broken == [
+        ("late", f"True in at least 10.00%{rest}", 0.075),
+        ("origin", f"LGA in at least 20.00%{rest}", 0.0),
+        ("gate", f"A in at least 100.00%{rest}", "could not be computed: there are no values"),
+        *(
+            ("wing", f"{value} in at least 50.00%{rest}", "could not be computed: the column is missing")
+            for value in (False, True)
+        ),
+    ]
+
+
+def test_great_expectations_itself_comes_to_the_same(lake: Lake) -> None:
+    """And where nobody asks for it, nobody pays for its import."""
+    write(lake, "a.parquet", events("2013-01-01", 8, value=pl.lit(math.inf)))
+    write(lake, "b.parquet", events("2013-01-02", 8))
+    declared = fields(max=1, max_missing=0.5)
+    declared[0]["unique"] = True
+    mine = judge(lake, contract("events", declared))
+    theirs = judge(lake, contract("events", declared, engine="great_expectations"))
+    assert {("range", "value"), ("unique", "id")} <= set(failed(mine))
+    assert results(lake, mine) == results(lake, theirs)
+    engines = [
+        lake.read_json(one.report_path)["great_expectations"]["events.rows"]["meta"].keys()
+        for one in (mine, theirs)
+    ]
+    assert ["engine" in keys for keys in engines] == [True, False]
+
+
+def test_data_docs_are_built_from_stored_reports(lake: Lake, tmp_path: Path) -> None:
+    write(lake, "a.parquet", events("2013-01-01", 31 * 4))
+    judge(lake, contract("events", fields(max=1)))
+    site = tmp_path / "site"
+    assert main(["validation", "docs", "demo", "--lake", lake.root, "--into", str(site)]) == 0
+    assert "events.rows" in (site / "index.html").read_text()
+    pages = {page.name: page.read_text() for page in site.rglob("validations/**/*.html")}
+    assert "less than or equal to" in pages["events.rows.html"]
+    assert "119 unexpected values found" in pages["events.rows.html"]
+
+
+def test_data_docs_need_a_validation(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validation", "docs", "demo", "--lake", lake.root]) == 1
+    assert "has no validation of 'demo'" in capsys.readouterr().err
+
+
+def test_validating_imports_no_great_expectations(lake: Lake, tmp_path: Path) -> None:
+    write(lake, "a.parquet", events("2013-01-01", 8))
+    tests = Path(__file__).parent
+    script = tmp_path / "judge.py"
+    script.write_text(
+        "import sys\n"
+        "from data_cases import contract, run\n"
+        "from test_validate import FEBRUARY, SPEC, Lake, fields, judge\n"
+        "for limit in (100, 1):\n"
+        "    judge(Lake(sys.argv[1]), contract('events', fields(max=limit)))\n"
+        "sys.exit(', '.join({'great_expectations', 'pandas', 'sklearn'} & set(sys.modules)) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), lake.root],
+        env={"PYTHONPATH": f"{tests}:{tests.parents[1] / 'include'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_real_weather_meets_its_contract_and_a_broken_sensor_does_not(lake: Lake) -> None:

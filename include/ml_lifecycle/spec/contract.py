@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from ml_lifecycle.spec.types import FieldError, Name, PositiveDuration, Strict, Text, VersionText
 
 RuleSeverity = Literal["halt", "warn"]
+Engine = Literal["polars", "great_expectations"]
 FieldType = Literal["string", "integer", "float", "boolean", "timestamp", "date"]
 Scalar = str | int | float | bool
 _VALUE_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
@@ -44,6 +45,10 @@ class ContractField(Strict):
     :param max_missing: largest share of nulls, 0 to 1
     :param unique: no value but null occurs twice in the snapshot
     :param pattern: regular expression that the whole of each value must match
+    :param at_least: another field of its type: never more than this one in a row that has both
+    :param above: another field of its type: always less than this one in a row that has both
+    :param min_share: smallest share of the rows with a value that each allowed value, or true and false, must
+        hold in the whole table: class balance of a label, representation of a group
     :param severity: what a broken rule of this field does: halt the run, or warn
     :param pii: whether it holds personal data: its values stay out of messages and reports, and are masked
         in the quarantine
@@ -58,6 +63,9 @@ class ContractField(Strict):
     max: float | None = None
     allowed_values: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
     pattern: str | None = None
+    at_least: Text | None = None
+    above: Text | None = None
+    min_share: float | None = Field(default=None, gt=0, le=1)
     distribution: Distribution | None = None
     severity: RuleSeverity = "halt"
     pii: bool = False
@@ -74,12 +82,25 @@ class ContractField(Strict):
             raise FieldError("pattern", f"needs type string, not {self.type}")
         if self.max_missing is not None and not self.nullable:
             raise FieldError("max_missing", "needs nullable: true")
+        for key in ("at_least", "above"):
+            if getattr(self, key) is not None and self.type in ("string", "boolean"):
+                raise FieldError(key, f"cannot be used with type {self.type}")
+        if self.min_share is not None and not self.shared_by:
+            raise FieldError("min_share", "needs allowed_values, or type boolean")
+        if self.min_share is not None and self.min_share * len(self.shared_by) > 1:
+            raise FieldError("min_share", f"cannot be reached by {len(self.shared_by)} values at once")
         return self
+
+    @property
+    def shared_by(self) -> tuple[Scalar, ...]:
+        """The values that ``min_share`` is about."""
+        return self.allowed_values or ((False, True) if self.type == "boolean" else ())
 
     @model_validator(mode="after")
     def _pattern_compiles(self) -> ContractField:
         try:
             re.compile(self.pattern or "")
+            re.compile(rf"\A(?:{self.pattern or ''})\Z")  # as it is used, of the whole value
         except re.error as error:
             raise FieldError("pattern", f"{self.pattern!r} is not a regular expression: {error}") from error
         return self
@@ -123,6 +144,8 @@ class Contract(Strict):
     """What one source's data must look like.
 
     :param extra_columns: what columns not listed here mean: ``allow``, ``warn`` or ``halt``
+    :param engine: what computes the rules, with the same results: ``polars`` in one streaming pass, or
+        ``great_expectations`` itself, slower and with all rows in memory
     """
 
     name: Name
@@ -132,6 +155,7 @@ class Contract(Strict):
     freshness: Freshness | None = None
     volume: Volume | None = None
     extra_columns: Literal["allow", "warn", "halt"] = "warn"
+    engine: Engine = "polars"
     description: str = ""
 
     @model_validator(mode="after")
@@ -142,6 +166,21 @@ class Contract(Strict):
         for group in self.unique_together:
             if unknown := [name for name in group if name not in names]:
                 raise FieldError("unique_together", f"names unknown fields: {', '.join(unknown)}")
+        return self
+
+    @model_validator(mode="after")
+    def _compared_fields_are_of_one_type(self) -> Contract:
+        types = {field.name: field.type for field in self.fields}
+        for number, field in enumerate(self.fields):
+            for key in ("at_least", "above"):
+                other = getattr(field, key)
+                if other is None:
+                    continue
+                if other == field.name or other not in types:
+                    raise FieldError("fields", f"names no other field: {other!r}", number, key)
+                if types[other] != field.type:
+                    message = f"needs a field of type {field.type}, {other} is {types[other]}"
+                    raise FieldError("fields", message, number, key)
         return self
 
 

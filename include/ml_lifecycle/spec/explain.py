@@ -88,8 +88,8 @@ def _explain_one(error: Any, root: Schema, document: Document) -> tuple[Path, bo
     value = _value_at(document.data, path)
     if kind == "value_error":
         reason = error["ctx"]["error"]
-        if isinstance(reason, FieldError) and (*path, reason.field) in document.values:
-            return (*path, reason.field), False, reason.message, []
+        if isinstance(reason, FieldError) and (*path, *reason.path) in document.values:
+            return (*path, *reason.path), False, reason.message, []
         return path, False, str(reason), []
     if kind in ("too_short", "string_too_short"):
         # Entries that are wrong are not counted: that is no mistake of its own.

@@ -34,11 +34,11 @@ _PARAMETER = re.compile(r"\s*:param (\w+): (.*?)(?=\s*:param |\Z)", re.DOTALL)
 
 
 class FieldError(ValueError):
-    """A rule between several fields is broken; ``field`` is the one to point at. Retry: no."""
+    """A rule between several fields is broken; ``path`` leads to the one to point at. Retry: no."""
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
-        self.field = field
+    def __init__(self, field: str, message: str, *below: str | int) -> None:
+        self.path = (field, *below)
+        super().__init__(f"{'.'.join(map(str, self.path))}: {message}")
         self.message = message
 
 

@@ -12,18 +12,21 @@ hold two rows with the same keys and event time, contract or not.
 halts is broken, up to 1,000 of its rows are written to ``quarantine/<model>/<snapshot>/<source>.parquet``
 (fields marked ``pii`` masked), and the operator stops with :func:`raise_if_halted`. Otherwise the snapshot
 becomes the last validated one of its ``as_of``.
+
+**Who judges.** Polars in one streaming pass, or, where the contract says ``engine: great_expectations``,
+Great Expectations on pandas in memory: with the same verdicts and counts, and a report in the same format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import cache
 from typing import ClassVar
 
 import polars as pl
 
-from ml_lifecycle.adapters.expectations import Batch, Expectations
 from ml_lifecycle.adapters.lake import Lake, safe_name
 from ml_lifecycle.adapters.tables import read_table, scan_files
 from ml_lifecycle.errors import DataHaltedError
@@ -37,7 +40,9 @@ from ml_lifecycle.records import (
     sortable,
     to_json,
 )
-from ml_lifecycle.spec.contract import Contract, RuleSeverity
+from ml_lifecycle.rules import one_pass
+from ml_lifecycle.rules.rule import Batch, Checked
+from ml_lifecycle.spec.contract import Contract, Engine, RuleSeverity
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.source import Source
 from ml_lifecycle.stages.ingest import contract_of
@@ -165,7 +170,7 @@ def _judge(
 ) -> Validation:
     """Check every source, then write the report and, if halted, the quarantine."""
     met = _contracts_met(lake, previous)
-    expectations = Expectations()
+    check = _checks()
     results: list[RuleResult] = []
     reports: dict[str, object] = {}
     offending: list[tuple[RuleResult, pl.DataFrame]] = []
@@ -174,7 +179,7 @@ def _judge(
         baseline = previous if same or contract is None else None
         source_batches = _Source(name, spec.sources[name], contract, lake, snapshot, previous, baseline)
         for batch in source_batches.batches():
-            checked = expectations.check(batch)
+            checked = check("polars" if contract is None else contract.engine, batch)
             results.extend(checked.results)
             reports[batch.name] = checked.report
             offending.extend(checked.offending)
@@ -212,6 +217,21 @@ def _judge(
     return validation
 
 
+def _checks() -> Callable[[Engine, Batch], Checked]:
+    """Runs a batch on an engine; Great Expectations is imported when the first batch needs it."""
+
+    @cache
+    def great_expectations() -> Callable[[Batch], Checked]:
+        from ml_lifecycle.adapters.expectations import Expectations
+
+        return Expectations().check
+
+    def check(engine: Engine, batch: Batch) -> Checked:
+        return one_pass.check(batch) if engine == "polars" else great_expectations()(batch)
+
+    return check
+
+
 def _contracts_met(lake: Lake, previous: Snapshot | None) -> dict[str, str]:
     """Which contracts the previous snapshot was validated by; none if that is not on record."""
     if previous is None:
@@ -246,11 +266,12 @@ class _Source:
         if self.baseline is not None and self.name in self.baseline.tables:
             known = {file.digest for file in self.baseline.tables[self.name].files}
         new = [file for file in table.files if file.digest not in known]
-        new_rows = scan_files(self.lake, table, new)
-        old_rows = scan_files(self.lake, table, [file for file in table.files if file.digest in known])
+        old = [file for file in table.files if file.digest in known]
         batches = self._whole_table_batches()
         if not new:
             return batches
+        new_rows = scan_files(self.lake, table, new)
+        old_rows = scan_files(self.lake, table, old) if old else None
         if self.contract is not None:
             batches.append(row_batch(self.name, self.contract, table.columns, new_rows))
         return batches + self._unique_batches(new_rows, old_rows)
@@ -273,7 +294,7 @@ class _Source:
         measured = measures(self.source, self.contract, run, rows, previous)
         return [*batches, measure_batch(self.name, measured)] if measured else batches
 
-    def _unique_batches(self, new: pl.LazyFrame, old: pl.LazyFrame) -> list[Batch]:
+    def _unique_batches(self, new: pl.LazyFrame, old: pl.LazyFrame | None) -> list[Batch]:
         groups: list[tuple[str, tuple[str, ...], RuleSeverity]] = []
         if self.source.keys:
             time = () if self.source.event_time is None else (self.source.event_time,)
@@ -289,17 +310,12 @@ class _Source:
         batches = []
         for rule, fields, severity in groups:
             missing = [field for field in fields if field not in columns]
-            rows = new if missing else self._with_older(new, old, fields)
             batches.append(
                 unique_batch(
-                    self.name, rule, fields, severity, rows, missing, hidden=not hidden.isdisjoint(fields)
+                    *(self.name, rule, fields, severity, new, missing),
+                    hidden=not hidden.isdisjoint(fields),
+                    # Rows of other partitions have other event times.
+                    older=None if self.source.event_time in fields else old,
                 )
             )
         return batches
-
-    def _with_older(self, new: pl.LazyFrame, old: pl.LazyFrame, fields: tuple[str, ...]) -> pl.LazyFrame:
-        """The new rows and those older ones that share their values; within a partition there are none."""
-        if self.source.event_time in fields:
-            return new
-        shared = old.join(new.select(fields), on=list(fields), how="semi", nulls_equal=True)
-        return pl.concat([new, shared])

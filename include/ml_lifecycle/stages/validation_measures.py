@@ -35,6 +35,8 @@ def measures(
     if contract.volume is not None and source.event_time is None:
         halts = contract.volume.severity == "halt"
         found.append(Measure("volume", None, halts, "rows a day", None, error="no event_time is declared"))
+    for item in contract.fields:
+        found += _shares(item, rows)
     if previous is not None:
         current = rows if source.event_time is None else rows.filter(_within(source.event_time, run.interval))
         for item in contract.fields:
@@ -97,6 +99,32 @@ def _freshness(source: Source, contract: Contract, run: Run, rows: pl.LazyFrame)
     expected = f"newest {column} at most {format_duration(limit)} before as_of (in hours)"
     halts = contract.freshness.severity == "halt"
     return [Measure("freshness", column, halts, expected, value, max=limit / timedelta(hours=1), error=error)]
+
+
+def _shares(item: ContractField, rows: pl.LazyFrame) -> list[Measure]:
+    """The share of each value that must be represented."""
+    if item.min_share is None:
+        return []
+    column, values = pl.col(item.name), item.shared_by
+    counted, error = None, "the column is missing"
+    if item.name in rows.collect_schema():
+        asked = [column.eq(value).sum().alias(str(n)) for n, value in enumerate(values)]
+        try:
+            counts = rows.select(*asked, column.count().alias("all")).collect(engine="streaming").row(0)
+        except pl.exceptions.PolarsError as raised:  # another type than the values'
+            error = str(raised)
+        else:
+            counted, error = (counts if counts[-1] else None), "there are no values"
+    halts, least = item.severity == "halt", item.min_share
+    return [
+        Measure(
+            *("min_share", item.name, halts, f"{value} in at least {least:.2%} of the rows with a value"),
+            None if counted is None else counted[n] / counted[-1],
+            min=least,
+            error=error,
+        )
+        for n, value in enumerate(values)
+    ]
 
 
 def _distribution(item: ContractField, current: pl.LazyFrame, previous: pl.LazyFrame) -> list[Measure]:

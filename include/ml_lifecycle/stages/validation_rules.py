@@ -1,21 +1,20 @@
 """A contract's rules as stock expectations, grouped by the rows they look at.
 
-What is no property of single rows (types, rows a day, staleness, shift) is measured first and handed to
-Great Expectations as a small frame of its own, so that all verdicts come from its result objects.
+What is no property of single rows (types, rows a day, staleness, shift) is measured first and judged as a
+small frame of its own, so that all verdicts are outcomes of expectations.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from ml_lifecycle.adapters.expectations import Batch, Rule
 from ml_lifecycle.adapters.tables import ARROW_NAMES
+from ml_lifecycle.rules.rule import Batch, Rule
 from ml_lifecycle.spec.contract import Contract, ContractField, RuleSeverity
 
 
@@ -30,9 +29,9 @@ def type_batch(source: str, contract: Contract, columns: Mapping[str, str], know
         exists = {"column": name}
         rules.append(Rule(source, "present", name, halts, "a column", "ExpectColumnToExist", exists))
         if name in columns:
-            right, wrong = {"column": name, "value_set": [arrow]}, ~pl.col(name).is_in([arrow])
-            expected, stock = f"{item.type} ({arrow})", "ExpectColumnValuesToBeInSet"
-            rules.append(Rule(source, "type", name, halts, expected, stock, right, wrong, (name,)))
+            right, expected = {"column": name, "value_set": [arrow]}, f"{item.type} ({arrow})"
+            stock = "ExpectColumnValuesToBeInSet"
+            rules.append(Rule(source, "type", name, halts, expected, stock, right, (name,)))
     if contract.extra_columns != "allow":
         allowed = {item.name for item in contract.fields} | set(known)
         rules.append(
@@ -62,8 +61,36 @@ def row_batch(source: str, contract: Contract, columns: Mapping[str, str], frame
             if item.name not in columns or (typed and blocked is not None):
                 rule = Rule(source, rule.rule, rule.field, rule.halts, rule.expected, blocked=blocked)
             rules.append(rule)
-    used = {rule.field: None for rule in rules if rule.field is not None and rule.blocked is None}
+    rules += _order_rules(source, contract, columns)
+    used = {column: None for rule in rules if rule.blocked is None for column in rule.columns}
     return Batch(f"{source}.rows", frame, tuple(used), tuple(rules), of_source=True)
+
+
+def _order_rules(source: str, contract: Contract, columns: Mapping[str, str]) -> list[Rule]:
+    """Fields that are compared with another of their row."""
+    by_name = {item.name: item for item in contract.fields}
+    rules = []
+    for item in contract.fields:
+        for kind, other in (("at_least", item.at_least), ("above", item.above)):
+            if other is None:
+                continue
+            both = (item, by_name[other])
+            arguments = {
+                "column_A": item.name,
+                "column_B": other,
+                "or_equal": kind == "at_least",
+                "ignore_row_if": "either_value_is_missing",
+            }
+            rules.append(
+                Rule(
+                    *(source, kind, item.name, item.severity == "halt", f"{kind.replace('_', ' ')} {other}"),
+                    "ExpectColumnPairValuesAToBeGreaterThanB",
+                    arguments,
+                    () if any(one.pii for one in both) else (item.name, other),
+                    _blocked(both[0], columns) or _blocked(both[1], columns),
+                )
+            )
+    return rules
 
 
 def _blocked(item: ContractField, columns: Mapping[str, str]) -> str | None:
@@ -76,15 +103,14 @@ def _blocked(item: ContractField, columns: Mapping[str, str]) -> str | None:
 
 
 def _value_rules(source: str, item: ContractField) -> list[Rule]:
-    name, column, halts = item.name, pl.col(item.name), item.severity == "halt"
+    name, halts = item.name, item.severity == "halt"
     shown = () if item.pii else (name,)
 
-    def rule(kind: str, expected: str, expectation: str, offending: pl.Expr, **arguments: Any) -> Rule:
-        arguments = {"column": name, **arguments}
-        return Rule(source, kind, name, halts, expected, expectation, arguments, offending, shown)
+    def rule(kind: str, expected: str, expectation: str, **arguments: Any) -> Rule:
+        return Rule(source, kind, name, halts, expected, expectation, {"column": name, **arguments}, shown)
 
     def missing(kind: str, expected: str, mostly: float) -> Rule:
-        return rule(kind, expected, "ExpectColumnValuesToNotBeNull", column.is_null(), mostly=mostly)
+        return rule(kind, expected, "ExpectColumnValuesToNotBeNull", mostly=mostly)
 
     rules = []
     if not item.nullable:
@@ -102,7 +128,6 @@ def _value_rules(source: str, item: ContractField) -> list[Rule]:
                 "range",
                 f"{low:g} to {high:g}",
                 "ExpectColumnValuesToBeBetween",
-                ~column.is_between(low, high),
                 min_value=item.min,
                 max_value=item.max,
             )
@@ -114,7 +139,6 @@ def _value_rules(source: str, item: ContractField) -> list[Rule]:
                 "allowed_values",
                 f"one of {', '.join(map(str, values))}",
                 "ExpectColumnValuesToBeInSet",
-                ~column.is_in(values),
                 value_set=values,
             )
         )
@@ -126,23 +150,10 @@ def _value_rules(source: str, item: ContractField) -> list[Rule]:
                 "pattern",
                 f"text that matches {item.pattern}",
                 "ExpectColumnValuesToMatchRegex",
-                _lacks_pattern(column, whole),
                 regex=whole,
             )
         )
     return rules
-
-
-def _lacks_pattern(column: pl.Expr, pattern: str) -> pl.Expr:
-    """Python's ``re``, which Great Expectations uses too: Polars' dialect has no look-around."""
-    compiled = re.compile(pattern)
-
-    def lacks(values: pl.Series) -> pl.Series:
-        return pl.Series(
-            [value is not None and not compiled.search(value) for value in values], dtype=pl.Boolean
-        )
-
-    return column.map_batches(lacks, return_dtype=pl.Boolean)
 
 
 def unique_batch(
@@ -154,13 +165,14 @@ def unique_batch(
     missing: Sequence[str],
     *,
     hidden: bool,
+    older: pl.LazyFrame | None = None,
 ) -> Batch:
-    """No two rows of ``frame`` have the same values in ``fields``; rows without any are left out.
+    """No row of ``frame`` has the values of another in ``fields``; rows without any are left out.
 
     :param missing: those of the fields that the table lacks
+    :param older: rows that were judged before, which the new ones may not repeat either
     :param hidden: whether the values may not stand in messages
     """
-    duplicated = pl.struct(fields).is_duplicated() & pl.any_horizontal(pl.col(fields).is_not_null())
     arguments: dict[str, Any] = {"column_list": list(fields)}
     expectation = "ExpectCompoundColumnsToBeUnique"
     if len(fields) == 1:
@@ -173,12 +185,11 @@ def unique_batch(
         "no two rows alike",
         expectation,
         arguments,
-        duplicated,
         () if hidden else tuple(fields),
         f"could not be computed: no column {', '.join(missing)}" if missing else None,
     )
     name = f"{source}.{rule}.{'+'.join(fields)}"
-    return Batch(name, frame, tuple(fields), (planned,), of_source=True)
+    return Batch(name, frame, tuple(fields), (planned,), of_source=True, older=older)
 
 
 @dataclass(frozen=True)
@@ -200,7 +211,7 @@ class Measure:
 
 def measure_batch(source: str, measures: Sequence[Measure]) -> Batch:
     """One row with a column a measure."""
-    names = [f"{measure.rule}.{measure.field or source}" for measure in measures]
+    names = [f"{n} {measure.rule}.{measure.field or source}" for n, measure in enumerate(measures, 1)]
     rules = tuple(
         Rule(
             source,
@@ -235,7 +246,6 @@ def day_batch(source: str, contract: Contract, days: pl.LazyFrame) -> Batch:
         f"{least:,} to {most:,} rows a day" if high is not None else f"at least {least:,} rows a day",
         "ExpectColumnValuesToBeBetween",
         {"column": "rows", "min_value": least, "max_value": high},
-        ~pl.col("rows").is_between(least, most),
         ("day", "rows"),
     )
     return Batch(f"{source}.days", days, ("day", "rows"), (rule,))

@@ -1,0 +1,85 @@
+"""Great Expectations' Data Docs from the reports that validations left, apart from the validations.
+
+It takes seconds to import what they need and more to write the pages, so nothing but a person's wish does it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ml_lifecycle.adapters.lake import Lake, safe_name
+from ml_lifecycle.errors import LifecycleError
+
+_SITE = "contracts"
+
+
+class NoReportsError(LifecycleError):
+    """There is no validation to show. Retry: once the model has been validated."""
+
+
+@dataclass(frozen=True)
+class StoredReport:
+    """What one validation found, as Great Expectations' JSON by batch."""
+
+    validation: str
+    as_of: datetime
+    batches: Mapping[str, dict[str, Any]]
+
+
+def stored_reports(lake: Lake, model: str, last: int) -> list[StoredReport]:
+    """The reports of the model's newest validations by ``as_of``, the oldest of them first.
+
+    :raises NoReportsError: the lake has none of this model. Retry: once it has been validated.
+    """
+    reports = []
+    for path in lake.list(f"validations/{safe_name(model)}"):
+        folder, _, name = path.rpartition("/")
+        if name == "report.json":
+            value = lake.read_json(path)
+            moment = datetime.fromisoformat(value["as_of"])
+            reports.append(StoredReport(folder.rpartition("/")[2], moment, value["great_expectations"]))
+    if not reports:
+        raise NoReportsError(f"{lake.uri('validations')} has no validation of {model!r}")
+    return sorted(reports, key=lambda report: report.as_of)[-last:]
+
+
+def build_data_docs(reports: Iterable[StoredReport], folder: Path) -> Path:
+    """Write the site into ``folder``; returns its first page."""
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    import great_expectations
+    from great_expectations.core import RunIdentifier, expectationSuiteValidationResultSchema
+    from great_expectations.data_context.types.resource_identifiers import (
+        ExpectationSuiteIdentifier,
+        ValidationResultIdentifier,
+    )
+
+    context = great_expectations.get_context(mode="ephemeral")
+    for report in reports:
+        run = RunIdentifier(run_name=report.validation[:12], run_time=report.as_of)
+        for name, value in report.batches.items():
+            if not value:
+                continue  # no rule of it could be computed
+            result = expectationSuiteValidationResultSchema.load(value)
+            result.meta["run_id"] = run
+            key = ValidationResultIdentifier(ExpectationSuiteIdentifier(name), run, name)
+            context.validation_results_store.set(key, result)
+    for site in list(context.get_site_names()):
+        context.delete_data_docs_site(site)
+    context.add_data_docs_site(
+        _SITE,
+        {
+            "class_name": "SiteBuilder",
+            "store_backend": {
+                "class_name": "TupleFilesystemStoreBackend",
+                "base_directory": str(folder.absolute()),
+            },
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        },
+    )
+    context.build_data_docs(site_names=[_SITE])
+    return folder / "index.html"
