@@ -67,9 +67,10 @@ class WatchOperator(StageOperator):
             while (over := self._look(resources, context)) is None and not self.deferrable:
                 clock.sleep(every.total_seconds())
         if over is None:
-            from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+            from ml_lifecycle_airflow.triggers.watch import NextLookTrigger
 
-            self.defer(trigger=TimeDeltaTrigger(every), method_name="execute_complete")
+            moment = (clock.now() + every).isoformat()
+            self.defer(trigger=NextLookTrigger(moment), method_name="execute_complete")
         return to_json(over)
 
     def _look(self, resources: Resources, context: Context) -> Watching | None:
