@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.snapshots import commands as snapshots
 
 if TYPE_CHECKING:
     from ml_lifecycle.settings import Settings
@@ -355,6 +356,24 @@ COMMANDS = (
         "try whether a command or an image honours the contract of training pods",
         _pod_check_arguments,
         _pod_check,
+    ),
+    Command(
+        "snapshots list",
+        "show a model's snapshots, and what needs them",
+        snapshots.list_arguments,
+        snapshots.list_snapshots,
+    ),
+    Command(
+        "snapshots compare",
+        "show how two snapshots differ: columns, and rows added, removed and changed",
+        snapshots.compare_arguments,
+        snapshots.compare_snapshots,
+    ),
+    Command(
+        "snapshots collect",
+        "let go of snapshots that no registered version needs",
+        snapshots.collect_arguments,
+        snapshots.collect_snapshots,
     ),
     Command(
         "ledger migrate",

@@ -410,6 +410,7 @@ class Finding:
     :param metric: e.g. ``psi``, ``missing_share``, ``skill``, ``calibration_error``, ``latency_p99_ms``
     :param column: the feature or output it is about; None for the window as a whole
     :param severity: None while below every threshold
+    :param low: with ``high``, between which values the metric is in 95 of 100 cases; None where nobody knows
     """
 
     metric: str
@@ -420,6 +421,8 @@ class Finding:
     severity: Severity | None = None
     action: Literal["notify", "retrain"] | None = None
     error: str | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)

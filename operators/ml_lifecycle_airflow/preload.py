@@ -43,7 +43,7 @@ BY_COMMAND = {
     "scheduler": STAGES,
     "worker": STAGES,
     "dag-processor": BUILDER,
-    "triggerer": ("ml_lifecycle_airflow.triggers.train", "ml_lifecycle_airflow.triggers.ingest"),
+    "triggerer": tuple(f"ml_lifecycle_airflow.triggers.{name}" for name in ("train", "ingest", "watch")),
 }
 
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import httpx
 import pytest
+from airflow.providers.common.sql.hooks.sql import DbApiHook
+from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
+from sqlalchemy import text
 
+from ml_lifecycle.spec.folder import load_folder
+from ml_lifecycle.spec.model import ModelSpec
+from ml_lifecycle.spec.source import Source
 from ml_lifecycle_airflow.hooks.database import LifecycleDatabaseHook
-from ml_lifecycle_airflow.hooks.lake import ConnectionIncompleteError, LakeHook
+from ml_lifecycle_airflow.hooks.lake import ConnectionIncompleteError, LakeHook, source_options
 from ml_lifecycle_airflow.hooks.mlflow import MlflowHook
 from ml_lifecycle_airflow.hooks.model_server import ModelServerHook, OnlineStoreHook
+from ml_lifecycle_airflow.hooks.origins import source_origins
 from ml_lifecycle_airflow.provider_info import get_provider_info
 
 Connect = Callable[..., None]
@@ -81,6 +91,60 @@ def test_a_database_is_an_url_or_a_connection_s_fields(connect: Connect, tmp_pat
         "db", conn_type="postgres", host="db", port=5432, login="ml", password="p@ss/w", schema="lifecycle"
     )
     assert LifecycleDatabaseHook("db").url() == "postgresql+psycopg2://ml:p%40ss%2Fw@db:5432/lifecycle"
+
+
+def with_query(connection: str) -> ModelSpec:
+    """The example's spec, one source of which is a query's rows."""
+    spec = load_folder(Path(__file__).parents[2] / "dags" / "models" / "digits").spec
+    source = Source.model_validate({"sql": {"query": "SELECT 1 AS one"}, "connection": connection})
+    return spec.model_copy(update={"sources": {"ones": source}})
+
+
+def test_rows_come_from_whatever_database_a_connection_leads_to(connect: Connect, tmp_path: Path) -> None:
+    """A connection whose provider is installed is opened by its own hook, any other by its URL."""
+    connect("by_url", conn_type="postgres", extra={"url": f"sqlite:///{tmp_path}/a.db"})
+    connect("by_hook", conn_type="sqlite", schema=f"{tmp_path}/b.db")
+
+    class Database(DbApiHook):
+        conn_name_attr = "conn_id"
+        conn_id = "by_hook"
+
+        def get_uri(self) -> str:
+            return f"sqlite:///{tmp_path}/c.db"
+
+    def ask(conn_id: str) -> str:
+        (make,) = source_origins(with_query(conn_id)).values()
+        engine = make()
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT 1")).scalar() == 1
+        engine.dispose()
+        return str(engine.url.database)
+
+    assert ask("by_url") == f"{tmp_path}/a.db"
+    assert ask("by_hook") == f"{tmp_path}/b.db"
+    with mock.patch.object(BaseHook, "get_hook", autospec=True, return_value=Database("by_hook")):
+        assert ask("by_hook") == f"{tmp_path}/c.db"
+    assert source_options(with_query("by_url")) == {}
+
+
+def test_an_api_is_asked_as_its_connection_says(connect: Connect) -> None:
+    def client(**fields: Any) -> httpx.Client:
+        connect("api", conn_type="http", **fields)
+        source = Source.model_validate({"http": {"path": "orders"}, "connection": "api"})
+        spec = with_query("other").model_copy(update={"sources": {"orders": source}})
+        (make,) = source_origins(spec).values()
+        made = make()
+        assert isinstance(made, httpx.Client)
+        return made
+
+    with client(host="shop.example", schema="https", port=8443, login="me", password="p") as by_parts:
+        assert str(by_parts.base_url) == "https://shop.example:8443"
+        assert isinstance(by_parts.auth, httpx.BasicAuth)
+    with client(host="https://shop.example/v1", extra={"headers": {"X-Key": "k"}}) as by_url:
+        assert str(by_url.base_url) == "https://shop.example/v1/"
+        assert (by_url.headers["X-Key"], by_url.auth) == ("k", None)
+    with pytest.raises(ConnectionIncompleteError, match="connection 'api' needs a host"):
+        client()
 
 
 def test_mlflow_is_an_url_or_host_and_port(connect: Connect) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -123,6 +124,23 @@ def test_a_source_with_a_connection_is_read_with_its_options(
     fsspec.filesystem("memory").pipe("/bucket/rows.csv", b"id\n1\n2\n")
     record = IngestOperator(task_id="ingest", folder=made.path).execute(context())
     assert from_json(Snapshot, record).tables["rows"].rows == 2
+
+
+def test_a_query_is_sent_to_the_database_of_its_connection(
+    world: World, context: Context, connect: Any
+) -> None:
+    connect("shop", conn_type="sqlite", schema=str(world.root / "shop.db"))
+    with sqlite3.connect(world.root / "shop.db") as database:
+        database.execute("CREATE TABLE orders (id INTEGER)")
+        database.execute("INSERT INTO orders VALUES (1), (2), (3)")
+    database.close()
+    made = world.edit(
+        "model.yaml",
+        "{uri: rows.parquet, contract: rows}",
+        "{sql: {query: SELECT id FROM orders, cursor: id}, connection: shop, keys: [id]}",
+    )
+    record = IngestOperator(task_id="ingest", folder=made.path).execute(context())
+    assert from_json(Snapshot, record).tables["rows"].rows == 3
 
 
 def validated(world: World, context: Context, ids: list[Any]) -> Any:

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from ml_lifecycle.records import Interval, Run, to_json
 from ml_lifecycle_airflow.triggers.ingest import DataArrivalTrigger
 from ml_lifecycle_airflow.triggers.train import TrainTrigger
+from ml_lifecycle_airflow.triggers.watch import NextLookTrigger
 
 from .conftest import NOW, World
 from .pods_kit import Pods
@@ -134,3 +135,19 @@ def test_a_training_s_pod_is_asked_about_over_one_connection(
     asyncio.run(watch())
     (client,) = made
     assert client.rest_client.pool_manager.closed, "it is let go of"
+
+
+def test_a_watch_s_next_look_comes_at_its_moment_and_says_nothing_meanwhile(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    moment = datetime.now(UTC) + timedelta(seconds=0.2)
+    path, arguments = NextLookTrigger(moment.isoformat()).serialize()
+    module, _, name = path.rpartition(".")
+    again = getattr(import_module(module), name)(**arguments)
+
+    async def collect() -> list[Any]:
+        return [event.payload async for event in again.run()]
+
+    assert asyncio.run(asyncio.wait_for(collect(), 20)) == [moment.isoformat()]
+    assert datetime.now(UTC) >= moment
+    assert caplog.records == []

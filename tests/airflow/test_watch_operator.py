@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException, TaskDeferred
 from delivery_kit import TOKEN, Candidate, Server, approve, make_candidate, make_golden, make_model
 
@@ -22,6 +21,7 @@ from ml_lifecycle_airflow.dag_builder import lifecycle_dags
 from ml_lifecycle_airflow.operators.base import Resources
 from ml_lifecycle_airflow.operators.deploy import DeployOperator, RollbackOperator
 from ml_lifecycle_airflow.operators.watch import WatchOperator
+from ml_lifecycle_airflow.triggers.watch import NextLookTrigger
 
 from .conftest import World
 
@@ -75,7 +75,10 @@ def test_a_watch_waits_in_the_triggerer_until_the_release_is_over(canary: World,
     assert release.state == "applied"
     with pytest.raises(TaskDeferred) as deferred:
         watching(canary, second).execute(context())
-    assert isinstance(deferred.value.trigger, TimeDeltaTrigger)
+    trigger = deferred.value.trigger
+    assert isinstance(trigger, NextLookTrigger)
+    ahead = datetime.fromisoformat(trigger.moment) - datetime.now(UTC)
+    assert timedelta() < ahead <= canary.folder.spec.delivery.watch.every
     assert deferred.value.method_name == "execute_complete"
     with pytest.raises(TaskDeferred):
         watching(canary, second).execute_complete(context(), None)

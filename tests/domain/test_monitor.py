@@ -281,6 +281,74 @@ def test_only_labels_known_by_then_are_used_and_the_last_of_them(world):
     assert monitoring.metrics["skill"] > 0.1  # the correction held, not the wrong first label
 
 
+def with_delay(hours: int, task: str = "binary") -> ModelSpec:
+    spec = make_spec(task)
+    return spec.model_copy(
+        update={"labels": spec.labels.model_copy(update={"delay": timedelta(hours=hours)})}
+    )
+
+
+def test_what_became_known_early_is_no_fair_sample_and_is_not_measured(world):
+    """Rows come every 20 seconds from midnight on; at midnight those of the first eight hours are mature."""
+    rows = traffic(3000, seed=9)
+    world.log(log_rows(rows))
+    mature, young = rows[:1440], rows[1440:]
+    early = young.filter(pl.col("late") == 0)  # who is on time, is known to be at once
+    labels = known_labels(pl.concat([mature, early]), DAY + timedelta(hours=23))
+    at_midnight = run(as_of=DAY + timedelta(days=1))
+    monitoring = world.monitor(labels, with_delay(16), at_midnight)
+    assert monitoring.labelled == 1440
+    assert monitoring.metrics["label_coverage"] == 1
+    assert monitoring.metrics["label_mean"] == pytest.approx(mature["late"].mean())
+    found = world.findings(monitoring)
+    for metric in ("skill", "roc_auc", "accuracy"):
+        assert found[metric, None]["n"] == 1440
+        assert found[metric, None]["low"] < found[metric, None]["value"] < found[metric, None]["high"]
+        estimated = found[f"estimated_{metric}", None]
+        assert estimated["n"] == young.height
+        assert estimated["low"] < estimated["value"] < estimated["high"]
+    truth, score = young["late"].to_numpy(), young["p"].to_numpy()
+    realised = float(np.mean((score >= 0.5) == truth))
+    accuracy = found["estimated_accuracy", None]
+    assert accuracy["low"] - 0.02 < realised < accuracy["high"] + 0.02
+    report = world.lake.read_json(monitoring.report_path)
+    assert report["mature_until"] == "2013-09-04T08:00:00+00:00"
+    assert report["cohorts"] == [
+        {"day": "2013-09-04", "predictions": 3000, "labelled": 1440 + early.height, "mature": 1440}
+    ]
+    # A day later everything is.
+    later = world.monitor(known_labels(rows), with_delay(16), run())
+    assert later.labelled == 3000
+    assert ("estimated_skill", None) not in world.findings(later)
+
+
+def test_estimates_that_were_wrong_are_not_told(world):
+    """From the sixth hour on the labels turned against the model: its own confidence knows nothing of it."""
+    rows = traffic(3000, seed=10)
+    world.log(log_rows(rows))
+    turned = rows.with_columns(
+        late=pl.when(pl.int_range(pl.len()) < 720).then("late").otherwise(1 - pl.col("late"))
+    )
+    labels = known_labels(turned[:1440], DAY + timedelta(hours=23))
+    monitoring = world.monitor(labels, with_delay(16), run(as_of=DAY + timedelta(days=1)))
+    found = world.findings(monitoring)["estimated_accuracy", None]
+    assert found["value"] is None
+    assert "were wrong on rows whose labels are known" in found["error"]
+
+
+def test_a_window_shorter_than_the_labels_take_is_said_to_be(world):
+    rows = traffic(600, seed=11)
+    world.log(log_rows(rows))
+    monitoring = world.monitor(known_labels(rows), with_delay(72))
+    found = world.findings(monitoring)
+    assert found["skill", None]["error"] == (
+        "no row of this window is older than labels.delay (3d): give monitoring a longer window"
+    )
+    # This training has left no answers to its holdout.
+    assert "estimated_skill" in {metric for metric, _ in found}
+    assert found["estimated_skill", None]["value"] is None
+
+
 def test_other_moments_and_keys_do_not_join(world):
     rows = traffic(600, seed=5)
     world.log(log_rows(rows))

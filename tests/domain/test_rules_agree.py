@@ -126,7 +126,7 @@ def value_of(value: Any) -> Any:
         return tuple((name, value_of(inner)) for name, inner in sorted(value.items()))
     if value in ("NaT", "nan", None):
         return None
-    return re.sub("T00:00:00$", "", value) if isinstance(value, str) else float(value)
+    return re.sub(r"T00:00:00(\.000)?$", "", value) if isinstance(value, str) else float(value)
 
 
 @pytest.fixture(scope="module")

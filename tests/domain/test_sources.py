@@ -12,7 +12,7 @@ from data_cases import at, contract, events, put
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.sources import list_files, newest_event, read_file
 from ml_lifecycle.errors import SourceError, SourceNotReadyError
-from ml_lifecycle.spec.model import Source
+from ml_lifecycle.spec.source import Source
 
 
 def read(folder: Path, uri: str, fields: dict[str, str] | None = None, **source: Any) -> pl.DataFrame:

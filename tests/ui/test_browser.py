@@ -24,6 +24,27 @@ pytestmark = [
 ]
 FRAME = "document.querySelector('iframe').contentDocument"
 
+# Texts whose contrast with what is behind them is below 4.5, which WCAG 2.2 asks for (1.4.3, level AA).
+PALE = """document => {
+  const channels = colour => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0);
+  const behind = element => {
+    const colour = element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)";
+    return channels(colour)[3] === 0 ? behind(element.parentElement) : colour;
+  };
+  return [...document.querySelectorAll("body :not(.strip *)")]  // whose text is for screen readers
+    .filter(each => each.checkVisibility())
+    .filter(each => [...each.childNodes].some(node => node.nodeType === 3 && node.data.trim()))
+    .map(each => [each, getComputedStyle(each).color, behind(each)])
+    .filter(([, text, ground]) => {
+      const [low, high] = [light(channels(text)), light(channels(ground))].sort((a, b) => a - b);
+      return (high + 0.05) / (low + 0.05) < 4.5;
+    })
+    .map(([each, text, ground]) => `${each.innerText.slice(0, 40)}: ${text} on ${ground}`);
+}"""
+
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
@@ -100,6 +121,9 @@ def test_it_follows_airflows_theme(page: Page, theme: str, tmp_path: Path) -> No
     page.wait(f"{FRAME}.documentElement.dataset.theme === '{theme}'")
     background = page.run(f"getComputedStyle({FRAME}.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (theme == "light")
+    page.wait(f"{FRAME}.querySelectorAll('#arrivals .watch table').length === 2")
+    assert page.run(f"({PALE})({FRAME})") == []
+    scroll_to(page, "#arrivals .watch")
     page.screenshot(tmp_path / f"{theme}.png")
 
 

@@ -19,6 +19,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 import fsspec
@@ -285,6 +286,17 @@ class Lake:
             for name, entry in sorted(found.items())
             if not os.path.basename(name).startswith(".")
         }
+
+    def modified(self, path: str) -> datetime:
+        """When the file was written, by the store's clock, in UTC.
+
+        :raises LakeFileMissingError: there is no such file. Retry: no.
+        """
+        try:
+            moment = cast("datetime", self._fs.modified(self.full_path(path)))
+        except _MISSING as error:
+            raise LakeFileMissingError(f"no file {path!r} in {self.url}") from error
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
     def scan(self, paths: Sequence[str]) -> pl.LazyFrame:
         """Parquet files, one or more, as one lazy frame; on a local folder only what is used is read."""

@@ -25,10 +25,11 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.adapters.landed import Landings
 from ml_lifecycle.adapters.tables import POLARS_TYPES, TIMESTAMP
 from ml_lifecycle.errors import SourceError, SourceNotReadyError
 from ml_lifecycle.spec.contract import Contract, FieldType
-from ml_lifecycle.spec.model import Source
+from ml_lifecycle.spec.source import Source
 
 StorageOptions = Mapping[str, Mapping[str, Any]]
 """fsspec's storage options by connection id."""
@@ -78,7 +79,10 @@ def list_files(name: str, source: Source, lake: Lake, storage_options: StorageOp
     :raises SourceNotReadyError: there is none. Retry: yes, when it has arrived.
     :raises SourceError: its connection or its URL's protocol is unknown. Retry: no.
     """
-    filesystem, pattern, base = _locate(name, source, lake, storage_options)
+    if source.fetched is not None:
+        return _landed_files(name, source, lake)
+    assert source.uri is not None  # the spec says so
+    filesystem, pattern, base = _locate(name, source, source.uri, lake, storage_options)
     found: dict[str, dict[str, Any]] = filesystem.glob(pattern, detail=True)
     files = []
     for path, info in sorted(found.items()):
@@ -92,7 +96,19 @@ def list_files(name: str, source: Source, lake: Lake, storage_options: StorageOp
     return files
 
 
-def _locate(name: str, source: Source, lake: Lake, storage_options: StorageOptions) -> tuple[Any, str, str]:
+def _landed_files(name: str, source: Source, lake: Lake) -> list[SourceFile]:
+    files = [
+        SourceFile(landing.path, landing.digest, lake.full_path(landing.path), lake.filesystem)
+        for landing in Landings(lake, name, source).current()
+    ]
+    if not files:
+        raise SourceNotReadyError(f"source {name!r}: nothing was fetched that has a row")
+    return files
+
+
+def _locate(
+    name: str, source: Source, uri: str, lake: Lake, storage_options: StorageOptions
+) -> tuple[Any, str, str]:
     """Filesystem, glob pattern, and the prefix to leave out of file names."""
     options: Mapping[str, Any] = {}
     if source.connection is not None:
@@ -102,14 +118,14 @@ def _locate(name: str, source: Source, lake: Lake, storage_options: StorageOptio
                 f"given for it; given are: {', '.join(sorted(storage_options)) or 'none'}"
             )
         options = storage_options[source.connection]
-    if "://" in source.uri or source.uri.startswith("/"):
+    if "://" in uri or uri.startswith("/"):
         try:
-            filesystem, pattern = fsspec.core.url_to_fs(source.uri, **options)
+            filesystem, pattern = fsspec.core.url_to_fs(uri, **options)
         except (ValueError, ImportError) as error:  # no such protocol; its package is not installed
-            raise SourceError(f"source {name!r}: {source.uri!r} cannot be read: {error}") from error
+            raise SourceError(f"source {name!r}: {uri!r} cannot be read: {error}") from error
         return filesystem, pattern, ""
     root = lake.root
-    return lake.filesystem, f"{glob.escape(root)}/{source.uri}", f"{root}/"
+    return lake.filesystem, f"{glob.escape(root)}/{uri}", f"{root}/"
 
 
 def _fingerprint(filesystem: Any, path: str, info: Mapping[str, Any]) -> str:

@@ -99,7 +99,7 @@ class World:
         return flights.height
 
     def skill_of(self, version: str, window: Interval) -> float:
-        """The skill another version would have had on the window's logged rows and arrived labels."""
+        """The skill another version would have had on the rows that the window's monitoring measures."""
         from ml_lifecycle.adapters.onnx import as_served, feeds, open_session, predict
         from ml_lifecycle.adapters.predictions import PredictionWindow
         from ml_lifecycle.delivery.lineage import read_training, read_version
@@ -109,14 +109,15 @@ class World:
 
         spec = self._model.spec
         training = read_training(self._lake, read_version(self._lake, spec.name, version).training_path)
-        log = PredictionWindow(Lake(self._access.production_lake), spec.endpoint, window)
+        mature = Interval(window.start, window.end - spec.labels.delay)
+        log = PredictionWindow(Lake(self._access.production_lake), spec.endpoint, mature)
         rows = log.read(["event_time", "entity_keys", "features", "outputs"])
         types = {column.name: _JSON_TYPES[column.type] for column in training.columns}
         logged = rows.select(pl.col("features").str.json_decode(pl.Struct(types))).unnest("features")
         session = open_session(self._lake.read_bytes(training.model_path, training.model_digest))
         scores = predict(session, feeds(as_served(logged, training.columns))).outputs[:, -1]
         labels = read_labels(self._model, self._lake, self._ingest(window.end))
-        truth = known_labels(spec.labels, labels, window, window.end)
+        truth = known_labels(spec.labels, labels, mature, window.end)
         joined = join_labels(spec.labels, rows.with_columns(score=pl.Series(scores)), truth)
         return skill(as_answers(spec.task, training.classes, joined, spec.evaluation.threshold))
 

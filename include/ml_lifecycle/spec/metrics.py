@@ -30,4 +30,7 @@ _WINDOW_ALERTS = (
 
 def alert_metrics(task: TaskType) -> tuple[str, ...]:
     """What an alert of a model of this task type may watch."""
-    return (*_WINDOW_ALERTS, *TASK_METRICS[task])
+    known = TASK_METRICS[task]
+    # Of rows whose labels are not known yet; a regression has no probabilities to estimate from.
+    estimated = () if task == "regression" else tuple(f"estimated_{metric}" for metric in known)
+    return (*_WINDOW_ALERTS, *known, *estimated)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from ml_lifecycle.records import Severity, TaskType
 from ml_lifecycle.spec.sagemaker import SageMaker
+from ml_lifecycle.spec.source import Source
 from ml_lifecycle.spec.training import Training
 from ml_lifecycle.spec.types import (
     ConnectionId,
@@ -24,46 +25,6 @@ from ml_lifecycle.spec.types import (
     TimeZone,
 )
 from ml_lifecycle.spec.watch import Watch
-
-
-class Source(Strict):
-    """Where rows come from.
-
-    :param uri: fsspec URL or path of the files, ``*`` and ``**`` allowed; relative ones are relative to the
-        lake. ``{start}`` and ``{end}`` are not expanded: files are filtered by their rows' event time.
-    :param event_time: when a row's event happened; None for a static table, which is read whole each time.
-        Rows at or after the end of the run's interval are left out. Times without an offset are UTC
-    :param known_at: when a row became known; rows known at or after ``as_of`` are left out. It replaces the
-        cut by event time: a schedule is known before its events. A row without it is known at its event
-    :param keys: what identifies a row, together with ``event_time``. Of rows with the same identity the one
-        with the newest ``known_at`` stays; name ``known_at`` here as well to keep every revision. Features
-        of a source that is revised need them all: for a moment before a revision the former row counts
-    :param null_values: texts that mean a missing value in CSV
-    :param contract: name of its contract in ``contract.yaml``; None leaves it unchecked
-    """
-
-    uri: Text
-    format: Literal["csv", "parquet", "json"] = "parquet"
-    connection: ConnectionId | None = None
-    event_time: Text | None = None
-    known_at: Text | None = None
-    keys: tuple[Text, ...] = ()
-    partition: Literal["day", "month", "year"] = "month"
-    null_values: tuple[str, ...] = ("",)
-    contract: Name | None = None
-
-    @model_validator(mode="after")
-    def _stays_in_the_lake(self) -> Source:
-        absolute = "://" in self.uri or self.uri.startswith("/")
-        if not absolute and ".." in self.uri.split("/"):
-            raise FieldError("uri", f"{self.uri!r} leaves the lake; write a full URL instead")
-        return self
-
-    @model_validator(mode="after")
-    def _known_at_needs_event_time(self) -> Source:
-        if self.known_at is not None and self.event_time is None:
-            raise FieldError("known_at", "needs event_time")
-        return self
 
 
 class Labels(Strict):
@@ -281,8 +242,8 @@ class Scoring(Strict):
 class Monitoring(Strict):
     """What is watched, a window at a time.
 
-    :param window: how much traffic a run looks at, up to its end, unless its conf has an ``interval``. Longer
-        than ``labels.delay``, or no label of it is known yet
+    :param window: how much traffic a run looks at, up to its end, unless its conf has an ``interval``.
+        Quality is measured on what of it is older than ``labels.delay``, and estimated of the rest
     """
 
     window: PositiveDuration = timedelta(days=1)

@@ -61,13 +61,17 @@ from ml_lifecycle.records import (
     to_json,
 )
 from ml_lifecycle.spec.contract import Contract
-from ml_lifecycle.spec.model import ModelSpec, Source
+from ml_lifecycle.spec.model import ModelSpec
+from ml_lifecycle.spec.source import Source
+from ml_lifecycle.stages.fetch import Origins, fetch
 
 __all__ = ["ingest", "not_arrived", "read_table"]
 
 UNDATED = "undated"
 _PARTITION_FORMATS = {"day": "%Y-%m-%d", "month": "%Y-%m", "year": "%Y"}
 _PARTITION = "__partition__"
+# Of a source what says where its rows are, and not how they are read.
+_PLACES = {"uri", "connection", "contract", "sql", "http"}
 
 
 @dataclass(frozen=True)
@@ -112,14 +116,17 @@ def ingest(
     *,
     contracts: Mapping[str, Contract] | None = None,
     storage_options: StorageOptions | None = None,
+    origins: Origins | None = None,
 ) -> Snapshot:
     """Make the snapshot of ``run``; the same rows give the same digest, and a rerun writes nothing.
 
     :param contracts: by name; CSV columns are read as the types they declare
     :param storage_options: fsspec's, by the connection id that a source names
-    :raises SourceNotReadyError: a source has no files. Retry: yes.
+    :param origins: of sources with ``sql`` or ``http``, by the connection id that a source names
+    :raises SourceNotReadyError: a source has no files, or does not answer. Retry: yes.
     :raises SourceError: a file is torn, or a value is not of its column's type. Retry: no.
     """
+    fetch(spec, lake, origins or {})
     base = _Base.find(lake, run)
     tables: dict[str, SnapshotTable] = {}
     readings: dict[str, SourceReading] = {}
@@ -148,13 +155,16 @@ def not_arrived(
     """The sources that have nothing for the run's interval yet, sorted.
 
     A source has arrived when one of its files has an event at or after the interval's start; a static one
-    when it has a file. A run whose interval is empty, because its moment was run before, waits for no more
-    than a file. Files that the last reading knows are not opened, of a new Parquet file only the footer is
-    read. A torn file counts as not arrived (it may still be written): ingest will name it.
+    when it has a file, what is fetched always. A run whose interval is empty, because its moment was run
+    before, waits for no more than a file. Files that the last reading knows are not opened, of a new Parquet
+    file only the footer is read. A torn file counts as not arrived (it may still be written): ingest will
+    name it.
     """
     base = _Base.find(lake, run)
     missing = []
     for name, source in spec.sources.items():
+        if source.fetched is not None:
+            continue  # asked when it is fetched
         try:
             files = list_files(name, source, lake, storage_options or {})
         except SourceNotReadyError:
@@ -254,7 +264,7 @@ class _SourceReader:
         self.run = run
         self.definition = digest_of(
             {
-                "source": source.model_dump(mode="json", exclude={"uri", "connection", "contract"}),
+                "source": source.model_dump(mode="json", exclude=_PLACES),
                 "types": declared_types(source, contract),
             }
         )

@@ -34,11 +34,13 @@ from ml_lifecycle.records import (
 )
 from ml_lifecycle.spec.model import Alert, ModelSpec
 from ml_lifecycle.stages import monitor_drift, monitor_quality
+from ml_lifecycle.stages.monitor_quality import Quality, mature_until, measure_quality
 
 _NARROW = (
     "row",
-    "entity_keys",
+    "received_at",
     "event_time",
+    "entity_keys",
     "model_version",
     "model_digest",
     "variant",
@@ -67,7 +69,7 @@ class _Measured:
     findings: tuple[Finding, ...]
     profile: Profile | None = None
     sample: pl.DataFrame | None = None
-    answers: pl.DataFrame | None = None
+    quality: Quality | None = None
 
 
 def monitor(
@@ -101,7 +103,7 @@ def monitor(
     if lake.exists(f"{path}/manifest.json"):
         return replace(from_json(Monitoring, lake.read_json(f"{path}/manifest.json")), run=run)
 
-    found = _measure(spec, lake, log, rows, versions, training, truth)
+    found = _measure(spec, lake, log, rows, versions, training, truth, mature_until(spec.labels, run))
     pages, failures = _write_reports(spec, lake, path, training, found)
     if label_error is not None:
         failures.append(Finding("labels", None, None, 0, error=label_error))
@@ -113,7 +115,7 @@ def monitor(
         endpoint=spec.endpoint,
         window=run.interval,
         predictions=sum(version.rows for version in versions),
-        labelled=found.answers.height if found.answers is not None else 0,
+        labelled=found.quality.answers.height if found.quality is not None else 0,
         versions=tuple(version.version for version in versions),
         alerts=tuple(alerts),
         metrics=_summary(findings),
@@ -129,6 +131,8 @@ def monitor(
         "reference": training.path if training is not None else None,
         "pages": pages,
         "findings": [asdict(finding) for finding in findings],
+        "mature_until": mature_until(spec.labels, run).isoformat(),
+        "cohorts": found.quality.cohorts.to_dicts() if found.quality is not None else [],
     }
     lake.write_json(monitoring.report_path, report)
     lake.write_json(f"{path}/manifest.json", to_json(monitoring))
@@ -150,7 +154,7 @@ def _inputs_digest(
 ) -> str:
     return digest_of(
         {
-            "stage": "monitor/1",
+            "stage": "monitor/2",
             "endpoint": spec.endpoint,
             "task": spec.task,
             "threshold": spec.evaluation.threshold,
@@ -158,6 +162,7 @@ def _inputs_digest(
             "labels": spec.labels.model_dump(mode="json"),
             "window": [run.interval.start.isoformat(), run.interval.end.isoformat()],
             "files": log.files,
+            "mature_until": mature_until(spec.labels, run).isoformat(),
             "known_labels": sha256(truth.write_csv().encode()),
             "label_error": label_error,
             "reference": training.digest if training is not None else None,
@@ -232,6 +237,7 @@ def _measure(
     versions: Sequence[ServedVersion],
     training: Training | None,
     truth: pl.DataFrame,
+    mature: datetime,
 ) -> _Measured:
     findings = list(_traffic(rows))
     if not versions:
@@ -241,28 +247,29 @@ def _measure(
         error = f"no training is known for model digest {main.model_digest} (version {main.version})"
         return _Measured((*findings, Finding("reference", None, None, main.rows, error=error)))
     served = _returned(rows).filter(pl.col("model_digest") == main.model_digest)
-    answers, quality = _quality(spec, training, served, truth)
+    quality, failures = _quality(spec, lake, training, served, truth, mature)
     drift = monitor_drift.measure(lake, log, training)
-    return _Measured(
-        (*findings, *quality, *drift.findings),
-        drift.profile,
-        drift.sample,
-        answers,
-    )
+    told = failures if quality is None else quality.findings
+    return _Measured((*findings, *told, *drift.findings), drift.profile, drift.sample, quality)
 
 
 def _quality(
-    spec: ModelSpec, training: Training, served: pl.DataFrame, truth: pl.DataFrame
-) -> tuple[pl.DataFrame | None, list[Finding]]:
+    spec: ModelSpec,
+    lake: Lake,
+    training: Training,
+    served: pl.DataFrame,
+    truth: pl.DataFrame,
+    mature: datetime,
+) -> tuple[Quality | None, tuple[Finding, ...]]:
+    """What labels say, or why they cannot say it."""
     try:
-        answers = monitor_quality.join_labels(spec.labels, served, truth)
-        findings = list(
-            monitor_quality.findings(spec, training.classes, answers, served.height, truth.height)
-        )
+        return measure_quality(spec, lake, training, served, truth, mature), ()
+    except OSError:
+        raise  # the lake is unreachable: a retry helps
     except Exception as error:  # noqa: BLE001 - a label that fits no class or key must not hide the drift
         text = f"{type(error).__name__}: {error}"
-        return None, [Finding(metric, None, None, served.height, error=text) for metric in METRICS[spec.task]]
-    return answers, findings
+        rows = served.height
+        return None, tuple(Finding(metric, None, None, rows, error=text) for metric in METRICS[spec.task])
 
 
 def _traffic(rows: pl.DataFrame) -> Iterator[Finding]:
@@ -307,8 +314,9 @@ def _write_reports(
         page, failed = monitor_drift.write_report(lake, path, training, found.sample)
         failures.extend(failed)
         pages |= {"drift": page} if page is not None else {}
-    if training is not None and found.answers is not None and found.answers.height:
-        page, failed = monitor_quality.write_report(lake, path, spec.task, training.classes, found.answers)
+    if training is not None and found.quality is not None and found.quality.answers.height:
+        answers = found.quality.answers
+        page, failed = monitor_quality.write_report(lake, path, spec.task, training.classes, answers)
         failures.extend(failed)
         pages |= {"quality": page} if page is not None else {}
     return pages, failures

@@ -43,7 +43,8 @@ from ml_lifecycle.records import (
 from ml_lifecycle.rules import one_pass
 from ml_lifecycle.rules.rule import Batch, Checked
 from ml_lifecycle.spec.contract import Contract, Engine, RuleSeverity
-from ml_lifecycle.spec.model import ModelSpec, Source
+from ml_lifecycle.spec.model import ModelSpec
+from ml_lifecycle.spec.source import Source
 from ml_lifecycle.stages.ingest import contract_of
 from ml_lifecycle.stages.validation_measures import measures, rows_by_day
 from ml_lifecycle.stages.validation_report import quarantine_path, render_html, write_quarantine

@@ -11,7 +11,7 @@ from ml_lifecycle.profiles.distance import missing_share, psi
 from ml_lifecycle.profiles.profile import ProfileError, make_profile
 from ml_lifecycle.records import ColumnSpec, Interval, Run
 from ml_lifecycle.spec.contract import Contract, ContractField
-from ml_lifecycle.spec.model import Source
+from ml_lifecycle.spec.source import Source
 from ml_lifecycle.spec.types import format_duration
 from ml_lifecycle.stages.validation_rules import Measure
 

@@ -30,8 +30,8 @@ def connection_url(conn_id: str) -> str:
 
 def source_options(spec: ModelSpec) -> dict[str, dict[str, Any]]:
     """What fsspec needs for each connection that a source names; never log it."""
-    named = {source.connection for source in spec.sources.values() if source.connection is not None}
-    return {connection: LakeHook(connection).storage_options() for connection in sorted(named)}
+    named = {source.connection for source in spec.sources.values() if source.fetched is None}
+    return {conn_id: LakeHook(conn_id).storage_options() for conn_id in sorted(filter(None, named))}
 
 
 class LakeHook(BaseHook):

@@ -19,6 +19,7 @@ class IngestOperator(StageOperator):
         """Return the snapshot."""
         from ml_lifecycle.stages.ingest import ingest
         from ml_lifecycle_airflow.hooks.lake import source_options
+        from ml_lifecycle_airflow.hooks.origins import source_origins
 
         spec = resources.spec
         run = resources.run(context)
@@ -28,6 +29,7 @@ class IngestOperator(StageOperator):
             run,
             contracts=resources.model.contracts,
             storage_options=source_options(spec),
+            origins=source_origins(spec),
         )
         for name, table in snapshot.tables.items():
             self.log.info("%s: %d rows in %d files", name, table.rows, len(table.files))

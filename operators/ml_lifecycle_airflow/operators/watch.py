@@ -67,9 +67,10 @@ class WatchOperator(StageOperator):
             while (over := self._look(resources, context)) is None and not self.deferrable:
                 clock.sleep(every.total_seconds())
         if over is None:
-            from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+            from ml_lifecycle_airflow.triggers.watch import NextLookTrigger
 
-            self.defer(trigger=TimeDeltaTrigger(every), method_name="execute_complete")
+            moment = (clock.now() + every).isoformat()
+            self.defer(trigger=NextLookTrigger(moment), method_name="execute_complete")
         return to_json(over)
 
     def _look(self, resources: Resources, context: Context) -> Watching | None:
@@ -147,6 +148,7 @@ class WatchOperator(StageOperator):
         from ml_lifecycle.stages.feature_tables import build_tables
         from ml_lifecycle.stages.ingest import ingest
         from ml_lifecycle_airflow.hooks.lake import source_options
+        from ml_lifecycle_airflow.hooks.origins import source_origins
 
         run = Run(resources.spec.name, context["dag_run"].run_id, now, Interval(now, now))
         snapshot = ingest(
@@ -155,6 +157,7 @@ class WatchOperator(StageOperator):
             run,
             contracts=resources.model.contracts,
             storage_options=source_options(resources.spec),
+            origins=source_origins(resources.spec),
         )
         frames = build_tables(resources.model, lake, snapshot).tables
         return lambda name: lake.scan([frames[name]])

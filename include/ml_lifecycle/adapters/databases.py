@@ -1,0 +1,85 @@
+"""Rows of a database, a chunk at a time: the server keeps the result, and this process one chunk of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import polars as pl
+from sqlalchemy import Engine, NullPool, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+
+from ml_lifecycle.adapters.landed import Cursor
+from ml_lifecycle.errors import SourceError, SourceNotReadyError
+from ml_lifecycle.spec.source import Sql
+
+
+def engine_of(url: str) -> Engine:
+    """An engine that keeps no connection open between two fetches."""
+    parsed = make_url(url)
+    # Without a driver SQLAlchemy takes psycopg 3 since 2.1; Airflow brings psycopg2.
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg2")
+    return create_engine(parsed, poolclass=NullPool)
+
+
+def chunks(engine: Engine, sql: Sql, since: Cursor | None, what: str) -> Iterator[pl.DataFrame]:
+    """The query's rows, at most ``sql.chunk_rows`` at a time; with a cursor in its order, from ``since`` on.
+
+    :param what: the source, for errors
+    :raises SourceNotReadyError: the database does not answer. Retry: yes.
+    :raises SourceError: it does not take the query, or gives a value that no column can hold. Retry: no.
+    """
+    query, values = _statement(engine, sql, since)
+    with _told(what), engine.connect() as connection:
+        # Else drivers fetch all of it before the first row is seen.
+        streaming = connection.execution_options(stream_results=True, max_row_buffer=sql.chunk_rows)
+        result = streaming.execute(text(query), values)
+        names = list(result.keys())
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise SourceError(f"{what}: the query gives {', '.join(doubled)} more than once")
+        for rows in result.partitions(sql.chunk_rows):
+            yield _frame(names, rows, what)
+
+
+def _statement(engine: Engine, sql: Sql, since: Cursor | None) -> tuple[str, Mapping[str, Cursor]]:
+    query = sql.query.strip().removesuffix(";")
+    if sql.cursor is None:
+        return query, {}
+    cursor = engine.dialect.identifier_preparer.quote(sql.cursor)
+    if since is None:
+        return f"SELECT * FROM ({query}) fetched ORDER BY {cursor}", {}
+    # Rows without a cursor too, each time: they are a mistake that must be seen.
+    new = f"{cursor} >= :since OR {cursor} IS NULL"
+    return f"SELECT * FROM ({query}) fetched WHERE {new} ORDER BY {cursor}", {"since": since}
+
+
+def _frame(names: Sequence[str], rows: Sequence[Sequence[Any]], what: str) -> pl.DataFrame:
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    try:
+        return pl.DataFrame([_column(name, values) for name, values in columns.items()])
+    except (TypeError, pl.exceptions.PolarsError, OverflowError) as error:
+        raise SourceError(f"{what}: a column holds values of several types: {error}") from error
+
+
+def _column(name: str, values: Sequence[Any]) -> pl.Series:
+    if any(isinstance(value, UUID) for value in values):
+        values = [None if value is None else str(value) for value in values]
+    # SQLite has no type of its own for whole numbers in a column of floats.
+    if {type(value) for value in values} == {int, float}:
+        values = [float(value) for value in values]
+    return pl.Series(name, values)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise SourceNotReadyError(f"{what}: the database cannot be read now: {error.orig}") from error
+    except DBAPIError as error:
+        raise SourceError(f"{what}: the database does not take the query: {error.orig}") from error
+    except SQLAlchemyError as error:
+        raise SourceError(f"{what}: {error}") from error

@@ -1,0 +1,153 @@
+"""Rows of an HTTP API that answers JSON, a page at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import httpx
+import polars as pl
+import tenacity
+
+from ml_lifecycle.adapters.landed import Cursor
+from ml_lifecycle.errors import SourceError, SourceNotReadyError
+from ml_lifecycle.spec.source import Http
+
+_TRIES = 6
+_LONGEST_SECONDS = 60.0
+_MAX_PAGES = 100_000
+
+
+class _NotNowError(Exception):
+    """The API asked to come again.
+
+    :ivar after: seconds to wait, if it said so
+    """
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+def read_pages(
+    client: httpx.Client,
+    http: Http,
+    since: Cursor | None,
+    what: str,
+    sleep: Callable[[float], None] = time.sleep,
+) -> pl.DataFrame:
+    """All rows, of every page; what is nested becomes columns such as ``price.amount``.
+
+    What the API cannot do now (429, 5xx, no answer) is asked again, up to six times, when it says or with
+    growing pauses.
+
+    :param client: knows the API's address and how to prove who asks
+    :param since: what ``http.cursor_parameter`` gets; None fetches all there is
+    :param what: the source, for errors
+    :raises SourceNotReadyError: it does not answer, or goes on to say "not now". Retry: yes.
+    :raises SourceError: it refuses, or answers other than declared. Retry: no.
+    """
+    rows: list[Any] = []
+    for answer in _answers(client, http, since, what, sleep):
+        page = _at(answer, http.rows, what)
+        if not isinstance(page, list) or not all(isinstance(row, dict) for row in page):
+            place = http.rows or "the answer"
+            raise SourceError(f"{what}: {place!r} is no list of objects: say where the rows are")
+        if not page:
+            break
+        rows += page
+    try:
+        return pl.json_normalize(rows, infer_schema_length=None) if rows else pl.DataFrame()
+    except (TypeError, pl.exceptions.PolarsError) as error:
+        raise SourceError(f"{what}: a column holds values of several types: {error}") from error
+
+
+def _answers(
+    client: httpx.Client, http: Http, since: Cursor | None, what: str, sleep: Callable[[float], None]
+) -> Iterator[Any]:
+    parameters: dict[str, str] = dict(http.parameters)
+    if since is not None and http.cursor_parameter is not None:
+        parameters[http.cursor_parameter] = str(since) if isinstance(since, str | int) else since.isoformat()
+    url, seen = client.base_url.join(http.path), set[tuple[str, str]]()
+    for page in range(1, _MAX_PAGES + 1):
+        if http.page_parameter is not None:
+            parameters[http.page_parameter] = str(page)
+        if (asked := (str(url), str(parameters))) in seen:
+            raise SourceError(f"{what}: the API leads back to a page that was read: {url.path}")
+        seen.add(asked)
+        answer = _ask(client, url, parameters, what, sleep)
+        yield answer
+        if http.page_parameter is not None:
+            continue  # until a page is empty
+        following = _at(answer, http.next, what) if http.next is not None else None
+        if following in (None, ""):
+            return
+        if http.next_parameter is not None:
+            parameters[http.next_parameter] = str(following)
+            continue
+        url, parameters = url.join(str(following)), {}
+        if _server(url) != _server(client.base_url):
+            # Who follows takes the credentials along.
+            raise SourceError(f"{what}: the next page is said to be at {url.host}, which is another server")
+    raise SourceError(f"{what}: more than {_MAX_PAGES:,} pages")
+
+
+def _server(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _ask(
+    client: httpx.Client,
+    url: httpx.URL,
+    parameters: Mapping[str, str],
+    what: str,
+    sleep: Callable[[float], None],
+) -> Any:
+    asking = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(_NotNowError),
+        stop=tenacity.stop_after_attempt(_TRIES),
+        wait=_pause,
+        sleep=sleep,
+        reraise=True,
+    )
+    try:
+        response = asking(_once, client, url, parameters)
+    except _NotNowError as error:
+        raise SourceNotReadyError(f"{what}: {url.host} cannot be read now: {error}") from error
+    if response.status_code != 200:
+        answered = f"{response.status_code} {response.reason_phrase}"
+        raise SourceError(f"{what}: {url.host}{url.path} answered {answered}")
+    try:
+        return response.json()
+    except ValueError as error:
+        raise SourceError(f"{what}: {url.host}{url.path} answered no JSON") from error
+
+
+def _once(client: httpx.Client, url: httpx.URL, parameters: Mapping[str, str]) -> httpx.Response:
+    try:
+        # With None httpx leaves the URL's own parameters alone; with an empty mapping it takes them off.
+        response = client.get(url, params=parameters or None)
+    except httpx.HTTPError as error:
+        raise _NotNowError(f"{type(error).__name__}: {error}") from error
+    if response.status_code == 429 or response.status_code >= 500:
+        after = response.headers.get("retry-after", "")
+        seconds = float(after) if after.isdigit() else None
+        raise _NotNowError(f"{response.status_code} {response.reason_phrase}", seconds)
+    return response
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome is not None else None
+    after = error.after if isinstance(error, _NotNowError) else None
+    return min(2.0 ** (state.attempt_number - 1) if after is None else after, _LONGEST_SECONDS)
+
+
+def _at(answer: Any, path: str, what: str) -> Any:
+    """What is at a place such as ``data.items``; the whole answer at an empty one."""
+    found = answer
+    for key in path.split(".") if path else ():
+        if not isinstance(found, dict) or key not in found:
+            raise SourceError(f"{what}: the answer has no {path!r}")
+        found = found[key]
+    return found

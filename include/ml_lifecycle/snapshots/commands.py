@@ -1,0 +1,115 @@
+"""``ml-lifecycle snapshots …``: what is there, how two differ, and letting go of the rest."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.snapshots.comparison import TableDifference
+
+
+def list_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of ``snapshots list``."""
+    parser.add_argument("folder", type=Path, help="the model folder")
+    parser.add_argument("--lake", metavar="URL", help="default: $ML_LIFECYCLE_LAKE")
+
+
+def compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of ``snapshots compare``."""
+    list_arguments(parser)
+    parser.add_argument("before", help="a snapshot's digest, or its beginning")
+    parser.add_argument("after", help="another's")
+
+
+def collect_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of ``snapshots collect``."""
+    list_arguments(parser)
+    parser.add_argument("--newest", type=int, default=3, help="keep so many; default: %(default)s")
+    parser.add_argument(
+        "--days",
+        type=int,
+        default=30,
+        help="and all at most so much older than the newest; default: %(default)s",
+    )
+    parser.add_argument(
+        "--grace", type=float, default=24.0, help="hours that the longest run takes; default: %(default)s"
+    )
+    parser.add_argument("--archive", metavar="URL", help="a lake that what goes is copied to first")
+    parser.add_argument("--dry-run", action="store_true", help="say what would go, and change nothing")
+
+
+def list_snapshots(arguments: argparse.Namespace) -> int:
+    """A line a snapshot, the newest first."""
+    from ml_lifecycle.snapshots.history import history
+    from ml_lifecycle.spec.folder import load_folder
+
+    model = load_folder(arguments.folder).spec.name
+    kept = history(_lake(arguments.lake), model)
+    if not kept:
+        print(f"{model} has no snapshot")
+    for one in kept:
+        tables = ", ".join(f"{name} {table.rows:,}" for name, table in one.snapshot.tables.items())
+        notes = [f"trained version {version}" for version in one.versions]
+        notes += [] if one.validated else ["not validated"]
+        shown = f"  ({', '.join(notes)})" if notes else ""
+        print(f"{one.snapshot.digest[:12]}  as of {one.as_of:%Y-%m-%d %H:%M}  {tables}{shown}")
+    return 0
+
+
+def compare_snapshots(arguments: argparse.Namespace) -> int:
+    """What the tables have become."""
+    from ml_lifecycle.snapshots.comparison import compare
+    from ml_lifecycle.snapshots.history import find
+    from ml_lifecycle.spec.folder import load_folder
+
+    spec, lake = load_folder(arguments.folder).spec, _lake(arguments.lake)
+    before, after = (find(lake, spec.name, text) for text in (arguments.before, arguments.after))
+    for name, difference in compare(lake, before, after, spec.sources).items():
+        _print_difference(name, difference)
+    return 0
+
+
+def _print_difference(name: str, difference: TableDifference) -> None:
+    added, removed, changed = difference.added, difference.removed, difference.changed
+    print(f"{name}: {added:,} rows added, {removed:,} removed, {changed:,} changed")
+    for column, (old, new) in difference.columns.items():
+        print(f"  column {column}: {old or 'absent'} -> {new or 'absent'}")
+    for label, (more, less, other) in difference.partitions.items():
+        print(f"  {label}: {more:,} added, {less:,} removed, {other:,} changed")
+
+
+def collect_snapshots(arguments: argparse.Namespace) -> int:
+    """What goes, or would."""
+    from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.snapshots.collection import Policy, collect
+    from ml_lifecycle.spec.folder import load_folder
+
+    model = load_folder(arguments.folder).spec.name
+    policy = Policy(arguments.newest, arguments.days, timedelta(hours=arguments.grace))
+    archive = None if arguments.archive is None else Lake(arguments.archive)
+    lake, now = _lake(arguments.lake), datetime.now(UTC)
+    gone = collect(lake, model, policy, now, archive, dry_run=arguments.dry_run)
+    for snapshot in gone.snapshots:
+        print(f"{snapshot.digest[:12]}  of {snapshot.run.as_of:%Y-%m-%d %H:%M}")
+    verb = "would go" if arguments.dry_run else "went"
+    megabytes = sum(gone.files.values()) / 2**20
+    print(f"{len(gone.snapshots)} snapshots {verb}; {len(gone.files)} files, {megabytes:,.1f} MiB")
+    if gone.snapshots:
+        print(f"the files of these snapshots can go in {arguments.grace:g} hours, by the same command")
+    return 0
+
+
+def _lake(url: str | None) -> Lake:
+    """:raises SettingsError: nobody says where it is. Retry: no."""
+    from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.settings import LAKE_VARIABLE, SettingsError
+
+    found = url or os.environ.get(LAKE_VARIABLE)
+    if not found:
+        raise SettingsError(f"where is the lake? Give --lake URL or set {LAKE_VARIABLE}")
+    return Lake(found)

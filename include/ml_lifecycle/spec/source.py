@@ -1,0 +1,136 @@
+"""Where a model's rows come from: the ``sources:`` of ``model.yaml``."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ml_lifecycle.spec.types import ConnectionId, Duration, FieldError, Name, Strict, Text
+
+
+class Sql(Strict):
+    """Rows of a database, fetched by every run that ingests and kept in the lake.
+
+    :param query: one SELECT. A colon before a word is written ``\\:``; ``::`` stays as it is
+    :param cursor: column that rises with every row that is inserted or updated: a time or a whole number.
+        Only what is new by it is fetched. What was updated needs ``known_at`` too, or both states of the row
+        stay; what was deleted stays. Without a cursor all rows are fetched each time, and replace the former
+    :param overlap: how far before the newest cursor a fetch begins, where it is a time: a transaction may
+        commit later than another that began after it. A row that comes later still is never seen
+    :param overlap_numbers: the same where it is a number
+    :param chunk_rows: so many rows are held, and written as one file
+    """
+
+    query: Text
+    cursor: Text | None = None
+    overlap: Duration = timedelta(hours=1)
+    overlap_numbers: int = Field(default=1000, ge=0)
+    chunk_rows: int = Field(default=100_000, ge=1)
+
+
+class Http(Strict):
+    """Rows of an HTTP API that answers JSON, fetched by every run that ingests and kept in the lake.
+
+    :param path: below the address of ``connection``, an Airflow connection of type ``http``, which has
+        the credentials and headers too
+    :param parameters: what is asked for in the URL, always
+    :param rows: where the list of rows is in an answer, such as ``data.items``; empty for the answer itself
+    :param next: where the next page is said, as a URL or, with ``next_parameter``, as what that gets; there
+        is no next one where it is null or empty
+    :param page_parameter: gets 1, 2, 3 … until a page is empty, where answers do not say what is next
+    :param cursor: column that rises with every row that is new or updated: a time or a whole number. What
+        ``cursor_parameter`` gets is the newest less ``overlap``; without a cursor all rows are fetched each
+        time, and replace the former
+    :param overlap: how much later than others a row may appear, where the cursor is a time
+    :param overlap_numbers: the same where it is a number
+    """
+
+    path: Text
+    parameters: dict[Text, str] = Field(default_factory=dict)
+    rows: str = ""
+    next: Text | None = None
+    next_parameter: Text | None = None
+    page_parameter: Text | None = None
+    cursor: Text | None = None
+    cursor_parameter: Text | None = None
+    overlap: Duration = timedelta(hours=1)
+    overlap_numbers: int = Field(default=1000, ge=0)
+
+    @model_validator(mode="after")
+    def _pages_go_on_in_one_way(self) -> Http:
+        if self.page_parameter is not None and self.next is not None:
+            raise FieldError("page_parameter", "or next, not both")
+        if self.next_parameter is not None and self.next is None:
+            raise FieldError("next_parameter", "needs next: where what it gets is said")
+        if (self.cursor is None) != (self.cursor_parameter is None):
+            raise FieldError("cursor", "and cursor_parameter go together")
+        return self
+
+
+class Source(Strict):
+    """Where rows come from.
+
+    :param uri: fsspec URL or path of the files, ``*`` and ``**`` allowed; relative ones are relative to the
+        lake. ``{start}`` and ``{end}`` are not expanded: files are filtered by their rows' event time.
+    :param sql: in place of ``uri``: rows of a database, whose Airflow connection is ``connection``
+    :param http: in place of ``uri``: rows of an HTTP API, the same
+    :param event_time: when a row's event happened; None for a static table, which is read whole each time.
+        Rows at or after the end of the run's interval are left out. Times without an offset are UTC
+    :param known_at: when a row became known; rows known at or after ``as_of`` are left out. It replaces the
+        cut by event time: a schedule is known before its events. A row without it is known at its event
+    :param keys: what identifies a row, together with ``event_time``. Of rows with the same identity the one
+        with the newest ``known_at`` stays; name ``known_at`` here as well to keep every revision. Features
+        of a source that is revised need them all: for a moment before a revision the former row counts
+    :param null_values: texts that mean a missing value in CSV
+    :param contract: name of its contract in ``contract.yaml``; None leaves it unchecked
+    """
+
+    uri: Text | None = None
+    sql: Sql | None = None
+    http: Http | None = None
+    format: Literal["csv", "parquet", "json"] = "parquet"
+    connection: ConnectionId | None = None
+    event_time: Text | None = None
+    known_at: Text | None = None
+    keys: tuple[Text, ...] = ()
+    partition: Literal["day", "month", "year"] = "month"
+    null_values: tuple[str, ...] = ("",)
+    contract: Name | None = None
+
+    @property
+    def fetched(self) -> Sql | Http | None:
+        """How rows are fetched that are in no file yet."""
+        return self.sql or self.http
+
+    @model_validator(mode="after")
+    def _comes_from_one_place(self) -> Source:
+        places = [name for name in ("uri", "sql", "http") if getattr(self, name) is not None]
+        if len(places) != 1:
+            raise ValueError(f"a source needs exactly one of uri, sql and http; it has {places or 'none'}")
+        (place,) = places
+        if self.fetched is None:
+            return self
+        if self.connection is None:
+            raise FieldError(place, "needs connection: an Airflow connection")
+        if self.format != "parquet":
+            raise FieldError("format", f"goes with uri: what {place} gives has types already")
+        if self.fetched.cursor is not None and not self.keys:
+            raise FieldError("keys", f"are needed with {place}.cursor: by them a row fetched twice is known")
+        return self
+
+    @model_validator(mode="after")
+    def _stays_in_the_lake(self) -> Source:
+        if self.uri is None:
+            return self
+        absolute = "://" in self.uri or self.uri.startswith("/")
+        if not absolute and ".." in self.uri.split("/"):
+            raise FieldError("uri", f"{self.uri!r} leaves the lake; write a full URL instead")
+        return self
+
+    @model_validator(mode="after")
+    def _known_at_needs_event_time(self) -> Source:
+        if self.known_at is not None and self.event_time is None:
+            raise FieldError("known_at", "needs event_time")
+        return self

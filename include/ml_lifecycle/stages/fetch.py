@@ -1,0 +1,123 @@
+"""Fetch: what is new in a database or an API → files in the lake, which ingest reads like any others.
+
+Whoever ingests fetches first. Killed anywhere and called again it goes on from the last chunk that is whole;
+two at once fetch the same, and equal rows count once. Nothing is written where nothing is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+
+import httpx
+import polars as pl
+from sqlalchemy import Engine
+
+from ml_lifecycle.adapters.databases import chunks
+from ml_lifecycle.adapters.http_api import read_pages
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.landed import Cursor, Landings
+from ml_lifecycle.errors import SourceError
+from ml_lifecycle.spec.model import ModelSpec
+from ml_lifecycle.spec.source import Http, Sql
+
+Origins = Mapping[str, Callable[[], Engine | httpx.Client]]
+"""Opens a database, or an API, by connection id."""
+
+
+def fetch(spec: ModelSpec, lake: Lake, origins: Origins) -> dict[str, int]:
+    """Bring what was fetched before up to now; source → new rows.
+
+    :raises SourceNotReadyError: an origin does not answer. Retry: yes.
+    :raises SourceError: it refuses, or its cursor is none. Retry: no.
+    """
+    fetched = {}
+    for name, source in spec.sources.items():
+        if source.fetched is None:
+            continue
+        assert source.connection is not None  # the spec says so
+        if source.connection not in origins:
+            raise SourceError(f"source {name!r}: its connection {source.connection!r} is not given")
+        origin = origins[source.connection]()
+        try:
+            fetched[name] = _fetch(source.fetched, Landings(lake, name, source), origin, f"source {name!r}")
+        finally:
+            origin.close() if isinstance(origin, httpx.Client) else origin.dispose()
+    return fetched
+
+
+def _fetch(how: Sql | Http, landings: Landings, origin: Engine | httpx.Client, what: str) -> int:
+    if how.cursor is None:
+        return _replace(how, landings, origin, what)
+    known = landings.current()
+    newest = landings.newest(known)
+    since = None if newest is None else _before(newest, how, what)
+    seen = None if since is None else landings.rows_since(known, since)
+    fetched = 0
+    for rows in _chunks(how, origin, since, what):
+        found = _newest(rows, how.cursor, what)
+        new = rows if seen is None else _unlike(rows, seen)
+        newest = found if newest is None or found > newest else newest  # type: ignore[operator]
+        if new.height:
+            landings.add(new, newest)
+        fetched += new.height
+    return fetched
+
+
+def _chunks(
+    how: Sql | Http, origin: Engine | httpx.Client, since: Cursor | None, what: str
+) -> Iterator[pl.DataFrame]:
+    """What was fetched, in the order of the cursor; of an API all at once, for its order is its own."""
+    if isinstance(how, Sql):
+        assert isinstance(origin, Engine)
+        yield from chunks(origin, how, since, what)
+        return
+    assert isinstance(origin, httpx.Client)
+    rows = read_pages(origin, how, since, what)
+    if rows.height:
+        yield rows
+
+
+def _replace(how: Sql | Http, landings: Landings, origin: Engine | httpx.Client, what: str) -> int:
+    """All rows in place of those that were fetched before, if they are others."""
+    parts = list(_chunks(how, origin, None, what))
+    if not parts:
+        return 0
+    rows = pl.concat(parts, how="diagonal_relaxed")
+    return landings.replace(rows.sort(rows.columns)).rows
+
+
+def _newest(rows: pl.DataFrame, cursor: str, what: str) -> Cursor:
+    if cursor not in rows.columns:
+        raise SourceError(f"{what}: the rows have {', '.join(rows.columns)}, and not their cursor {cursor!r}")
+    if missing := rows[cursor].null_count():
+        raise SourceError(f"{what}: {missing} rows have no {cursor}, and would be missed by the next fetch")
+    dtype = rows.schema[cursor]
+    if not (dtype.is_integer() or dtype in (pl.Date, pl.Datetime, pl.String)):
+        raise SourceError(f"{what}: {cursor} is {dtype}; a cursor is a time or a whole number")
+    newest: Cursor = rows[cursor].max()  # type: ignore[assignment]
+    return newest
+
+
+def _before(newest: Cursor, how: Sql | Http, what: str) -> Cursor:
+    """Where a fetch begins."""
+    if isinstance(newest, int):
+        return newest - how.overlap_numbers
+    if not isinstance(newest, str):
+        return newest - how.overlap
+    # Databases without a type for times keep them as text.
+    try:
+        moment = datetime.fromisoformat(newest) - how.overlap
+    except ValueError as error:
+        raise SourceError(
+            f"{what}: {how.cursor} is text such as {newest!r}; a cursor is a time or a whole number"
+        ) from error
+    return moment.isoformat(newest[10:11] or " ") if len(newest) > 10 else moment.date().isoformat()
+
+
+def _unlike(rows: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
+    """The rows that were not fetched before, just as they are."""
+    # A column may be new, or have had no value, and no type, until now.
+    both = pl.concat([rows.clear(), seen], how="diagonal_relaxed")
+    known = both.select(rows.columns)
+    return rows.cast(known.schema).join(known, on=rows.columns, how="anti", nulls_equal=True)

@@ -1,0 +1,67 @@
+"""Where rows come from that are in no file: databases and HTTP APIs behind Airflow connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowException
+
+from ml_lifecycle_airflow.hooks.database import LifecycleDatabaseHook
+from ml_lifecycle_airflow.hooks.lake import ConnectionIncompleteError
+
+if TYPE_CHECKING:
+    import httpx
+    from sqlalchemy import Engine
+
+    from ml_lifecycle.spec.model import ModelSpec
+    from ml_lifecycle.stages.fetch import Origins
+
+_TIMEOUT_SECONDS = 60.0
+
+
+def source_origins(spec: ModelSpec) -> Origins:
+    """What opens the connection of each source that is fetched."""
+    found: dict[str, Callable[[], Engine | httpx.Client]] = {}
+    for source in spec.sources.values():
+        if source.connection is not None and source.fetched is not None:
+            open_origin = _engine if source.sql is not None else _client
+            found[source.connection] = partial(open_origin, source.connection)
+    return found
+
+
+def _engine(conn_id: str) -> Engine:
+    """By the connection's own hook; without one, by its URL."""
+    from ml_lifecycle.adapters.databases import engine_of
+
+    try:
+        hook = BaseHook.get_hook(conn_id)
+    except AirflowException:  # no provider that is installed knows its type
+        hook = LifecycleDatabaseHook(conn_id)
+    if hasattr(hook, "get_sqlalchemy_engine"):
+        engine: Engine = hook.get_sqlalchemy_engine()
+        return engine
+    return engine_of(LifecycleDatabaseHook(conn_id).url())
+
+
+def _client(conn_id: str) -> httpx.Client:
+    """As Airflow's HTTP hook reads a connection: host, schema and port; login and password; headers as extra.
+
+    :raises ConnectionIncompleteError: it has no host. Retry: no.
+    """
+    import httpx
+
+    connection = BaseHook.get_connection(conn_id)
+    host = connection.host or ""
+    if not host:
+        raise ConnectionIncompleteError(f"connection {conn_id!r} needs a host: the API's address")
+    address = host if "://" in host else f"{connection.schema or 'http'}://{host}"
+    if connection.port:
+        address = f"{address}:{connection.port}"
+    headers: Mapping[str, str] = connection.extra_dejson.get("headers") or {}
+    auth = (connection.login, connection.password or "") if connection.login else None
+    return httpx.Client(
+        base_url=address, headers=headers, auth=auth, timeout=_TIMEOUT_SECONDS, follow_redirects=False
+    )
