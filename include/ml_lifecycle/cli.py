@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.rules import commands as contracts
 from ml_lifecycle.snapshots import commands as snapshots
 
 if TYPE_CHECKING:
@@ -242,52 +243,6 @@ def _score(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _contract_diff_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("old", type=Path, help="the contract.yaml that data meet today")
-    parser.add_argument("new", type=Path, help="the one that they shall meet")
-
-
-def _contract_diff(arguments: argparse.Namespace) -> int:
-    from ml_lifecycle.spec.contract_diff import diff_files
-
-    changes = diff_files(arguments.old, arguments.new)
-    breaking = [problem.text for problem, breaks in changes if breaks]
-    for problem, breaks in changes:
-        if not breaks:
-            print(problem.text.partition("\n")[0])
-    if breaking:
-        print("\n\n".join(breaking), file=sys.stderr)
-    print(f"{len(changes)} changes, {len(breaking)} of them breaking")
-    return min(len(breaking), 1)
-
-
-def _validation_docs_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="the model's name")
-    parser.add_argument("--lake", metavar="URL", help="default: $ML_LIFECYCLE_LAKE")
-    parser.add_argument("--into", type=Path, default=Path("data_docs"), help="default: %(default)s")
-    parser.add_argument("--last", type=_count, default=10, help="validations shown; default: %(default)s")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number above 0")
-    return int(text)
-
-
-def _validation_docs(arguments: argparse.Namespace) -> int:
-    from ml_lifecycle.adapters.data_docs import build_data_docs, stored_reports
-    from ml_lifecycle.adapters.lake import Lake
-    from ml_lifecycle.settings import LAKE_VARIABLE, SettingsError
-
-    url = arguments.lake or os.environ.get(LAKE_VARIABLE)
-    if not url:
-        raise SettingsError(f"where is the lake? Give --lake URL or set {LAKE_VARIABLE}")
-    reports = stored_reports(Lake(url), arguments.model, arguments.last)
-    page = build_data_docs(reports, arguments.into)
-    print(f"{page}: {len(reports)} validations of {arguments.model}")
-    return 0
-
-
 def _pod_check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", help="run this image; the command, if given, replaces the image's own")
     parser.add_argument("--engine", default="docker", help="that runs it; default: %(default)s")
@@ -342,14 +297,14 @@ COMMANDS = (
     Command(
         "contract diff",
         "show what changed between two contract files; exits with 1 if a change breaks",
-        _contract_diff_arguments,
-        _contract_diff,
+        contracts.diff_arguments,
+        contracts.diff,
     ),
     Command(
         "validation docs",
         "build Great Expectations' Data Docs from what validations found",
-        _validation_docs_arguments,
-        _validation_docs,
+        contracts.docs_arguments,
+        contracts.docs,
     ),
     Command(
         "pod check",
