@@ -410,6 +410,9 @@ class Finding:
     :param metric: e.g. ``psi``, ``missing_share``, ``skill``, ``calibration_error``, ``latency_p99_ms``
     :param column: the feature or output it is about; None for the window as a whole
     :param severity: None while below every threshold
+    :param segment: ``column=value`` of the rows it is about; None for all
+    :param p_value: of the test that belongs to the metric; it decides nothing
+    :param p_adjusted: the same, corrected for the number of tests of the window
     """
 
     metric: str
@@ -420,6 +423,9 @@ class Finding:
     severity: Severity | None = None
     action: Literal["notify", "retrain"] | None = None
     error: str | None = None
+    segment: str | None = None
+    p_value: float | None = None
+    p_adjusted: float | None = None
 
 
 @dataclass(frozen=True)
