@@ -64,12 +64,15 @@ def pair_moments(columns: tuple[str, ...], rows: Floats) -> PairMoments:
     """Of rows with a column each; NaN is missing."""
     there = np.abs(rows) < _LARGEST
     known = there.astype(np.float64)
-    origin = np.where(there, rows, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    near = np.where(there, rows - origin, 0.0)
+    near = np.where(there, rows, 0.0)
+    origin = near.sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    near -= origin
+    near *= known
     count, total = known.T @ known, near.T @ known
     some = np.maximum(count, 1)
-    squares = np.maximum((near * near).T @ known - total * total / some, 0.0)
     cross = near.T @ near - total * total.T / some
+    near *= near
+    squares = np.maximum(near.T @ known - total * total / some, 0.0)
     return _pairs(columns, count, np.where(count > 0, origin[:, None] + total / some, 0.0), squares, cross)
 
 

@@ -207,9 +207,12 @@ def _values(frame: pl.DataFrame, column: ColumnSpec) -> pl.Expr:
     if column.type == "bool":
         if frame.schema[column.name].is_numeric():
             value = value != 0
-        text = value.cast(pl.String, strict=False).str.to_lowercase()
-        return text.replace({"": None, "1": "true", "0": "false"})
-    return value.cast(pl.String, strict=False).replace("", None)
+        text = value.cast(pl.String, strict=False)
+        if frame.schema[column.name] == pl.Boolean:
+            return text
+        return text.str.to_lowercase().replace({"": None, "1": "true", "0": "false"})
+    text = value.cast(pl.String, strict=False)
+    return pl.when(text != "").then(text)
 
 
 def _profile(frame: pl.DataFrame, columns: Sequence[ColumnSpec], segments: Segments) -> Profile:
@@ -236,22 +239,32 @@ def _is(name: str, value: str, *, numeric: bool) -> pl.Expr:
 
 
 def _columns(values: pl.DataFrame, numeric: Sequence[str]) -> Columns:
-    ordered = values.select(pl.col(numeric).sort())  # nulls first
+    found = values.select(
+        (
+            pl.col(name).sort()
+            if name in numeric
+            else pl.col(name).alias("value").value_counts(name="rows").alias(name)
+        ).implode()
+        for name in values.columns
+    )
     return {
-        name: _numbers(ordered[name]) if name in numeric else _categories(values[name])
+        name: _numbers(found[name][0]) if name in numeric else _categories(found[name][0])
         for name in values.columns
     }
 
 
 def _numbers(ordered: pl.Series) -> NumericColumn:
+    """:param ordered: nulls first"""
     missing = ordered.null_count()
     found = ordered[missing:].to_numpy()
     if not len(found):
         return NumericColumn(0, missing)
     with np.errstate(over="ignore", invalid="ignore"):
-        mean, std = _finite(found.mean()), _finite(found.std())
+        mean = found.mean()
+        apart = found - mean
+        std = _finite(math.sqrt(apart @ apart / len(found)))
     sketch = Quantiles.of_sorted(found)
-    return NumericColumn(len(found), missing, sketch.encode(), sketch.low, sketch.high, mean, std)
+    return NumericColumn(len(found), missing, sketch.encode(), sketch.low, sketch.high, _finite(mean), std)
 
 
 def _finite(value: float) -> float | None:
@@ -259,11 +272,11 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _categories(values: pl.Series) -> CategoricalColumn:
-    present = values.drop_nulls()
-    found = present.alias("value").value_counts(name="n")
-    counts = dict(zip(found["value"].to_list(), found["n"].to_list(), strict=True))
-    return _categorical(counts, len(values) - len(present), len(present))
+def _categories(found: pl.Series) -> CategoricalColumn:
+    """:param found: structs of ``value`` and ``rows``"""
+    counts = dict(zip(found.struct["value"].to_list(), found.struct["rows"].to_list(), strict=True))
+    missing = counts.pop(None, 0)
+    return _categorical(counts, missing, sum(counts.values()))
 
 
 def _categorical(counts: Mapping[str, int], missing: int, total: int, error: int = 0) -> CategoricalColumn:

@@ -26,6 +26,9 @@ within 0.0015 of the exact one, Wasserstein within 0.2 %; half as many points do
 RANK_ERROR = math.pi / (2 * SIZE)
 """Share of the values that at most are kept as one point, but for those that are equal."""
 
+# The paper's k1: a point may stand for a share of sqrt(q(1-q)) * pi / SIZE, so for little at the ends.
+_CELLS = (1 + np.sin(math.pi * (np.arange(1, SIZE) / SIZE - 0.5))) / 2
+
 # DataSketches' t-digest: two 8-byte words before the data, version 1, family 20.
 _HEADER = struct.Struct("<BBBHBHIIdd")
 _PREAMBLE, _VERSION, _FAMILY = 2, 1, 20
@@ -120,10 +123,8 @@ def _fewer(values: Floats, weights: Floats | None) -> tuple[Floats, Floats]:
     if len(values) <= SIZE:
         return values, weights
     below = np.cumsum(weights)
-    middle = (below - weights / 2) / below[-1]
-    # The paper's k1: a point may stand for a share of sqrt(q(1-q)) * pi / SIZE, so for little at the ends.
-    cells = (SIZE * (0.5 + np.arcsin(2 * middle - 1) / math.pi)).astype(np.int64)
-    starts = _starts(cells)
+    starts = np.unique(np.append(0, np.searchsorted(below - weights / 2, _CELLS * below[-1])))
+    starts = starts[starts < len(values)]
     total = np.add.reduceat(weights, starts)
     first, last = values[starts], values[np.append(starts[1:], len(values)) - 1]
     with np.errstate(over="ignore", invalid="ignore"):  # beyond 1e300; such a mean is one of the values
@@ -131,7 +132,7 @@ def _fewer(values: Floats, weights: Floats | None) -> tuple[Floats, Floats]:
     return np.where(np.isnan(means), first, means).clip(first, last), total
 
 
-def _starts(rising: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.int64]:
+def _starts(rising: Floats) -> NDArray[np.int64]:
     """Where each run of equal values starts."""
     return np.flatnonzero(np.concatenate([[True], rising[1:] != rising[:-1]]))
 
