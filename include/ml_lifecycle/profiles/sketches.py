@@ -24,7 +24,8 @@ SIZE = 1000
 within 0.0015 of the exact one, Wasserstein within 0.2 %; half as many points double that."""
 
 RANK_ERROR = math.pi / (2 * SIZE)
-"""Share of the values that at most are kept as one point, but for those that are equal."""
+"""How far the share of the values up to some value may be off: half of the largest point, which merging may
+have grown to twice its cell. Equal values are one point, whose share is exact."""
 
 # The paper's k1: a point may stand for a share of sqrt(q(1-q)) * pi / SIZE, so for little at the ends.
 _CELLS = (1 + np.sin(math.pi * (np.arange(1, SIZE) / SIZE - 0.5))) / 2

@@ -57,7 +57,9 @@ def plan_training(
     spec = folder.spec
     names = {column.name for column in training_set.columns}
     if unknown := sorted(spec.monitoring.segments.keys() - names):
-        raise SpecError(f"monitoring.segments: {unknown[0]} is no feature of the model ({', '.join(names)})")
+        raise SpecError(
+            f"monitoring.segments: {unknown[0]} is no feature of the model ({', '.join(sorted(names))})"
+        )
     threads = threads_of(spec.training.resources.cpu)
     parameters = search.parameters if search is not None else spec.training.parameters
     terms, parameters = trial if trial is not None else (None, parameters)
