@@ -411,6 +411,9 @@ class Finding:
     :param column: the feature or output it is about; None for the window as a whole
     :param severity: None while below every threshold
     :param low: with ``high``, between which values the metric is in 95 of 100 cases; None where nobody knows
+    :param segment: ``column=value`` of the rows it is about; None for all
+    :param p_value: of the test that belongs to the metric; it decides nothing
+    :param p_adjusted: the same, corrected for the number of tests of the window
     """
 
     metric: str
@@ -423,6 +426,9 @@ class Finding:
     error: str | None = None
     low: float | None = None
     high: float | None = None
+    segment: str | None = None
+    p_value: float | None = None
+    p_adjusted: float | None = None
 
 
 @dataclass(frozen=True)

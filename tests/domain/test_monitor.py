@@ -49,7 +49,11 @@ ALERTS = [
 ]
 
 
-def make_spec(task: str = "binary", alerts: list[dict[str, Any]] | None = None) -> ModelSpec:
+def make_spec(
+    task: str = "binary",
+    alerts: list[dict[str, Any]] | None = None,
+    segments: dict[str, list[str]] | None = None,
+) -> ModelSpec:
     environment = {"server": "s", "lake": "l", "online_store": "o"}
     return ModelSpec.model_validate(
         {
@@ -65,7 +69,7 @@ def make_spec(task: str = "binary", alerts: list[dict[str, Any]] | None = None) 
             "evaluation": {"gates": [{"metric": "skill" if task != "regression" else "rmse", "min": 0}]},
             "approvers": {"users": ["alice"]},
             "environments": {"staging": environment, "production": environment},
-            "monitoring": {"alerts": ALERTS if alerts is None else alerts},
+            "monitoring": {"alerts": ALERTS if alerts is None else alerts, "segments": segments or {}},
         }
     )
 
@@ -181,7 +185,9 @@ class World:
 
     def findings(self, monitoring: Monitoring) -> dict[tuple[str, str | None], dict[str, Any]]:
         report = self.lake.read_json(monitoring.report_path)
-        return {(found["metric"], found["column"]): found for found in report["findings"]}
+        return {
+            (found["metric"], found["column"]): found for found in report["findings"] if not found["segment"]
+        }
 
 
 @pytest.fixture
@@ -222,7 +228,13 @@ def test_a_quiet_window_alerts_nobody_and_tells_its_numbers(world):
     pages = world.lake.read_json(monitoring.report_path)["pages"]
     assert pages == {"drift": monitoring.html_path, "quality": f"{monitoring.path}/quality.html"}
     assert b"plotly" in world.lake.read_bytes(monitoring.html_path).lower()
-    assert world.lake.read_json(f"{monitoring.path}/evidently.json")["metrics"]
+    snapshot = world.lake.read_json(f"{monitoring.path}/evidently.json")
+    values = {metric["metric_name"]: metric["value"] for metric in snapshot["metrics"]}
+    shown = next(
+        name for name in values if "WholeWindow" in name and "wasserstein" in name and "delay" in name
+    )
+    assert values[shown] == pytest.approx(found["wasserstein", "delay"]["value"])
+    assert b"wasserstein of" in world.lake.read_bytes(monitoring.html_path)
 
 
 def test_a_shifted_window_alerts_and_retrains(world):
@@ -241,6 +253,28 @@ def test_a_shifted_window_alerts_and_retrains(world):
     assert found["score_mean_shift", None]["value"] > 0.1
     assert found["skill", None]["value"] is None
     assert "no label" in found["skill", None]["error"]
+
+
+def test_an_alert_may_be_about_a_segment(world):
+    alerts = [{"metric": "psi", "above": 0.25}, {"metric": "psi", "above": 0.25, "segments": ["carrier=B6"]}]
+    with pytest.raises(ValueError, match="carrier=B6 is not in segments"):
+        make_spec(alerts=alerts)
+    spec = make_spec(alerts=alerts, segments={"carrier": ["AA", "B6"], "gate": ["1"]})
+    columns = (*COLUMNS, ColumnSpec(SCORE_COLUMN, "float"))
+    reference = make_profile(
+        traffic(4000, seed=1).rename({"p": SCORE_COLUMN}), columns, {"carrier": ("AA", "B6")}
+    )
+    world.lake.write_json(world.training.profile_path, to_json(reference))
+    moved = pl.when(pl.col("carrier") == "B6").then(pl.col("delay") + 0.7).otherwise("delay")
+    world.log(log_rows(traffic(3000, seed=3).with_columns(delay=moved)))
+    monitoring = world.monitor(spec=spec)
+    assert [(alert.column, alert.segment) for alert in monitoring.alerts] == [("delay", "carrier=B6")]
+    assert monitoring.metrics["psi_max"] < 0.25
+    findings = world.lake.read_json(monitoring.report_path)["findings"]
+    assert [one["error"] for one in findings if one["column"] == "gate"] == ["the model has no such column"]
+    sizes = {one["segment"]: one["value"] for one in findings if one["metric"] == "volume"}
+    assert sizes[None] == 3000
+    assert sizes["carrier=AA"] + sizes["carrier=B6"] == pytest.approx(2000, abs=150)
 
 
 def test_a_small_window_measures_the_shift_and_stays_calm(world):

@@ -54,6 +54,8 @@ def new_job(
 @pytest.mark.parametrize("task", ["binary", pytest.param("multiclass", marks=pytest.mark.full), "regression"])
 def test_a_pod_leaves_a_model_that_answers_as_the_estimator_did(tmp_path: Path, task: TaskType) -> None:
     lake, job = new_job(tmp_path, task=task)
+    job = replace(job, segments={"weekend": ("true",)})
+    lake.write_json(job.job_path, to_json(job))
     ended = run_pod(lake, job)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     training = collect(lake, job)
@@ -80,6 +82,9 @@ def test_a_pod_leaves_a_model_that_answers_as_the_estimator_did(tmp_path: Path, 
     profile = from_json(Profile, lake.read_json(training.profile_path))
     assert set(profile.columns) == {*(column.name for column in COLUMNS), "__score__"}
     assert profile.columns["__score__"].count == HOLDOUT_ROWS
+    weekend = profile.segments["weekend=true"]
+    assert weekend.columns.keys() == profile.columns.keys()
+    assert weekend.columns["__score__"].count == int(holdout["weekend"].sum())
 
 
 FOREST = """

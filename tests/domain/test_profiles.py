@@ -11,17 +11,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
+from scipy.stats import chi2_contingency, false_discovery_control, ks_2samp, wasserstein_distance
+from scipy.stats.contingency import association
 
-from ml_lifecycle.profiles.distance import jensen_shannon, missing_share, new_categories, psi
+from ml_lifecycle.profiles.distance import (
+    chi_square,
+    correlation_changes,
+    cramers_v,
+    jensen_shannon,
+    kolmogorov_smirnov,
+    missing_share,
+    new_categories,
+    psi,
+    wasserstein,
+    wasserstein_normed,
+)
+from ml_lifecycle.profiles.drift import drift_findings
 from ml_lifecycle.profiles.profile import (
+    SCORE_COLUMN,
     CategoricalColumn,
+    HistogramColumn,
     NumericColumn,
     Profile,
     ProfileError,
     make_profile,
     merge,
+    profile_batches,
+    read_profile,
 )
-from ml_lifecycle.records import ColumnSpec, from_json, to_json
+from ml_lifecycle.profiles.significance import adjusted, chi_square_p_value, ks_p_value
+from ml_lifecycle.records import ColumnSpec, Finding, from_json, to_json
 
 X = ColumnSpec("x", "float", nullable=True)
 K = ColumnSpec("k", "int")
@@ -70,18 +89,17 @@ def as_frame(values: list[tuple[float | None, int | None, str | None, bool | Non
 
 
 @settings(max_examples=150, deadline=None)
-@given(rows, rows, rows)
-def test_merging_equals_profiling_together(reference, one, two):  # type: ignore[no-untyped-def]
-    like = make_profile(as_frame(reference), COLUMNS)
-    merged = merge(make_profile(as_frame(one), COLUMNS, like), make_profile(as_frame(two), COLUMNS, like))
-    together = make_profile(as_frame(one + two), COLUMNS, like)
+@given(rows, rows)
+def test_merging_equals_profiling_together(one, two):  # type: ignore[no-untyped-def]
+    merged = merge(make_profile(as_frame(one), COLUMNS), make_profile(as_frame(two), COLUMNS))
+    together = make_profile(as_frame(one + two), COLUMNS)
     assert merged.rows == together.rows
     for name in ("c", "b"):
         assert merged.columns[name] == together.columns[name]
     for name in ("x", "k"):
         mine, its = numeric(merged, name), numeric(together, name)
-        assert (mine.count, mine.missing, mine.edges, mine.counts, mine.min, mine.max) == (
-            its.count, its.missing, its.edges, its.counts, its.min, its.max,
+        assert (mine.count, mine.missing, mine.sketch, mine.min, mine.max) == (
+            its.count, its.missing, its.sketch, its.min, its.max,
         )  # fmt: skip
         assert (mine.mean is None) == (its.count == 0)
         if its.count:
@@ -93,7 +111,7 @@ def test_merging_equals_profiling_together(reference, one, two):  # type: ignore
 @given(rows, rows)
 def test_distances_are_zero_to_oneself_and_never_negative(one, two):  # type: ignore[no-untyped-def]
     reference = make_profile(as_frame(one), COLUMNS)
-    current = make_profile(as_frame(two), COLUMNS, reference)
+    current = make_profile(as_frame(two), COLUMNS)
     for name, column in reference.columns.items():
         other = current.columns[name]
         if not column.count:
@@ -105,6 +123,11 @@ def test_distances_are_zero_to_oneself_and_never_negative(one, two):  # type: ig
         if other.count:
             assert psi(column, other) >= 0
             assert 0 <= jensen_shannon(column, other) <= 1
+        if other.count and isinstance(column, NumericColumn):
+            assert 0 == kolmogorov_smirnov(column, column) <= kolmogorov_smirnov(column, other) <= 1
+            assert 0 == wasserstein(column, column) <= wasserstein(column, other)
+        if other.count and isinstance(column, CategoricalColumn):
+            assert 0 <= cramers_v(column, other) <= 1
 
 
 @settings(max_examples=50, deadline=None)
@@ -113,27 +136,6 @@ def test_json_returns_the_same_profile(values):  # type: ignore[no-untyped-def]
     profile = make_profile(as_frame(values), COLUMNS)
     text = json.dumps(to_json(profile), allow_nan=False)
     assert from_json(Profile, json.loads(text)) == profile
-
-
-def test_quantile_edges_put_a_tenth_in_each_bin():
-    column = numeric(make_profile(normal(10_000), [X]))
-    assert len(column.edges) == 11
-    assert column.counts[0] == 1  # the minimum: the lower end is open
-    assert column.counts[-1] == 0  # nothing is above the maximum
-    assert all(abs(count - 1000) <= 1 for count in column.counts[1:-1])
-    assert column.mean == pytest.approx(0, abs=0.05)
-
-
-def test_a_discrete_column_has_a_bin_for_each_value():
-    column = numeric(make_profile(pl.DataFrame({"k": [0] * 96 + [1] * 3 + [7]}), [K]), "k")
-    assert column.edges == (0, 1, 7)
-    assert column.counts == (96, 3, 1, 0)
-
-
-def test_values_out_of_the_reference_fall_in_the_open_ends():
-    reference = make_profile(pl.DataFrame({"x": [1.0, 2.0, 3.0]}), [X])
-    column = numeric(make_profile(pl.DataFrame({"x": [-9.0, 1.0, 3.0, 3.5, 99.0]}), [X], reference))
-    assert column.counts == (2, 0, 1, 2)
 
 
 def test_what_is_no_finite_number_is_missing():
@@ -159,7 +161,7 @@ def test_a_column_without_values_is_missing_in_every_row(values):
     for column in profile.columns.values():
         assert (column.count, column.missing) == (0, 5)
         assert missing_share(column) == 1
-    assert numeric(profile).counts == (0,)
+    assert numeric(profile).sketch is None
 
 
 def test_an_empty_frame_has_a_profile():
@@ -172,8 +174,8 @@ def test_an_empty_frame_has_a_profile():
 
 def test_a_constant_column_drifts_when_it_changes():
     reference = make_profile(pl.DataFrame({"x": [5.0] * 100}), [X])
-    same = make_profile(pl.DataFrame({"x": [5.0] * 30}), [X], reference)
-    moved = make_profile(pl.DataFrame({"x": [6.0] * 30}), [X], reference)
+    same = make_profile(pl.DataFrame({"x": [5.0] * 30}), [X])
+    moved = make_profile(pl.DataFrame({"x": [6.0] * 30}), [X])
     assert psi(reference.columns["x"], same.columns["x"]) == 0
     assert psi(reference.columns["x"], moved.columns["x"]) > 10
     assert jensen_shannon(reference.columns["x"], moved.columns["x"]) == 1
@@ -194,7 +196,7 @@ def test_bools_are_categories_however_they_are_stored():
 
 def test_unseen_categories_are_found():
     reference = make_profile(pl.DataFrame({"c": ["a", "a", "b"]}), [C])
-    current = make_profile(pl.DataFrame({"c": ["a", "z", "y", "z", None]}), [C], reference)
+    current = make_profile(pl.DataFrame({"c": ["a", "z", "y", "z", None]}), [C])
     assert new_categories(reference.columns["c"], current.columns["c"]) == {"z": 2, "y": 1}
     assert psi(reference.columns["c"], current.columns["c"]) > 1
 
@@ -205,10 +207,11 @@ def test_more_values_than_a_profile_keeps():
     column = categorical(reference)
     assert len(column.counts) == 1000
     assert column.counts["common"] == 50
+    assert column.error == 2
     assert sum(column.counts.values()) + column.other == column.count == 3050
-    current = make_profile(pl.DataFrame({"c": ["never seen"] * 9}), [C], reference)
+    current = make_profile(pl.DataFrame({"c": ["never seen"] * 9}), [C])
     assert new_categories(column, current.columns["c"]) == {}  # it might be one of the 501 not kept
-    assert psi(column, make_profile(many.reverse(), [C], reference).columns["c"]) == 0
+    assert psi(column, make_profile(many.reverse(), [C]).columns["c"]) == 0
 
 
 def test_psi_is_the_textbook_sum():
@@ -221,32 +224,196 @@ def test_psi_is_the_textbook_sum():
     assert psi(reference, gone) == pytest.approx(floored)
 
 
-def test_jensen_shannon_is_scipys():
-    reference = make_profile(normal(5000), [X])
-    current = make_profile(normal(4000, shift=0.7, seed=1), [X], reference)
-    expected = jensenshannon(numeric(reference).counts, numeric(current).counts, base=2)
-    assert jensen_shannon(reference.columns["x"], current.columns["x"]) == pytest.approx(expected)
+def test_distances_are_scipys():
+    before, now = normal(5000)["x"].to_numpy(), normal(4000, shift=0.7, seed=1)["x"].to_numpy()
+    reference, current = (make_profile(pl.DataFrame({"x": x}), [X]).columns["x"] for x in (before, now))
+    assert isinstance(reference, NumericColumn)
+    cuts = reference.quantiles.cuts(10)
+    shares = [np.histogram(x, [-np.inf, *cuts[1:-1], np.inf])[0] for x in (before, now)]
+    expected = jensenshannon(*shares, base=2)
+    assert jensen_shannon(reference, current) == pytest.approx(expected, abs=0.005)
+    test = ks_2samp(before, now)
+    assert kolmogorov_smirnov(reference, current) == pytest.approx(test.statistic, abs=0.005)
+    exact = wasserstein_distance(before, now)
+    assert wasserstein(reference, current) == pytest.approx(exact, rel=0.02)
+    assert wasserstein_normed(reference, current) == pytest.approx(exact / before.std(), rel=0.02)
+
+
+def test_p_values_are_scipys_while_nothing_is_put_together():
+    before, now = normal(900)["x"].to_numpy(), normal(800, shift=0.1, seed=1)["x"].to_numpy()
+    reference, current = (make_profile(pl.DataFrame({"x": x}), [X]).columns["x"] for x in (before, now))
+    exact = ks_2samp(before, now, method="asymp").pvalue
+    assert ks_p_value(reference, current) == pytest.approx(exact, rel=0.1)
+
+
+def test_chi_square_is_scipys():
+    table = [[300, 200, 50, 0], [250, 260, 40, 9]]
+    reference, current = (
+        CategoricalColumn(sum(row), 0, dict(zip("abcd", row, strict=True))) for row in table
+    )
+    expected = chi2_contingency(table, correction=False)
+    statistic, freedom = chi_square(reference, current)
+    assert (statistic, freedom) == (pytest.approx(expected.statistic), expected.dof)
+    assert chi_square_p_value(reference, current) == pytest.approx(expected.pvalue)
+    assert cramers_v(reference, current) == pytest.approx(association(np.array(table), method="cramer"))
+
+
+def test_p_values_need_rows_and_are_corrected_for_their_number():
+    few = make_profile(normal(50), [X]).columns["x"]
+    with pytest.raises(ProfileError, match="at least 100"):
+        ks_p_value(few, few)
+    p_values = np.random.default_rng(1).random(200) ** 3
+    assert adjusted(p_values.tolist()) == pytest.approx(false_discovery_control(p_values))
+    assert adjusted([]) == []
+
+
+def test_a_large_sample_of_the_same_is_not_significant_by_its_sketch():
+    reference, current = (make_profile(normal(400_000, seed=k), [X]).columns["x"] for k in (1, 2))
+    assert ks_p_value(reference, current) > 0.05
 
 
 def test_psi_separates_drift_from_noise():
     reference = make_profile(normal(20_000), [X])
     for seed in range(1, 6):
-        same = make_profile(normal(2000, seed=seed), [X], reference)
+        same = make_profile(normal(2000, seed=seed), [X])
         assert psi(reference.columns["x"], same.columns["x"]) < 0.05
-    moved = make_profile(normal(2000, shift=0.6, seed=9), [X], reference)
+    moved = make_profile(normal(2000, shift=0.6, seed=9), [X])
     assert psi(reference.columns["x"], moved.columns["x"]) > 0.25
 
 
 def test_unlike_profiles_do_not_mix():
-    one, two = make_profile(normal(10), [X]), make_profile(normal(10, seed=1), [X])
-    with pytest.raises(ProfileError, match="edges"):
-        merge(one, two)
-    with pytest.raises(ProfileError, match="edges"):
-        psi(one.columns["x"], two.columns["x"])
-    text = make_profile(pl.DataFrame({"x": ["a"]}), [ColumnSpec("x", "string")], one)
-    with pytest.raises(ProfileError, match="numeric in one profile and categorical in the other"):
+    one = make_profile(normal(10), [X])
+    text = make_profile(pl.DataFrame({"x": ["a"]}), [ColumnSpec("x", "string")])
+    with pytest.raises(ProfileError, match="quantiles in one profile and categorical in the other"):
         merge(one, text)
-    with pytest.raises(ProfileError, match="reference is numeric, the current categorical"):
+    with pytest.raises(ProfileError, match="reference is quantiles, the current categorical"):
         psi(one.columns["x"], text.columns["x"])
     with pytest.raises(ProfileError, match="only one of them has c"):
         merge(one, make_profile(normal(10), [X, C]))
+    with pytest.raises(ProfileError, match="only one of them has c=a"):
+        merge(text, make_profile(pl.DataFrame({"x": ["a"]}), [X, C], {"c": ["a"]}))
+    with pytest.raises(ProfileError, match="no segments of origin"):
+        make_profile(normal(10), [X], {"origin": ["EWR"]})
+
+
+def test_counts_of_very_many_categories_are_within_their_error():
+    rng = np.random.default_rng(1)
+    values = rng.zipf(1.3, 60_000).clip(max=50_000).astype(str)
+    exact = dict(zip(*(column.tolist() for column in np.unique(values, return_counts=True)), strict=True))
+    batches = [pl.DataFrame({"c": part}) for part in np.array_split(values, 7)]
+    for order in (batches, batches[::-1]):
+        column = categorical(profile_batches(order, [C]))
+        assert len(column.counts) == 1000
+        assert sum(column.counts.values()) + column.other == column.count == 60_000
+        assert column.error < 60_000 / 500
+        for value, count in exact.items():
+            assert 0 <= count - column.counts.get(value, 0) <= column.error
+
+
+def test_batches_of_any_size_come_to_the_same():
+    frame_of_all = normal(9000).with_columns(c=pl.Series(["a", "b", None] * 3000))
+    whole = make_profile(frame_of_all, [X, C], {"c": ["a"]})
+    parts = profile_batches(frame_of_all.iter_slices(700), [X, C], {"c": ["a"]})
+    assert (parts.rows, parts.columns["c"]) == (whole.rows, whole.columns["c"])
+    assert parts.segments["c=a"].rows == 3000
+    assert kolmogorov_smirnov(whole.columns["x"], parts.columns["x"]) <= 0.005
+    assert numeric(parts).std == pytest.approx(numeric(whole).std)
+
+
+# Findings
+
+S = ColumnSpec(SCORE_COLUMN, "float")
+Y = ColumnSpec("y", "float")
+
+
+def traffic(n: int, seed: int, together: float = 0.8, **changes: pl.Expr) -> pl.DataFrame:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n)
+    made = {
+        "x": x,
+        "y": together * x + rng.normal(size=n),
+        "c": rng.choice(["a", "b"], n),
+        SCORE_COLUMN: rng.random(n),
+    }
+    return pl.DataFrame(made).with_columns(**changes)
+
+
+def found_in(reference: Profile, current: Profile) -> dict[tuple[str, str | None, str | None], Finding]:
+    return {(one.metric, one.column, one.segment): one for one in drift_findings(reference, current)}
+
+
+def test_a_segment_is_compared_with_the_same_of_the_reference():
+    columns, segments = [X, Y, C, S], {"c": ["a", "b", "z"]}
+    reference = make_profile(traffic(4000, 1), columns, {"c": ["a", "b"]})
+    moved = pl.when(pl.col("c") == "b").then(pl.col("x") + 2).otherwise("x")
+    current = make_profile(traffic(3000, 2, x=moved), columns, segments)
+    found = found_in(reference, current)
+    assert found["psi", "x", "c=a"].value < 0.05
+    assert found["psi", "x", "c=b"].value > 1
+    assert found["wasserstein", "x", "c=b"].value == pytest.approx(2, rel=0.1)
+    assert found["volume", None, "c=b"].value == found["psi", "x", "c=b"].n
+    assert found["score_psi", None, "c=a"].value < 0.05
+    assert "no such segment" in found["segment", None, "c=z"].error
+    assert found["ks_statistic", "x", "c=b"].p_adjusted < 0.001
+    quiet = found["ks_statistic", "x", "c=a"]
+    assert quiet.p_value <= quiet.p_adjusted
+
+
+def test_a_changed_correlation_is_found_where_no_column_moved():
+    columns = [X, Y, C, S]
+    reference = make_profile(traffic(4000, 1), columns)
+    current = make_profile(traffic(4000, 2, x=pl.col("x").shuffle(3)), columns)
+    found = found_in(reference, current)
+    assert found["psi", "x", None].value < 0.05
+    assert found["correlation_change", "x", None].value == pytest.approx(0.62, abs=0.06)
+    assert reference.pairs is not None
+    assert correlation_changes(reference.pairs, reference.pairs) == {"x": (0, "y"), "y": (0, "x")}
+
+
+DEAD = {
+    "null": pl.lit(None, pl.Float64),
+    "constant": pl.lit(3.0),
+    "two values": (pl.col("x") > 0).cast(pl.Float64),
+    "one value": pl.when(pl.int_range(pl.len()) == 7).then(1.0),
+    "not finite": pl.lit(float("nan")),
+    "enormous": pl.lit(1.7e308),
+    "text": pl.lit("much"),
+}
+
+
+@pytest.mark.parametrize("now", DEAD)
+@pytest.mark.parametrize("before", ["normal", *DEAD])
+def test_no_column_is_too_poor_to_be_reported_on(before, now):
+    columns, segments = [X, Y, C, S], {"c": ["a", "b"]}
+    changes = {} if before == "normal" else {"x": DEAD[before]}
+    reference = make_profile(traffic(500, 1, **changes), columns, segments)
+    for current in (traffic(500, 2, x=DEAD[now]), traffic(500, 2).clear()):
+        found = found_in(read_profile(to_json(reference)), make_profile(current, columns, segments))
+        assert {"psi", "ks_statistic", "wasserstein"} <= {metric for metric, _, _ in found}
+        for finding in found.values():
+            assert (finding.value is None) == (finding.error is not None)
+            assert finding.value is None or math.isfinite(finding.value)
+
+
+def test_a_profile_of_schema_1_is_still_a_reference():
+    histogram = {
+        "count": 1000, "missing": 0, "edges": [0.0, 1.0, 2.0], "counts": [1, 499, 500, 0],
+        "min": 0.0, "max": 2.0, "mean": 1.0, "std": 0.5, "kind": "numeric",
+    }  # fmt: skip
+    letters = {"count": 1000, "missing": 0, "counts": {"a": 1000}, "other": 0, "kind": "categorical"}
+    old = {
+        "schema": "profile/1",
+        "rows": 1000,
+        "columns": {"x": histogram, "c": letters, "__score__": histogram},
+    }
+    reference = read_profile(old)
+    assert isinstance(reference.columns["x"], HistogramColumn)
+    x = np.random.default_rng(1).uniform(1, 3, 1000)
+    frame_now = pl.DataFrame({"x": x, "c": ["a"] * 500 + ["z"] * 500, SCORE_COLUMN: x / 2})
+    found = found_in(reference, make_profile(frame_now, [X, C, S]))
+    shares = [np.array([1, 499, 500, 0]) / 1000, np.histogram(x, [-9, 0, 1, 2, 9])[0] / 1000]
+    assert found["jensen_shannon", "x", None].value == pytest.approx(jensenshannon(*shares, base=2))
+    assert found["psi", "x", None].value > 0.25
+    assert found["new_categories", "c", None].value == 0.5
+    assert found["score_mean_shift", None, None].value == pytest.approx(0, abs=0.02)
+    assert "train again" in found["wasserstein", "x", None].error

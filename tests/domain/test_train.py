@@ -85,6 +85,23 @@ def test_other_parameters_other_data_and_other_code_are_other_trainings(tmp_path
     assert len({job.digest for job in jobs}) == 4
 
 
+def test_segments_are_of_features_and_part_of_the_training(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    folder = make_folder(tmp_path / "models")
+    training_set = make_training_set(lake, folder)
+    plain = plan_training(folder, lake, training_set)
+
+    def cut(column: str) -> TrainingJob:
+        monitoring = folder.spec.monitoring.model_copy(update={"segments": {column: ("AA",)}})
+        spec = folder.spec.model_copy(update={"monitoring": monitoring})
+        return plan_training(replace(folder, spec=spec), lake, training_set)
+
+    assert cut("carrier").segments == {"carrier": ("AA",)}
+    assert cut("carrier").digest != plain.digest
+    with pytest.raises(SpecError, match="origin is no feature of the model"):
+        cut("origin")
+
+
 def test_a_folder_that_changed_since_it_was_loaded_is_refused(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake"))
     folder = make_folder(tmp_path / "models")

@@ -13,9 +13,11 @@ from typing import Any
 import polars as pl
 
 from ml_lifecycle.profiles.profile import as_profiled
-from ml_lifecycle.records import ColumnSpec, TaskType
+from ml_lifecycle.records import ColumnSpec, Finding, TaskType
 
 SAMPLE_ROWS = 5_000
+SHOWN = ("psi", "wasserstein", "ks_statistic", "cramers_v", "missing_share", "correlation_change")
+"""Metrics of the whole window that a drift report shows."""
 _PSI_THRESHOLD = 0.25
 
 
@@ -39,9 +41,14 @@ def thin(frame: pl.LazyFrame, rows: int) -> pl.DataFrame:
 
 
 def drift_report(
-    reference: pl.DataFrame, current: pl.DataFrame, columns: Sequence[ColumnSpec]
+    reference: pl.DataFrame,
+    current: pl.DataFrame,
+    columns: Sequence[ColumnSpec],
+    measured: Sequence[Finding] = (),
 ) -> EvidentlyReport:
-    """Drift of every column by PSI, with Evidently's own bins.
+    """Drift of every column by PSI, with Evidently's own bins, after what was measured of all rows.
+
+    :param measured: findings about columns that the report shows as metrics of its own
 
     Evidently raises on a column without values, and one bad column would cost the whole report: those
     columns are left out, and said so.
@@ -58,7 +65,7 @@ def drift_report(
     kept = [column for column in columns if column.name not in left_out]
 
     def report(wanted: Sequence[ColumnSpec]) -> EvidentlyReport:
-        return _drift(before, now, wanted)
+        return _drift(before, now, wanted, measured)
 
     try:
         made = report(kept)
@@ -97,9 +104,13 @@ def _failure(report: Callable[[Sequence[ColumnSpec]], EvidentlyReport], column: 
     return None
 
 
-def _drift(before: pl.DataFrame, now: pl.DataFrame, columns: Sequence[ColumnSpec]) -> EvidentlyReport:
+def _drift(
+    before: pl.DataFrame, now: pl.DataFrame, columns: Sequence[ColumnSpec], measured: Sequence[Finding]
+) -> EvidentlyReport:
     from evidently import DataDefinition
     from evidently.presets import DataDriftPreset
+
+    from ml_lifecycle.adapters.evidently_metrics import WholeWindow
 
     if not columns:
         raise ValueError("no column has values in both the training rows and the window")
@@ -108,7 +119,12 @@ def _drift(before: pl.DataFrame, now: pl.DataFrame, columns: Sequence[ColumnSpec
     names = [column.name for column in columns]
     definition = DataDefinition(numerical_columns=numeric, categorical_columns=categorical)
     preset = DataDriftPreset(columns=names, method="psi", threshold=_PSI_THRESHOLD, include_tests=False)
-    return _run([preset], definition, now.select(names), before.select(names))
+    whole = [
+        WholeWindow(metric=one.metric, column=one.column, value=one.value, rows=one.n)
+        for one in measured
+        if one.metric in SHOWN and one.column is not None and one.value is not None and one.segment is None
+    ]
+    return _run([*whole, preset], definition, now.select(names), before.select(names))
 
 
 def _run(

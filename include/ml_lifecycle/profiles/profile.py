@@ -1,44 +1,79 @@
 """Profiles: small, mergeable sketches of columns, with which the future is compared.
 
-A numeric column is a histogram on the quantiles of the reference, a categorical one the counts of its
-commonest values. A profile of any size is a few kilobytes of JSON (:func:`ml_lifecycle.records.to_json`),
-so that no monitoring run has to read the training rows again.
+A numeric column is a sketch of its quantiles beside exact moments, a categorical one its values' counts. A
+profile of any size is some kilobytes of JSON a column (:func:`ml_lifecycle.records.to_json`), so that no
+monitoring run has to read the training rows again.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import polars as pl
 from pydantic import Field
 
 from ml_lifecycle.errors import LifecycleError
-from ml_lifecycle.records import ColumnSpec, Record
+from ml_lifecycle.profiles.moments import MOST_COLUMNS, PairMoments, pair_moments
+from ml_lifecycle.profiles.sketches import Quantiles
+from ml_lifecycle.records import ColumnSpec, Record, from_json
 
 SCORE_COLUMN = "__score__"
 """The column that holds a model's scores in a profile, beside its features."""
 
-_BINS = 10
+Segments = Mapping[str, Sequence[str]]
+"""Column to the values whose rows are profiled apart, as in the spec."""
+NO_SEGMENTS: Segments = MappingProxyType({})
+
+_BATCH_ROWS = 131_072
 _MAX_CATEGORIES = 1000
+_NUMERIC = ("float", "int")
 
 
 class ProfileError(LifecycleError):
-    """Two profiles cannot be compared or merged: other kinds or edges, or no values. Retry: no."""
+    """Two profiles cannot be compared or merged: other kinds or columns, or no values. Retry: no."""
 
 
 @dataclass(frozen=True)
 class NumericColumn:
-    """A histogram. What is no finite number (null, NaN, infinite, text) counts as ``missing``.
+    """Numbers. What is no finite number (null, NaN, infinite, text) counts as ``missing``.
 
     :param count: values that are not missing
-    :param edges: rising; bin ``i`` holds ``edges[i-1] < value <= edges[i]`` and both end bins are open.
-        Of a reference they are its quantiles, from the minimum to the maximum
-    :param counts: one more than ``edges``
+    :param sketch: :meth:`.sketches.Quantiles.encode`'s text; None without values
     :param std: population standard deviation; None, as the other moments, without values
+    """
+
+    count: int
+    missing: int
+    sketch: str | None = None
+    min: float | None = None
+    max: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    kind: Literal["quantiles"] = "quantiles"
+
+    @cached_property
+    def quantiles(self) -> Quantiles:
+        """The sketch.
+
+        :raises ProfileError: there are no values. Retry: no.
+        """
+        if self.sketch is None:
+            raise ProfileError(f"the column has no values, only {self.missing} missing")
+        return Quantiles.decode(self.sketch)
+
+
+@dataclass(frozen=True)
+class HistogramColumn:
+    """A numeric column of a profile/1: a histogram, to be read as a reference only.
+
+    :param edges: rising; bin ``i`` holds ``edges[i-1] < value <= edges[i]`` and both end bins are open
+    :param counts: one more than ``edges``
     """
 
     count: int
@@ -56,49 +91,84 @@ class NumericColumn:
 class CategoricalColumn:
     """Counts by value. Nulls and empty strings (how a model is given a null string) are ``missing``.
 
+    With up to 1,000 different values all counts are exact. Beyond, the commonest are kept; merging may have
+    dropped a value before it became common, so a count may be up to ``error`` too low, and a value that is
+    not there has at most ``error`` rows.
+
     :param count: values that are not missing
-    :param counts: of the commonest values, at most 1,000; a bool's are ``true`` and ``false``
-    :param other: rows with a value that is not in ``counts``
+    :param counts: a bool's are ``true`` and ``false``
+    :param other: rows that are not in ``counts``
     """
 
     count: int
     missing: int
     counts: dict[str, int]
     other: int = 0
+    error: int = 0
     kind: Literal["categorical"] = "categorical"
 
 
-ColumnProfile = NumericColumn | CategoricalColumn
+ColumnProfile = NumericColumn | HistogramColumn | CategoricalColumn
+Columns = dict[str, Annotated[ColumnProfile, Field(discriminator="kind")]]
 _Moments = tuple[float | None, float | None, float | None, float | None]  # min, max, mean, std
 
 
 @dataclass(frozen=True)
-class Profile(Record):
-    """What a set of rows looks like, column by column."""
+class Part:
+    """What some of a profile's rows look like, column by column."""
 
-    schema: ClassVar[str] = "profile/1"
     rows: int
-    columns: dict[str, Annotated[ColumnProfile, Field(discriminator="kind")]]
+    columns: Columns
 
 
-def make_profile(frame: pl.DataFrame, columns: Sequence[ColumnSpec], like: Profile | None = None) -> Profile:
+@dataclass(frozen=True)
+class Profile(Record):
+    """What a set of rows looks like, column by column.
+
+    :param pairs: of the first 30 numeric columns; None if there are fewer than two
+    :param segments: ``column=value`` → the rows with that value
+    """
+
+    schema: ClassVar[str] = "profile/2"
+    rows: int
+    columns: Columns
+    pairs: PairMoments | None = None
+    segments: dict[str, Part] = field(default_factory=dict)
+
+
+def read_profile(data: dict[str, Any]) -> Profile:
+    """Read a stored profile, also one of schema 1, whose histograms tell fewer distances.
+
+    :raises RecordError: it is none. Retry: no.
+    """
+    if data.get("schema") == "profile/1":
+        data = {**data, "schema": Profile.schema}
+    return from_json(Profile, data)
+
+
+def make_profile(
+    frame: pl.DataFrame, columns: Sequence[ColumnSpec], segments: Segments = NO_SEGMENTS
+) -> Profile:
     """Profile ``columns`` of ``frame``; one that the frame lacks is missing in every row.
 
-    :param like: a reference whose edges are used, so that the two can be compared and merged
+    :raises ProfileError: a column of ``segments`` is none of ``columns``. Retry: no.
     """
-    known: Mapping[str, ColumnProfile] = like.columns if like is not None else {}
-    numeric = [column.name for column in columns if column.type in ("float", "int")]
-    values = as_profiled(frame, columns)
-    edges = {}
-    for name in numeric:
-        reference = known.get(name)
-        use = isinstance(reference, NumericColumn)
-        edges[name] = reference.edges if use else _quantile_edges(values[name])  # type: ignore[union-attr]
-    made: dict[str, ColumnProfile] = dict(_histograms(values, edges))
-    for column in columns:
-        if column.name not in edges:
-            made[column.name] = _categories(values[column.name], known.get(column.name))
-    return Profile(frame.height, {column.name: made[column.name] for column in columns})
+    return profile_batches([frame], columns, segments)
+
+
+def profile_batches(
+    batches: Iterable[pl.DataFrame],
+    columns: Sequence[ColumnSpec],
+    segments: Segments = NO_SEGMENTS,
+) -> Profile:
+    """As :func:`make_profile`, of rows that come in batches of any size."""
+    if unknown := segments.keys() - {column.name for column in columns}:
+        raise ProfileError(f"no segments of {', '.join(sorted(unknown))}: not a column of the model")
+    profile = _profile(pl.DataFrame(), columns, segments)
+    for batch in batches:
+        for rows in batch.iter_slices(_BATCH_ROWS):
+            profile = merge(profile, _profile(rows, columns, segments))
+    return profile
 
 
 def as_profiled(frame: pl.DataFrame, columns: Sequence[ColumnSpec]) -> pl.DataFrame:
@@ -107,102 +177,125 @@ def as_profiled(frame: pl.DataFrame, columns: Sequence[ColumnSpec]) -> pl.DataFr
 
 
 def merge(one: Profile, two: Profile) -> Profile:
-    """The profile of both sets of rows together, exact but for the rounding of mean and std.
+    """The profile of both sets of rows together.
 
-    Counts of categories are exact up to 1,000 different values.
+    Counts and moments are exact but for rounding, of categories as :class:`CategoricalColumn` says; what the
+    sketches tell differs a little with the order, by no more than their own error.
 
-    :raises ProfileError: the columns, their kinds or edges differ. Retry: no.
+    :raises ProfileError: the columns, their kinds or the segments differ. Retry: no.
     """
-    if one.columns.keys() != two.columns.keys():
-        differing = ", ".join(sorted(one.columns.keys() ^ two.columns.keys()))
-        raise ProfileError(
-            f"profiles of different columns cannot be merged: only one of them has {differing}"
-        )
-    merged = {name: _merge_column(name, one.columns[name], two.columns[name]) for name in one.columns}
-    return Profile(one.rows + two.rows, merged)
+    if one.segments.keys() != two.segments.keys():
+        differing = ", ".join(sorted(one.segments.keys() ^ two.segments.keys()))
+        raise ProfileError(f"profiles of other segments cannot be merged: only one of them has {differing}")
+    pairs = one.pairs + two.pairs if one.pairs is not None and two.pairs is not None else None
+    segments = {
+        name: Part(part.rows + two.segments[name].rows, _merge_columns(part, two.segments[name]))
+        for name, part in one.segments.items()
+    }
+    return Profile(one.rows + two.rows, _merge_columns(one, two), pairs, segments)
 
 
 def _values(frame: pl.DataFrame, column: ColumnSpec) -> pl.Expr:
     if column.name not in frame.columns:
-        dtype = pl.Float64 if column.type in ("float", "int") else pl.String
+        dtype = pl.Float64 if column.type in _NUMERIC else pl.String
         return pl.repeat(None, pl.len(), dtype=dtype)
     value = pl.col(column.name)
     # strict=False: a value of another type is itself an incident to measure, and no reason to fail.
-    if column.type in ("float", "int"):
+    if column.type in _NUMERIC:
         number = value.cast(pl.Float64, strict=False)
         return pl.when(number.is_finite()).then(number)
     if column.type == "bool":
         if frame.schema[column.name].is_numeric():
             value = value != 0
-        text = value.cast(pl.String, strict=False).str.to_lowercase()
-        return text.replace({"": None, "1": "true", "0": "false"})
-    return value.cast(pl.String, strict=False).replace("", None)
+        text = value.cast(pl.String, strict=False)
+        if frame.schema[column.name] == pl.Boolean:
+            return text
+        return text.str.to_lowercase().replace({"": None, "1": "true", "0": "false"})
+    text = value.cast(pl.String, strict=False)
+    return pl.when(text != "").then(text)
 
 
-def _quantile_edges(values: pl.Series) -> tuple[float, ...]:
-    """The 0th, 10th … 100th percentile; each distinct value, where there are no more of those."""
-    ordered = values.drop_nulls().sort()
-    if ordered.is_empty():
-        return ()
-    last = len(ordered) - 1
-    # Values that occur, not interpolated ones: a discrete column's bins then end at its values.
-    edges = ordered.gather([round(last * step / _BINS) for step in range(_BINS + 1)]).unique().sort()
-    if len(edges) <= _BINS:
-        distinct = ordered.unique().sort()
-        edges = distinct if len(distinct) <= _BINS + 1 else edges
-    return tuple(edges.to_list())
+def _profile(frame: pl.DataFrame, columns: Sequence[ColumnSpec], segments: Segments) -> Profile:
+    values = as_profiled(frame, columns)
+    numeric = tuple(column.name for column in columns if column.type in _NUMERIC)
+    followed = tuple(name for name in numeric if name != SCORE_COLUMN)[:MOST_COLUMNS]
+    pairs = pair_moments(followed, values.select(followed).to_numpy()) if len(followed) > 1 else None
+    parts = {}
+    for name, wanted in segments.items():
+        for value in wanted:
+            rows = values.filter(_is(name, value, numeric=name in numeric))
+            parts[f"{name}={value}"] = Part(rows.height, _columns(rows, numeric))
+    return Profile(values.height, _columns(values, numeric), pairs, parts)
 
 
-def _histograms(
-    values: pl.DataFrame, edges: Mapping[str, tuple[float, ...]]
-) -> Iterator[tuple[str, NumericColumn]]:
-    """Every numeric column in one pass."""
-    measures = [
-        measure.alias(f"{index}:{key}")
-        for index, (name, cuts) in enumerate(edges.items())
-        for key, measure in _measures(pl.col(name), cuts)
-    ]
-    row: dict[str, Any] = values.select(measures).row(0, named=True) if measures else {}
-    for index, (name, cuts) in enumerate(edges.items()):
-        low, high, mean, std = (_finite(row[f"{index}:{key}"]) for key in ("min", "max", "mean", "std"))
-        count = row[f"{index}:count"]
-        below = [0, *(row[f"{index}:{cut}"] for cut in range(len(cuts))), count]
-        counts = tuple(upper - lower for lower, upper in itertools.pairwise(below))
-        yield name, NumericColumn(count, values.height - count, cuts, counts, low, high, mean, std)
+def _is(name: str, value: str, *, numeric: bool) -> pl.Expr:
+    """Whether a profiled row has the value, as the spec writes it."""
+    if not numeric:
+        return pl.col(name) == value
+    try:
+        return pl.col(name) == float(value)
+    except ValueError:
+        return pl.lit(False)
 
 
-def _finite(value: float | None) -> float | None:
+def _columns(values: pl.DataFrame, numeric: Sequence[str]) -> Columns:
+    found = values.select(
+        (
+            pl.col(name).sort()
+            if name in numeric
+            else pl.col(name).alias("value").value_counts(name="rows").alias(name)
+        ).implode()
+        for name in values.columns
+    )
+    return {
+        name: _numbers(found[name][0]) if name in numeric else _categories(found[name][0])
+        for name in values.columns
+    }
+
+
+def _numbers(ordered: pl.Series) -> NumericColumn:
+    """:param ordered: nulls first"""
+    missing = ordered.null_count()
+    found = ordered[missing:].to_numpy()
+    if not len(found):
+        return NumericColumn(0, missing)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = found.mean()
+        apart = found - mean
+        std = _finite(math.sqrt(apart @ apart / len(found)))
+    sketch = Quantiles.of_sorted(found)
+    return NumericColumn(len(found), missing, sketch.encode(), sketch.low, sketch.high, _finite(mean), std)
+
+
+def _finite(value: float) -> float | None:
     """None for what JSON cannot hold: moments of values near the largest float overflow."""
-    return value if value is not None and math.isfinite(value) else None
+    return float(value) if math.isfinite(value) else None
 
 
-def _measures(value: pl.Expr, edges: tuple[float, ...]) -> Iterator[tuple[str, pl.Expr]]:
-    yield "count", value.count()
-    yield "min", value.min()
-    yield "max", value.max()
-    yield "mean", value.mean()
-    yield "std", value.std(ddof=0)
-    # Counting below each edge is vectorised; a binary search a row is several times slower.
-    for cut, edge in enumerate(edges):
-        yield str(cut), (value <= edge).sum()
+def _categories(found: pl.Series) -> CategoricalColumn:
+    """:param found: structs of ``value`` and ``rows``"""
+    counts = dict(zip(found.struct["value"].to_list(), found.struct["rows"].to_list(), strict=True))
+    missing = counts.pop(None, 0)
+    return _categorical(counts, missing, sum(counts.values()))
 
 
-def _categories(values: pl.Series, like: ColumnProfile | None) -> CategoricalColumn:
-    present = values.drop_nulls()
-    found = present.alias("value").value_counts(name="n")
-    counts = dict(zip(found["value"].to_list(), found["n"].to_list(), strict=True))
-    known = like.counts if isinstance(like, CategoricalColumn) else {}
-    return _categorical(counts, len(values) - len(present), known)
+def _categorical(counts: Mapping[str, int], missing: int, total: int, error: int = 0) -> CategoricalColumn:
+    """Keep the commonest; what is dropped had at most so many rows as the commonest of it, and ``error``."""
+    kept = dict(counts)
+    if len(counts) > _MAX_CATEGORIES:
+        order = sorted(counts, key=lambda value: (-counts[value], value))
+        kept = {value: counts[value] for value in order[:_MAX_CATEGORIES]}
+        error += counts[order[_MAX_CATEGORIES]]
+    return CategoricalColumn(total, missing, kept, total - sum(kept.values()), error)
 
 
-def _categorical(
-    counts: Mapping[str, int], missing: int, known: Mapping[str, int], other: int = 0
-) -> CategoricalColumn:
-    """Keep the commonest categories, those that the reference knows first."""
-    order = sorted(counts, key=lambda value: (value not in known, -counts[value], value))
-    kept = {value: counts[value] for value in order[:_MAX_CATEGORIES]}
-    total = sum(counts.values()) + other
-    return CategoricalColumn(total, missing, kept, total - sum(kept.values()))
+def _merge_columns(one: Profile | Part, two: Profile | Part) -> Columns:
+    if one.columns.keys() != two.columns.keys():
+        differing = ", ".join(sorted(one.columns.keys() ^ two.columns.keys()))
+        raise ProfileError(
+            f"profiles of different columns cannot be merged: only one of them has {differing}"
+        )
+    return {name: _merge_column(name, one.columns[name], two.columns[name]) for name in one.columns}
 
 
 def _merge_column(name: str, one: ColumnProfile, two: ColumnProfile) -> ColumnProfile:
@@ -211,31 +304,24 @@ def _merge_column(name: str, one: ColumnProfile, two: ColumnProfile) -> ColumnPr
         counts = {
             value: one.counts.get(value, 0) + two.counts.get(value, 0) for value in {*one.counts, *two.counts}
         }
-        return _categorical(counts, missing, {}, one.other + two.other)
+        return _categorical(counts, missing, one.count + two.count, one.error + two.error)
     if not isinstance(one, NumericColumn) or not isinstance(two, NumericColumn):
         raise ProfileError(f"column {name!r} is {one.kind} in one profile and {two.kind} in the other")
-    if one.edges != two.edges:
-        raise ProfileError(f"column {name!r} has other edges in each profile: make both like one reference")
-    counts_sum = tuple(a + b for a, b in zip(one.counts, two.counts, strict=True))
-    return NumericColumn(one.count + two.count, missing, one.edges, counts_sum, *_merge_moments(one, two))
+    if not one.count or not two.count:
+        some = one if one.count else two
+        return NumericColumn(some.count, missing, some.sketch, some.min, some.max, some.mean, some.std)
+    both = one.quantiles + two.quantiles
+    return NumericColumn(one.count + two.count, missing, both.encode(), *_merge_moments(one, two))
 
 
 def _merge_moments(one: NumericColumn, two: NumericColumn) -> _Moments:
     """Pairwise update of mean and variance (Chan, Golub and LeVeque, 1979)."""
-    first, second = _moments(one), _moments(two)
-    if not one.count or not two.count:
-        return first if one.count else second
-    low_1, high_1, mean_1, std_1 = first
-    low_2, high_2, mean_2, std_2 = second
-    low = None if low_1 is None or low_2 is None else min(low_1, low_2)
-    high = None if high_1 is None or high_2 is None else max(high_1, high_2)
-    if mean_1 is None or mean_2 is None or std_1 is None or std_2 is None:
+    low, high = min(one.quantiles.low, two.quantiles.low), max(one.quantiles.high, two.quantiles.high)
+    if one.mean is None or two.mean is None or one.std is None or two.std is None:
         return low, high, None, None
     share = two.count / (one.count + two.count)
-    delta = mean_2 - mean_1
-    variance = std_1 * std_1 * (1 - share) + std_2 * std_2 * share + delta * delta * share * (1 - share)
-    return low, high, _finite(mean_1 + delta * share), _finite(math.sqrt(variance))
-
-
-def _moments(column: NumericColumn) -> _Moments:
-    return column.min, column.max, column.mean, column.std
+    delta = two.mean - one.mean
+    variance = (
+        one.std * one.std * (1 - share) + two.std * two.std * share + delta * delta * share * (1 - share)
+    )
+    return low, high, _finite(one.mean + delta * share), _finite(math.sqrt(variance))

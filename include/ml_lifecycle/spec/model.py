@@ -24,7 +24,7 @@ from ml_lifecycle.spec.types import (
     Text,
     TimeZone,
 )
-from ml_lifecycle.spec.watch import Watch
+from ml_lifecycle.spec.watch import Watch, segment_names
 
 
 class Labels(Strict):
@@ -207,6 +207,7 @@ class Alert(Strict):
 
     :param metric: a finding's metric, e.g. ``psi``, ``missing_share``, ``skill``, ``calibration_error``
     :param columns: only these columns; all by default
+    :param segments: ``column=value`` of ``monitoring.segments``: only these; by default the window as a whole
     :param min_rows: below this many rows the condition is measured but never alerts
     """
 
@@ -214,6 +215,7 @@ class Alert(Strict):
     above: float | None = None
     below: float | None = None
     columns: tuple[Text, ...] | None = None
+    segments: tuple[Text, ...] | None = None
     severity: Severity = "warning"
     action: Literal["notify", "retrain"] = "notify"
     min_rows: int = Field(default=500, ge=1)
@@ -244,10 +246,23 @@ class Monitoring(Strict):
 
     :param window: how much traffic a run looks at, up to its end, unless its conf has an ``interval``.
         Quality is measured on what of it is older than ``labels.delay``, and estimated of the rest
+    :param segments: column to the values whose rows are also compared apart, as in ``delivery.watch``, each
+        with the same segment of the training rows. Time and the profile's size grow with their number
     """
 
     window: PositiveDuration = timedelta(days=1)
+    segments: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
     alerts: tuple[Alert, ...] = ()
+
+    @model_validator(mode="after")
+    def _segments_are_named(self) -> Monitoring:
+        names = segment_names(self.segments)
+        for number, alert in enumerate(self.alerts):
+            if unknown := [name for name in alert.segments or () if name not in names]:
+                raise FieldError(
+                    "alerts", f"number {number + 1}: {unknown[0]} is not in segments: {', '.join(names)}"
+                )
+        return self
 
 
 class Notify(Strict):

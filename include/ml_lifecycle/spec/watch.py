@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
@@ -189,10 +190,7 @@ class Watch(Strict):
     def _names_are_unlike(self) -> Watch:
         if taken := sorted(self.business.keys() & Watch.model_fields.keys()):
             raise FieldError("business", f"{taken[0]} has a meaning of its own: use another name")
-        if empty := [column for column, values in self.segments.items() if not values]:
-            raise FieldError("segments", f"{empty[0]} has no values")
-        if twice := [name for name, times in Counter(self.segment_names).items() if times > 1]:
-            raise FieldError("segments", f"{twice[0]} is there twice")
+        segment_names(self.segments)
         return self
 
     @property
@@ -228,7 +226,20 @@ class Watch(Strict):
     @property
     def segment_names(self) -> tuple[str, ...]:
         """``column=value`` of each segment that is watched apart."""
-        return tuple(f"{column}={value}" for column, values in self.segments.items() for value in values)
+        return segment_names(self.segments)
+
+
+def segment_names(segments: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """``column=value`` of each segment.
+
+    :raises FieldError: a column has no values, or one twice. Retry: no.
+    """
+    if empty := [column for column, values in segments.items() if not values]:
+        raise FieldError("segments", f"{empty[0]} has no values")
+    names = tuple(f"{column}={value}" for column, values in segments.items() for value in values)
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise FieldError("segments", f"{twice[0]} is there twice")
+    return names
 
 
 C = TypeVar("C", bound=Criterion)

@@ -154,7 +154,7 @@ def _inputs_digest(
 ) -> str:
     return digest_of(
         {
-            "stage": "monitor/2",
+            "stage": "monitor/3",
             "endpoint": spec.endpoint,
             "task": spec.task,
             "threshold": spec.evaluation.threshold,
@@ -191,6 +191,8 @@ def _hold(finding: Finding, alert: Alert) -> Finding | None:
     if finding.metric != alert.metric:
         return None
     if alert.columns is not None and finding.column not in alert.columns:
+        return None
+    if (finding.segment not in alert.segments) if alert.segments else finding.segment is not None:
         return None
     if finding.n < alert.min_rows and finding.metric != "volume":
         return None
@@ -248,7 +250,7 @@ def _measure(
         return _Measured((*findings, Finding("reference", None, None, main.rows, error=error)))
     served = _returned(rows).filter(pl.col("model_digest") == main.model_digest)
     quality, failures = _quality(spec, lake, training, served, truth, mature)
-    drift = monitor_drift.measure(lake, log, training)
+    drift = monitor_drift.measure(lake, log, training, spec.monitoring.segments)
     told = failures if quality is None else quality.findings
     return _Measured((*findings, *told, *drift.findings), drift.profile, drift.sample, quality)
 
@@ -311,7 +313,7 @@ def _write_reports(
     if found.profile is not None:
         lake.write_bytes(f"{path}/profile.json", canonical_json(to_json(found.profile)))
     if training is not None and found.sample is not None:
-        page, failed = monitor_drift.write_report(lake, path, training, found.sample)
+        page, failed = monitor_drift.write_report(lake, path, training, found.sample, found.findings)
         failures.extend(failed)
         pages |= {"drift": page} if page is not None else {}
     if training is not None and found.quality is not None and found.quality.answers.height:
@@ -326,7 +328,7 @@ def _summary(findings: Sequence[Finding]) -> dict[str, float]:
     """Metrics of the whole window by name; of those of columns the largest, as ``<metric>_max``."""
     summary: dict[str, float] = {}
     for finding in findings:
-        if finding.value is None:
+        if finding.value is None or finding.segment is not None:
             continue
         if finding.column is None:
             summary[finding.metric] = finding.value

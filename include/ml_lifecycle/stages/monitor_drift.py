@@ -12,9 +12,16 @@ import polars as pl
 
 from ml_lifecycle.adapters import evidently
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import PredictionWindow
-from ml_lifecycle.profiles.drift import feature_findings, score_findings
-from ml_lifecycle.profiles.profile import SCORE_COLUMN, Profile, make_profile, merge
+from ml_lifecycle.adapters.predictions import PredictionWindow, as_text
+from ml_lifecycle.profiles.drift import drift_findings
+from ml_lifecycle.profiles.profile import (
+    NO_SEGMENTS,
+    SCORE_COLUMN,
+    Profile,
+    Segments,
+    profile_batches,
+    read_profile,
+)
 from ml_lifecycle.records import ColumnSpec, Finding, Training, TrainingSet, from_json
 
 RETURNED = pl.col("returned") & (pl.col("status") == 200)
@@ -32,15 +39,20 @@ class Drift:
     sample: pl.DataFrame | None = None
 
 
-def measure(lake: Lake, log: PredictionWindow, training: Training) -> Drift:
+def measure(lake: Lake, log: PredictionWindow, training: Training, segments: Segments = NO_SEGMENTS) -> Drift:
     """Profile the rows that the training's model answered, and compare."""
     try:
-        reference = from_json(Profile, lake.read_json(training.profile_path))
-        profile, sample = profile_window(log, training, reference)
+        reference = read_profile(lake.read_json(training.profile_path))
+        names = {column.name for column in training.columns}
+        known = {name: values for name, values in segments.items() if name in names}
+        profile, sample = profile_window(log, training, known)
         found = (
+            *(
+                Finding("segment", name, None, profile.rows, error="the model has no such column")
+                for name in segments.keys() - names
+            ),
             *schema_findings(training.columns, sample["features"].to_list()),
-            *feature_findings(reference, profile),
-            *score_findings(reference, profile),
+            *drift_findings(reference, profile),
         )
     except OSError:
         raise  # the lake is unreachable: a retry helps
@@ -50,34 +62,48 @@ def measure(lake: Lake, log: PredictionWindow, training: Training) -> Drift:
 
 
 def profile_window(
-    log: PredictionWindow, training: Training, reference: Profile
+    log: PredictionWindow, training: Training, segments: Segments = NO_SEGMENTS
 ) -> tuple[Profile, pl.DataFrame]:
-    """Batch by batch: the profile on the reference's edges, and evenly spaced rows as a sample."""
+    """Batch by batch: the profile, and evenly spaced rows as a sample, their features also as text."""
     columns = (*training.columns, ColumnSpec(SCORE_COLUMN, "float", nullable=True))
     mine = RETURNED & (pl.col("model_digest") == training.model_digest)
-    profile = make_profile(
-        _unpack(pl.DataFrame({"features": [], "score": []}), training.columns), columns, reference
-    )
     samples = []
-    for batch in log.batches(["features", "score"], mine):
-        rows = _unpack(batch, training.columns)
-        profile = merge(profile, make_profile(rows, columns, reference))
-        samples.append(evidently.thin(rows.lazy(), rows.height))
+
+    def batches() -> Iterator[pl.DataFrame]:
+        for batch in log.feature_batches(mine):
+            samples.append(_sampled(batch, training.columns))
+            yield _unpack(batch, training.columns)
+
+    profile = profile_batches(batches(), columns, segments)
     sample = pl.concat(samples)
     return profile, evidently.thin(sample.lazy(), sample.height)
 
 
-def _unpack(batch: pl.DataFrame, columns: Sequence[ColumnSpec]) -> pl.DataFrame:
-    """The logged features as columns of text beside ``features`` itself.
-
-    As text first: a value of the wrong type then becomes a missing one instead of failing the batch.
-    """
-    texts = pl.Struct({column.name: pl.String for column in columns})
-    unpacked = batch.select(pl.col("features").cast(pl.String).str.json_decode(texts)).unnest("features")
-    rest = batch.select(
-        pl.col("features").cast(pl.String), pl.col("score").cast(pl.Float64).alias(SCORE_COLUMN)
+def _sampled(batch: pl.DataFrame, columns: Sequence[ColumnSpec]) -> pl.DataFrame:
+    """Some rows, with each feature as text beside ``features`` itself as JSON."""
+    rows = evidently.thin(batch.lazy(), batch.height)
+    texts = as_text(rows["features"]).alias("features")
+    unpacked = _unpack(rows, columns)
+    return unpacked.select(pl.col(column.name).cast(pl.String) for column in columns).with_columns(
+        texts, unpacked[SCORE_COLUMN]
     )
-    return pl.concat([unpacked, rest], how="horizontal")
+
+
+def _unpack(batch: pl.DataFrame, columns: Sequence[ColumnSpec]) -> pl.DataFrame:
+    """The logged features as columns, and the score.
+
+    Of JSON as text: a value of the wrong type then becomes a missing one instead of failing the batch.
+    """
+    names = [column.name for column in columns]
+    features = batch["features"]
+    if not isinstance(features.dtype, pl.Struct):
+        texts = pl.Struct(dict.fromkeys(names, pl.String))
+        features = features.cast(pl.String).str.json_decode(texts)
+    unpacked = features.struct.unnest()
+    score = batch["score"].cast(pl.Float64).alias(SCORE_COLUMN)
+    return unpacked.select(
+        pl.col(name) if name in unpacked.columns else pl.lit(None, pl.String).alias(name) for name in names
+    ).with_columns(score)
 
 
 def schema_findings(columns: Sequence[ColumnSpec], logged: Sequence[str]) -> Iterator[Finding]:
@@ -115,16 +141,17 @@ def _fits(column: ColumnSpec, value: object) -> bool:
 
 
 def write_report(
-    lake: Lake, path: str, training: Training, sample: pl.DataFrame
+    lake: Lake, path: str, training: Training, sample: pl.DataFrame, findings: Sequence[Finding] = ()
 ) -> tuple[str | None, list[Finding]]:
     """Write Evidently's ``report.html`` and ``evidently.json``.
 
+    :param findings: the window's; those of its columns stand in the report
     :returns: the page's path, None if it could not be made; and what it lacks and why
     """
     try:
         training_set = from_json(TrainingSet, lake.read_json(training.training_set_path))
         reference = evidently.thin(lake.scan([training_set.train_path]), training_set.train_rows)
-        report = evidently.drift_report(reference, sample, training.columns)
+        report = evidently.drift_report(reference, sample, training.columns, findings)
     except OSError:
         raise  # the lake is unreachable: a retry helps
     except Exception as error:  # noqa: BLE001 - the page is to look at; its absence must not cost the findings

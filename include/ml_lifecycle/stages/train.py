@@ -51,9 +51,15 @@ def plan_training(
 
     :param search: train with the parameters it found, not with the spec's
     :param trial: the job is this trial of a search, with these parameters
-    :raises SpecError: the folder's files changed since it was loaded. Retry: no, load it again.
+    :raises SpecError: the folder's files changed since it was loaded: load it again. Or a column of
+        ``monitoring.segments`` is no feature. Retry: no.
     """
     spec = folder.spec
+    names = {column.name for column in training_set.columns}
+    if unknown := sorted(spec.monitoring.segments.keys() - names):
+        raise SpecError(
+            f"monitoring.segments: {unknown[0]} is no feature of the model ({', '.join(sorted(names))})"
+        )
     threads = threads_of(spec.training.resources.cpu)
     parameters = search.parameters if search is not None else spec.training.parameters
     terms, parameters = trial if trial is not None else (None, parameters)
@@ -65,6 +71,7 @@ def plan_training(
             "task": spec.task,
             "parameters": parameters,
             **({"trial": [terms.search, terms.number]} if terms is not None else {}),
+            **({"segments": spec.monitoring.segments} if spec.monitoring.segments else {}),
             "seed": spec.training.seed,
             "image": spec.training.image,
             "lock": spec.training.lock,
@@ -87,6 +94,7 @@ def plan_training(
         threads=threads,
         search_path=search.path if search is not None else "",
         trial=terms,
+        segments=spec.monitoring.segments,
     )
     if lake.exists(job.manifest_path):
         return job

@@ -160,6 +160,6 @@ def _shift(
         )
     columns = [ColumnSpec(name, kinds.pop(), nullable=True)]  # type: ignore[arg-type]
     reference = make_profile(before, columns)
-    profile = make_profile(now, columns, like=reference)
+    profile = make_profile(now, columns)
     rise = missing_share(profile.columns[name]) - missing_share(reference.columns[name])
     return (psi(reference.columns[name], profile.columns[name]) if with_psi else None), rise

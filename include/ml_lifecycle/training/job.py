@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal
@@ -39,6 +39,7 @@ class TrainingJob(Record):
     :param threads: how many a numerical library may use: the result must not depend on the node's cores
     :param search_path: folder of the search whose best parameters these are; empty without one
     :param trial: which trial of a search this is; None if the model is to be used
+    :param segments: column → values whose rows the profile tells apart
     """
 
     schema: ClassVar[str] = "training_job/2"
@@ -56,6 +57,7 @@ class TrainingJob(Record):
     threads: int
     search_path: str = ""
     trial: TrialTerms | None = None
+    segments: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def job_path(self) -> str:

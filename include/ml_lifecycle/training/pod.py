@@ -13,6 +13,7 @@ import tempfile
 import traceback
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,14 @@ from ml_lifecycle.errors import (
     TrialPrunedError,
 )
 from ml_lifecycle.metrics import Answers, class_indices, measure_all
-from ml_lifecycle.profiles.profile import SCORE_COLUMN, Profile, make_profile
+from ml_lifecycle.profiles.profile import (
+    SCORE_COLUMN,
+    ColumnProfile,
+    Part,
+    Profile,
+    Segments,
+    make_profile,
+)
 from ml_lifecycle.records import ColumnSpec, TrainingSet, from_json, to_json
 from ml_lifecycle.training.checkpoints import Checkpoints
 from ml_lifecycle.training.fit import classes_of, fit, labels_of, load_train, user_frames
@@ -135,12 +143,13 @@ def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage, checkpoints: 
     reference = make_reference(estimator, asked, training_set.columns, job.task)
     classes = classes_of(estimator, job.task)
     outputs = reference.outputs[: reference.holdout_rows]
+    profile = _profile(served, asked, training_set.columns, reference, job.segments)
     truth = _truth(holdout[training_set.label_column], classes)
     metrics, reasons = measure_all(Answers(job.task, truth, outputs))
     files = {
         "model.onnx": model,
         "reference.parquet": reference_bytes(reference),
-        "profile.json": json_bytes(to_json(_profile(served, training_set.columns, reference))),
+        "profile.json": json_bytes(to_json(profile)),
         "metrics.json": json_bytes({"metrics": metrics, "not_computed": reasons}),
     }
     if attempt.is_superseded(lake):
@@ -226,14 +235,30 @@ def _columns_without_values(served: pl.DataFrame) -> list[str]:
     return [series.name for series in served if series.dtype == pl.Float32 and bool(series.is_nan().all())]
 
 
-def _profile(served: pl.DataFrame, columns: tuple[ColumnSpec, ...], reference: Reference) -> Profile:
+def _profile(
+    served: pl.DataFrame,
+    holdout: pl.DataFrame,
+    columns: tuple[ColumnSpec, ...],
+    reference: Reference,
+    segments: Segments,
+) -> Profile:
     """The training features' profile and, as one more column, that of the holdout's scores."""
     outputs = reference.outputs[: reference.holdout_rows]
     if outputs.ndim == 2:
         outputs = outputs[:, -1] if outputs.shape[1] == 2 else outputs.max(axis=1)
-    features = make_profile(served, columns)
-    scores = make_profile(pl.DataFrame({SCORE_COLUMN: outputs}), [ColumnSpec(SCORE_COLUMN, "float")])
-    return Profile(features.rows, features.columns | scores.columns)
+    features = make_profile(served, columns, segments)
+    cut = [column for column in columns if column.name in segments]
+    scored = holdout.with_columns(pl.Series(SCORE_COLUMN, outputs))
+    scores = make_profile(scored, [*cut, ColumnSpec(SCORE_COLUMN, "float")], segments)
+    parts = {
+        name: replace(part, columns=part.columns | _only_score(scores.segments[name]))
+        for name, part in features.segments.items()
+    }
+    return replace(features, columns=features.columns | _only_score(scores), segments=parts)
+
+
+def _only_score(of: Profile | Part) -> dict[str, ColumnProfile]:
+    return {SCORE_COLUMN: of.columns[SCORE_COLUMN]}
 
 
 def _packages() -> dict[str, str]:

@@ -23,7 +23,7 @@ import polars as pl
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.adapters.onnx import as_served, feeds, open_session, predict
 from ml_lifecycle.errors import LifecycleError
-from ml_lifecycle.profiles.profile import Profile
+from ml_lifecycle.profiles.profile import read_profile
 from ml_lifecycle.records import TaskType, from_json, to_json
 from ml_lifecycle.training.job import GRACE_SECONDS, RESULT_FILES, Attempt, Failure, PodResult, TrainingJob
 from ml_lifecycle.training.pod_world import COLUMNS, make_job
@@ -243,7 +243,7 @@ class _Trial:
     def _profile_reads(self) -> None:
         attempt = self._attempt(1)
         try:
-            profile = from_json(Profile, self._lake.read_json(f"{attempt.path}/profile.json"))
+            profile = read_profile(self._lake.read_json(f"{attempt.path}/profile.json"))
             metrics = self._lake.read_json(f"{attempt.path}/metrics.json")["metrics"]
         except (LifecycleError, KeyError, TypeError) as error:
             raise Broken(str(error)) from error

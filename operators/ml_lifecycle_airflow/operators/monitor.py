@@ -73,8 +73,10 @@ class MonitorOperator(StageOperator):
         )
         for alert in findings.alerts:
             self.log.warning(
-                "%s: %s %s = %s (%s)",
-                *(alert.severity, alert.metric, alert.column or "", alert.value, alert.threshold),
+                "%s: %s %s%s = %s (%s)",
+                *(alert.severity, alert.metric, alert.column or ""),
+                f" where {alert.segment}" if alert.segment else "",
+                *(alert.value, alert.threshold),
             )
         return findings
 

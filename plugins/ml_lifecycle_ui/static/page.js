@@ -88,15 +88,18 @@ function alertLines(alerts) {
   return [...lines.values()].map((same) => same.sort((a, b) => Math.abs(b.value) - Math.abs(a.value)));
 }
 
+// What an alert is about; none for the window as a whole.
+const place = ({ column, segment }) => [column, segment].filter(Boolean).join(" where ");
+
 function alertItem(same, columns) {
-  const [{ severity, metric, threshold, error, value, column }] = same;
-  const named = same.filter((alert) => alert.column);
-  const some = named.slice(0, columns).map((alert) => (alert.value === null ? alert.column : `${alert.column} ${number(alert.value)}`));
+  const [{ severity, metric, threshold, error, value }] = same;
+  const named = same.filter(place);
+  const some = named.slice(0, columns).map((alert) => (alert.value === null ? place(alert) : `${place(alert)} ${number(alert.value)}`));
   if (named.length > columns) some.push(`${named.length - columns} more`);
   const about = some.length ? `: ${some.join(", ")}` : "";
   const what = value === null
     ? ` could not be measured${about} (${error ?? "no reason given"})`
-    : column ? ` ${threshold}${about}` : ` ${number(value)}, ${threshold}`;
+    : named.length ? ` ${threshold}${about}` : ` ${number(value)}, ${threshold}`;
   return element("li", { class: severity }, element("b", {}, severity), ` ${metricName(metric)}${what}`);
 }
 

@@ -1,0 +1,421 @@
+"""Drift of a million rows of 20 columns against a stored reference, and of ten million logged predictions.
+
+    python benchmarks/drift.py [--rows N] [--predictions N] [--rounds N] [--results FILE]
+
+Ours profiles the rows from Parquet and compares them with the stored profile, by what the monitor calls; the
+ten million are read from a log as the server writes it, by `monitor_drift.measure`, with two columns cut in
+segments. Evidently's DataDriftPreset gets both tables, read before its clock starts and after its imports.
+The hand-written pass counts each column's values in the tenths of the reference, in Polars, streaming, and
+makes the PSI: it knows neither Kolmogorov-Smirnov nor Wasserstein. Each runs in a process of its own, in
+alternating rounds (Evidently in the first alone unless told otherwise); the exact distances are SciPy's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from ml_lifecycle.records import ColumnSpec
+
+KS_BOUND, WASSERSTEIN_BOUND = 0.005, 0.02
+TIMES_EVIDENTLY, TIMES_LIMIT, MEMORY_MIB = 30, 1.7, 400
+LOG_SECONDS, LOG_MIB = 60, 1024
+PART_ROWS = 20_000
+DAY = datetime(2026, 1, 5, tzinfo=UTC)
+_DAY_US = int(DAY.timestamp()) * 1_000_000
+DIGEST = "0123456789ab" * 5 + "0123"
+
+NUMBERS = ("normal", "wider", "lognormal", "pareto", "beyond", "uniform", "zeros", "rounded")
+COUNTS = ("poisson", "hour", "day", "flag")
+TEXTS = ("carrier", "origin", "route", "plane", "shop", "city")
+BOOLS = ("night", "weekend")
+
+
+def columns() -> tuple[ColumnSpec, ...]:
+    from ml_lifecycle.records import ColumnSpec
+
+    return (
+        *(ColumnSpec(name, "float", nullable=True) for name in NUMBERS),
+        *(ColumnSpec(name, "int") for name in COUNTS),
+        *(ColumnSpec(name, "string") for name in TEXTS),
+        *(ColumnSpec(name, "bool") for name in BOOLS),
+    )
+
+
+def make_rows(n: int, seed: int, by: float) -> pl.DataFrame:
+    """Rows of twenty columns, moved ``by`` so much."""
+    import numpy as np
+    import polars as pl
+
+    rng = np.random.default_rng(seed)
+
+    def texts(values: int) -> pl.Series:
+        share = 1 / (np.arange(values) + 3)
+        drawn = rng.choice(values, n, p=share / share.sum())
+        return pl.Series(drawn).cast(pl.String)
+
+    made = pl.DataFrame(
+        {
+            "normal": rng.normal(by, 1, n),
+            "wider": rng.normal(0, 1 + by, n),
+            "lognormal": rng.lognormal(by, 1, n),
+            "pareto": rng.pareto(2.5 - by, n),
+            "beyond": np.where(rng.random(n) < by / 2, rng.normal(50, 5, n), rng.normal(0, 1, n)),
+            "uniform": rng.random(n) * (1 + by),
+            "zeros": np.where(rng.random(n) < 0.7 - by, 0, rng.exponential(1, n)),
+            "rounded": rng.normal(by, 1, n).round(1),
+            "poisson": rng.poisson(4 + by, n),
+            "hour": (rng.random(n) * (18 + 9 * by)).astype(np.int64),
+            "day": rng.integers(0, 7, n),
+            "flag": (rng.random(n) < 0.3 + by).astype(np.int64),
+            **{name: texts(count) for name, count in zip(TEXTS, (6, 20, 90, 300, 500, 900), strict=True)},
+            "night": rng.random(n) < 0.3,
+            "weekend": rng.random(n) < 0.28 + by,
+        }
+    )
+    gaps = {name: rng.random(n) < share for name, share in (("wider", 0.1), ("uniform", 0.02))}
+    return made.with_columns(
+        pl.when(~pl.Series(gap)).then(pl.col(name)).alias(name) for name, gap in gaps.items()
+    )
+
+
+def make_files(folder: Path, rows: int) -> None:
+    from ml_lifecycle.profiles.profile import make_profile
+    from ml_lifecycle.records import to_json
+
+    for name, seed, by in (("reference", 1, 0.0), ("current", 2, 0.1)):
+        frame = make_rows(rows, seed, by)
+        frame.write_parquet(folder / f"{name}.parquet", row_group_size=131_072)
+        if name == "reference":
+            (folder / "profile.json").write_text(json.dumps(to_json(make_profile(frame, columns()))))
+            edges = {
+                column: sorted({*frame[column].drop_nulls().sort().gather(_tenths(frame[column]))})
+                for column in (*NUMBERS, *COUNTS)
+            }
+            (folder / "edges.json").write_text(json.dumps(edges))
+
+
+def _tenths(values: pl.Series) -> list[int]:
+    last = values.len() - values.null_count() - 1
+    return [round(last * step / 10) for step in range(11)]
+
+
+def make_log(folder: Path, rows: int) -> None:
+    """As the server writes it: a part of one model, with structs, Enums and LZ4."""
+    import numpy as np
+    import polars as pl
+
+    from ml_lifecycle.adapters.predictions import SCHEMA
+    from ml_lifecycle.profiles.profile import SCORE_COLUMN, make_profile
+    from ml_lifecycle.records import ColumnSpec, to_json
+    from ml_lifecycle.serving.log_frames import kind_of
+
+    def features(n: int, seed: int, by: float) -> pl.DataFrame:
+        return make_rows(n, seed, by).select(column.name for column in logged_columns())
+
+    target = folder / f"predictions/late/{DAY.date().isoformat()}"
+    target.mkdir(parents=True)
+    block = 500_000  # drawn at once; each part then is other rows
+    drawn = features(block, 3, 0.1)
+    for number in range(rows // PART_ROWS):
+        start = number * PART_ROWS
+        rng = np.random.default_rng(number)
+        mine = drawn[rng.integers(0, block, PART_ROWS)]
+        score = 1 / (1 + np.exp(-mine["normal"].to_numpy()))
+        moments = np.arange(start, start + PART_ROWS) * (86_400_000_000 // rows)
+        constants = {
+            "endpoint": pl.lit("late", pl.Enum(["late"])),
+            "route_revision": pl.lit(1, pl.Int64),
+            "variant": pl.lit("champion", pl.Enum(["champion", "canary", "shadow", "standby"])),
+            "returned": pl.lit(True),
+            "model_version": pl.lit("1"),
+            "model_digest": pl.lit(DIGEST, pl.Enum([DIGEST])),
+            "features_from": pl.lit("request", pl.Enum(["request", "online_store"])),
+            "status": pl.lit(200, pl.Int64),
+            "event_time": pl.lit(None, pl.Datetime("us", "UTC")),
+            "entity_keys": pl.lit("{}", pl.Enum(["{}"])),
+        }
+        outputs = pl.DataFrame(
+            {"label": (score > 0.5).astype(np.int64), "probabilities": np.stack([1 - score, score], 1)}
+        )
+        frame = (
+            pl.DataFrame(
+                [
+                    pl.Series("prediction_id", rng.integers(0, 2**63, PART_ROWS)).cast(pl.String),
+                    pl.Series("received_at", _DAY_US + moments).cast(pl.Datetime("us", "UTC")),
+                    pl.Series("latency_ms", rng.gamma(2, 3, PART_ROWS)),
+                    pl.Series("row", np.zeros(PART_ROWS, np.int64)),
+                    mine.to_struct("features"),
+                    outputs.with_columns(pl.col("probabilities").arr.to_list()).to_struct("outputs"),
+                    pl.Series("score", score),
+                ]
+            )
+            .with_columns(**constants)
+            .select(tuple(SCHEMA))
+        )
+        first = DAY + timedelta(microseconds=start * (86_400_000_000 // rows))
+        name = f"{first:%Y%m%dT%H%M%S%f}-bench-{number:06d}-{kind_of(DIGEST, frame)}.parquet"
+        frame.write_parquet(target / name, compression="lz4", statistics=False)
+    reference = features(200_000, 4, 0.0)
+    scored = reference.with_columns((1 / (1 + (-pl.col("normal")).exp())).alias(SCORE_COLUMN))
+    profile = make_profile(scored, (*logged_columns(), ColumnSpec(SCORE_COLUMN, "float")), SEGMENTS)
+    (folder / "log_profile.json").write_text(json.dumps(to_json(profile)))
+
+
+SEGMENTS = {"carrier": tuple("012345"), "weekend": ("true", "false")}
+
+
+def logged_columns() -> tuple[ColumnSpec, ...]:
+    wanted = {*NUMBERS[:6], "poisson", "hour", "carrier", "origin", "plane", "weekend"}
+    return tuple(column for column in columns() if column.name in wanted)
+
+
+def timed(work: Callable[[], Any]) -> dict[str, Any]:
+    began = time.perf_counter()
+    answer = work()
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "peak_mib": peak, "answer": answer}
+
+
+def ours(folder: Path) -> dict[str, Any]:
+    import polars as pl
+    import pyarrow.parquet
+    import scipy.special  # noqa: F401 - apart from the time, as Evidently's imports are
+
+    from ml_lifecycle.profiles.drift import drift_findings
+    from ml_lifecycle.profiles.profile import profile_batches, read_profile
+
+    def batches() -> Iterator[pl.DataFrame]:
+        for batch in pyarrow.parquet.ParquetFile(folder / "current.parquet").iter_batches(131_072):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            yield frame
+
+    def work() -> dict[str, float]:
+        reference = read_profile(json.loads((folder / "profile.json").read_text()))
+        found = drift_findings(reference, profile_batches(batches(), columns()))
+        return {f"{one.metric}:{one.column}": one.value for one in found if one.value is not None}
+
+    return timed(work)
+
+
+def by_hand(folder: Path) -> dict[str, Any]:
+    import numpy as np
+    import polars as pl
+
+    def work() -> dict[str, float]:
+        edges = json.loads((folder / "edges.json").read_text())
+        scan = pl.scan_parquet(folder / "current.parquet")
+        counted = scan.select(
+            measure.alias(f"{name}:{key}")
+            for name, cuts in edges.items()
+            for key, measure in (
+                ("count", pl.col(name).count()),
+                ("mean", pl.col(name).mean()),
+                ("std", pl.col(name).std()),
+                *((str(cut), (pl.col(name) <= edge).sum()) for cut, edge in enumerate(cuts)),
+            )
+        )
+        categories = [scan.group_by(name).len() for name in (*TEXTS, *BOOLS)]
+        row = counted.collect(engine="streaming").row(0, named=True)
+        for one in categories:
+            one.collect(engine="streaming")
+        found = {}
+        for name, cuts in edges.items():
+            below = [0, *(row[f"{name}:{cut}"] for cut in range(len(cuts))), row[f"{name}:count"]]
+            found[name] = float(np.diff(below)[0])
+        return found
+
+    return timed(work)
+
+
+def evidently(folder: Path) -> dict[str, Any]:
+    import warnings
+
+    import pandas as pd
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.presets import DataDriftPreset
+
+    warnings.simplefilter("ignore")
+    definition = DataDefinition(numerical_columns=[*NUMBERS, *COUNTS], categorical_columns=[*TEXTS, *BOOLS])
+    tables = [pd.read_parquet(folder / f"{name}.parquet") for name in ("current", "reference")]
+
+    def work() -> str:
+        current, reference = (Dataset.from_pandas(one, data_definition=definition) for one in tables)
+        return str(len(Report([DataDriftPreset()]).run(current, reference).json()))
+
+    return timed(work)
+
+
+def log(folder: Path) -> dict[str, Any]:
+    from types import SimpleNamespace
+    from typing import cast
+
+    import scipy.special  # noqa: F401
+
+    from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.adapters.predictions import PredictionWindow
+    from ml_lifecycle.records import Interval, Training
+    from ml_lifecycle.stages import monitor_drift
+
+    # Of a training the drift needs these alone.
+    given = SimpleNamespace(profile_path="log_profile.json", columns=logged_columns(), model_digest=DIGEST)
+    lake = Lake(str(folder))
+
+    def work() -> dict[str, float]:
+        window = PredictionWindow(lake, "late", Interval(DAY, DAY + timedelta(days=1)))
+        found = monitor_drift.measure(lake, window, cast("Training", given), SEGMENTS)
+        failed = [one.error for one in found.findings if one.error is not None]
+        assert not failed, failed
+        assert found.profile is not None
+        return {"rows": found.profile.rows, "findings": len(found.findings)}
+
+    return timed(work)
+
+
+WORK = {"ours": ours, "by_hand": by_hand, "evidently": evidently, "log": log}
+
+
+def exact(folder: Path) -> dict[str, tuple[float, float]]:
+    """SciPy's KS and Wasserstein of each numeric column."""
+    import polars as pl
+    from scipy.stats import ks_2samp, wasserstein_distance
+
+    found = {}
+    for name in (*NUMBERS, *COUNTS):
+        before, now = (
+            pl.read_parquet(folder / f"{side}.parquet", columns=[name])[name].drop_nulls().to_numpy()
+            for side in ("reference", "current")
+        )
+        statistic = ks_2samp(before, now, method="asymp").statistic
+        found[name] = (float(statistic), float(wasserstein_distance(before, now)))
+    return found
+
+
+def apart(kind: str, folder: Path) -> dict[str, Any]:
+    """The work in a process of its own."""
+    command = [sys.executable, __file__, "--child", kind, str(folder)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"· {kind}: {found['seconds']:.2f} s, {found['peak_mib']:.0f} MiB", file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--predictions", type=int, default=10_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--evidently-rounds", type=int, default=1)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--child", nargs=2)
+    asked = parser.parse_args()
+    if asked.child:
+        print(json.dumps(WORK[asked.child[0]](Path(asked.child[1]))))
+        return 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in WORK}
+        if asked.rows:
+            make_files(folder, asked.rows)
+            for number in range(asked.rounds):
+                runs["ours"].append(apart("ours", folder))
+                runs["by_hand"].append(apart("by_hand", folder))
+                if number < asked.evidently_rounds:
+                    runs["evidently"].append(apart("evidently", folder))
+        distances = exact(folder) if asked.rows else {}
+        if asked.predictions:
+            make_log(folder, asked.predictions)
+            runs["log"].append(apart("log", folder))
+    return report(asked, runs, distances)
+
+
+def report(
+    asked: argparse.Namespace,
+    runs: dict[str, list[dict[str, Any]]],
+    distances: dict[str, tuple[float, float]],
+) -> int:
+    seconds = {
+        kind: statistics.median(one["seconds"] for one in found) for kind, found in runs.items() if found
+    }
+    peaks = {kind: max(one["peak_mib"] for one in found) for kind, found in runs.items() if found}
+    held = []
+    if runs["ours"]:
+        answer = runs["ours"][0]["answer"]
+        errors = {
+            column: (
+                abs(answer[f"ks_statistic:{column}"] - ks),
+                abs(answer[f"wasserstein_absolute:{column}"] / w - 1),
+            )
+            for column, (ks, w) in distances.items()
+        }
+        table(
+            ("column", "KS exact", "off by", "Wasserstein exact", "off by"),
+            [
+                (
+                    column,
+                    f"{distances[column][0]:.4f}",
+                    f"{ks:.5f}",
+                    f"{distances[column][1]:.4f}",
+                    f"{w:.3%}",
+                )
+                for column, (ks, w) in errors.items()
+            ],
+        )
+        # Where nothing moved, there is nothing that 2 % could be taken of.
+        moved = [column for column in errors if column != "day"]
+        held += [
+            max(ks for ks, _ in errors.values()) <= KS_BOUND,
+            max(errors[column][1] for column in moved) <= WASSERSTEIN_BOUND,
+            peaks["ours"] <= MEMORY_MIB,
+            seconds["ours"] <= TIMES_LIMIT * seconds["by_hand"],
+        ]
+        if "evidently" in seconds:
+            held.append(seconds["evidently"] >= TIMES_EVIDENTLY * seconds["ours"])
+    if runs["log"]:
+        assert runs["log"][0]["answer"]["rows"] == asked.predictions // PART_ROWS * PART_ROWS
+        held += [seconds["log"] <= LOG_SECONDS, peaks["log"] <= LOG_MIB]
+    table(
+        ("work", "seconds, median", "peak MiB", "times ours"),
+        [
+            (
+                kind,
+                f"{seconds[kind]:.2f}",
+                f"{peaks[kind]:.0f}",
+                f"{seconds[kind] / seconds.get('ours', 1):.2f}",
+            )
+            for kind in seconds
+        ],
+    )
+    if asked.results:
+        raw = {
+            kind: [{k: v for k, v in one.items() if k != "answer"} for one in found]
+            for kind, found in runs.items()
+        }
+        asked.results.parent.mkdir(parents=True, exist_ok=True)
+        asked.results.write_text(
+            json.dumps({"rows": asked.rows, "predictions": asked.predictions, **raw}, indent=1)
+        )
+    return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
