@@ -43,7 +43,7 @@ _IMPORTED = (
     "small_life",
     "ml_lifecycle.adapters.evidently",
     "ml_lifecycle.adapters.expectations",
-    "ml_lifecycle.adapters.feast_online",
+    "ml_lifecycle.adapters.feast_reader",
     "ml_lifecycle.adapters.feast_written",
 )
 

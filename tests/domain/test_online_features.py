@@ -8,7 +8,7 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
@@ -21,9 +21,10 @@ import pytest
 from flight_truth import at
 from flight_world import KEYS, KNOWN_AT, STORY_STARTS, World, january, raw
 
-from ml_lifecycle.adapters.feast_online import NewestWinsSqliteOnlineStore, OnlineReader
+from ml_lifecycle.adapters.feast_reader import OnlineReader
 from ml_lifecycle.adapters.feast_repo import open_store, registry_bytes
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.online_file import OnlineFile
 from ml_lifecycle.records import Interval, Run, Snapshot, to_json
 from ml_lifecycle.spec.folder import load_folder
 from ml_lifecycle.stages.feature_tables import build_tables, features_of
@@ -101,16 +102,22 @@ def _arrivals_by_step(
 
 
 def stored(url: str) -> set[tuple[object, ...]]:
-    """Every value in the store with its key and event time."""
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+    """Every row in the store with its key, event time and values."""
+    path = url.removeprefix("sqlite:///")
+    with sqlite3.connect(path) as connection, closing(OnlineFile(Path(path))) as file:
+
+        def values(row: bytes) -> zip[tuple[str, object]]:
+            layout = file.layout_of(row)
+            return zip(layout.names, layout.unpack(row, bytes), strict=True)
+
         names = [
             name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         ]
         return {
-            (name, *row)
+            (name, key, event, *values(row))
             for name in names
             if name.startswith("flight_delay_") and "__state" not in name
-            for row in connection.execute(f"SELECT entity_key, feature_name, value, event_ts FROM '{name}'")
+            for key, event, row in connection.execute(f"SELECT entity_key, event_us, row FROM '{name}'")
         }
 
 
@@ -285,14 +292,14 @@ def run(process: BaseProcess) -> int | None:
 
 def batches(story: Story, step: int, url: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """Write a step; returns in how many batches it was written."""
-    write_batch, count = NewestWinsSqliteOnlineStore.online_write_batch, []
+    write_batch, count = OnlineFile.write, []
 
-    def counted(store: NewestWinsSqliteOnlineStore, **arguments: Any) -> None:
+    def counted(*arguments: Any) -> None:
         count.append(1)
-        write_batch(store, **arguments)
+        write_batch(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(NewestWinsSqliteOnlineStore, "online_write_batch", counted)
+        patched.setattr(OnlineFile, "write", counted)
         story.write(step, url)
     return len(count)
 
@@ -308,7 +315,7 @@ def check_kills(
     with readers(story, url):
         for step in steps:
             parts = batches(story, step, twin, monkeypatch)
-            assert parts == 6, "five views and the memory of it"
+            assert parts == 7, "five views, that it has begun and that it is done"
             for kill in ((part, where) for part in range(parts) for where in ("before", "among", "after")):
                 number += 1
                 if number % every == 0:
