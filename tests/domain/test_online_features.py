@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from flight_world import KEYS, KNOWN_AT, STORY_STARTS, World, january, raw
 
 from ml_lifecycle.adapters.feast_reader import OnlineReader
 from ml_lifecycle.adapters.feast_repo import open_store, registry_bytes
+from ml_lifecycle.adapters.feast_written import OnlineWriter
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.online_file import OnlineFile
+from ml_lifecycle.errors import CanaryError, FeatureError
 from ml_lifecycle.records import Interval, Run, Snapshot, to_json
 from ml_lifecycle.spec.folder import load_folder
 from ml_lifecycle.stages.feature_tables import build_tables, features_of
@@ -231,6 +233,62 @@ def test_a_new_state_of_the_folder_writes_all_again(story: Story, tmp_path: Path
     assert done.since is None
     audit = audit_online(changed, story.world.lake, story.snapshots[-1], url, STEPS[-1], sample=500)
     assert audit.differing == {}
+
+
+def windows(story: Story, url: str, folder: Path) -> list[tuple[datetime, datetime | None]]:
+    """What the store's ledger has finished, from the last back: until when, and since when."""
+    folder.mkdir()
+    with closing(OnlineWriter(features_of(story.world.folder), folder, url)) as writer:
+        return [(window.as_of, window.since) for window in writer.windows()]
+
+
+def test_the_ledger_knows_what_was_interrupted_and_the_next_one_heals_it(
+    story: Story, clean: str, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/online.db"
+    assert story.write(0, url).healed is None
+    arguments = (*story.arguments(1, url), (3, "among"))
+    assert run(PROCESSES.Process(target=online_processes.write, args=arguments)) == -signal.SIGKILL
+    assert windows(story, url, tmp_path / "killed") == [(STEPS[0], None)]
+    done = story.write(2, url)
+    assert (done.healed, done.since) == (STEPS[1], story.snapshots[0].digest)
+    assert story.write(1, url).healed is None, "an older one, made up for already"
+    assert story.write(4, url).healed is None
+    check_equals(story, url, clean)
+    ends = [(STEPS[4], STEPS[2]), (STEPS[2], STEPS[0]), (STEPS[0], None)]
+    assert windows(story, url, tmp_path / "healed") == ends
+
+
+def test_a_future_moment_is_refused_and_leaves_no_trace(story: Story, tmp_path: Path) -> None:
+    now = STEPS[1] - HOUR
+    with pytest.raises(FeatureError, match=r"ends in the future: 2013-01-09 .*; it is 2013-01-08"):
+        materialise(
+            story.world.folder,
+            story.world.lake,
+            story.snapshots[1],
+            f"sqlite:///{tmp_path}/online.db",
+            now.timestamp,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_do_not_arrive_fail_the_task_and_the_next_one_writes_them(
+    story: Story, clean: str, tmp_path: Path
+) -> None:
+    """Some keys of each view are read back; here the file loses one view's rows without a word."""
+    url = f"sqlite:///{tmp_path}/online.db"
+    story.write(0, url)
+    with sqlite3.connect(tmp_path / "online.db") as file:
+        file.execute(
+            "CREATE TRIGGER lose BEFORE INSERT ON flight_delay_origin_weather BEGIN SELECT RAISE(IGNORE); END"
+        )
+    with pytest.raises(CanaryError, match=r"origin_weather of \['...'\] was written .* and is read as"):
+        story.write(4, url)
+    assert windows(story, url, tmp_path / "failed") == [(STEPS[0], None)]
+    with sqlite3.connect(tmp_path / "online.db") as file:
+        file.execute("DROP TRIGGER lose")
+    assert story.write(4, url).healed == STEPS[4]
+    check_equals(story, url, clean)
 
 
 @contextmanager

@@ -64,6 +64,12 @@ def bulk_writer(config: RepoConfig) -> BulkWriter:
     return _GuardedWriter(config)
 
 
+def stored_views(store: FeatureStore) -> list[FeatureView]:
+    """The registered views that go into the online store, with the key that a view without entities has."""
+    # Asked of the registry: a FeatureStore hides that key.
+    return [view for view in store.registry.list_feature_views(store.project) if view.online]
+
+
 def rows_of(view: FeatureView, table: pl.DataFrame, known_by: datetime | None = None) -> pl.DataFrame:
     """A registered view's rows out of its source's table, of each key the newest.
 
@@ -78,7 +84,10 @@ def rows_of(view: FeatureView, table: pl.DataFrame, known_by: datetime | None = 
         pl.col(source.timestamp_field).cast(_TIMESTAMP).alias(EVENT),
         (pl.col(created) if created else pl.lit(known_by)).cast(_TIMESTAMP).alias(CREATED),
     )
-    rows = rows.drop_nulls([*keys, EVENT]).sort(EVENT, CREATED, maintain_order=True, nulls_last=False)
+    rows = rows.drop_nulls([*keys, EVENT])
+    if keys and rows.select(keys).n_unique() == rows.height:
+        return rows
+    rows = rows.sort(EVENT, CREATED, maintain_order=True, nulls_last=False)
     if keys:
         return rows.unique(keys, keep="last", maintain_order=True)
     return rows.tail(1).with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
@@ -104,7 +113,7 @@ def materialise(
     config, written = store.config, {}
     offline = get_offline_store_from_config(config.offline_store)
     with contextlib.closing(bulk_writer(config)) as writer:
-        for view in store.list_batch_feature_views():
+        for view in stored_views(store):
             source, in_source = view.batch_source, source_columns(view.batch_source)
             keys = [column.name for column in view.entity_columns if column.name != DUMMY_ENTITY_ID]
             job = offline.pull_latest_from_table_or_query(
@@ -149,11 +158,11 @@ class _PackedWriter:
             return
         file, table = self._online.file(self._config), table_name(self._config, view)
         keys, layout = keys_of(view), file.layout(fields_of(view))
-        for part in rows.iter_slices(_PACKED_ROWS):
+        # In the keys' order SQLite writes each of its pages once.
+        for part in keys.in_order(rows).iter_slices(_PACKED_ROWS):
             packed = layout.pack_frame(with_messages(view, part))
             events, created = (part[name].to_physical().to_list() for name in (EVENT, CREATED))
-            # In the keys' order SQLite writes each of its pages once.
-            file.write(table, sorted(zip(keys.pack_frame(part), events, created, packed, strict=True)))
+            file.write(table, zip(keys.pack_frame(part), events, created, packed, strict=True))
 
     def close(self) -> None:
         asyncio.run(self._online.close())

@@ -226,7 +226,7 @@ def _online_store(url: str) -> dict[str, object]:
     path = parts.path[1:]
     if parts.scheme != "sqlite" or parts.netloc or not os.path.isabs(path):
         raise FeatureError(
-            f"online store {_without_password(parts)!r} is not known: write sqlite:////absolute/path.db "
+            f"online store {without_password(url)!r} is not known: write sqlite:////absolute/path.db "
             "(four slashes) or redis://host:port/database"
         )
     return {"type": "ml_lifecycle.adapters.feast_online.PackedSqliteOnlineStore", "path": path}
@@ -242,13 +242,14 @@ def _redis_connection(parts: ParseResult) -> str:
         for name, value in (("username", parts.username), ("password", parts.password))
         if value
     }
-    written = (f"{name}={json.dumps(value)}".replace(",", "\\u002c") for name, value in options.items())
+    written = (f"{name}={json.dumps(value)}".replace(",", r"\u002c") for name, value in options.items())
     return ",".join([f"{parts.hostname}:{parts.port or 6379}", *written])
 
 
-def _without_password(parts: ParseResult) -> str:
-    place = parts.netloc.rpartition("@")[2]
-    return urlunparse(parts._replace(netloc=place))
+def without_password(online_store: str) -> str:
+    """The URL as it may be shown."""
+    parts = urlparse(online_store)
+    return urlunparse(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def open_store(features: Features, folder: Path, online_store: str | None = None) -> FeatureStore:

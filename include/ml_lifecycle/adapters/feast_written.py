@@ -8,6 +8,7 @@ writes again whatever it had to write. Newest wins here too.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +23,16 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.type_map import feast_value_type_to_python_type
 from feast.types import String
 
-from ml_lifecycle.adapters.feast_bulk import EVENT, bulk_writer, rows_of, values_of
+from ml_lifecycle.adapters.feast_bulk import EVENT, bulk_writer, rows_of, stored_views, values_of
 from ml_lifecycle.adapters.feast_online import microseconds
 from ml_lifecycle.adapters.feast_reader import OnlineReader
-from ml_lifecycle.adapters.feast_repo import Features, open_store, registry_bytes, repo_config
+from ml_lifecycle.adapters.feast_repo import (
+    Features,
+    open_store,
+    registry_bytes,
+    repo_config,
+    without_password,
+)
 from ml_lifecycle.errors import CanaryError, OnlineStoreUnavailableError
 
 _VIEW, _LAST, _BEGUN = "materialised", "last", "begun"
@@ -57,7 +64,7 @@ class OnlineWriter:
 
     def __init__(self, features: Features, folder: Path, online_store: str) -> None:
         self._features = features
-        self._online_store = online_store
+        self._online_store, self._shown = online_store, without_password(online_store)
         memory = folder / "memory"
         memory.mkdir()
         with self._available():
@@ -73,6 +80,8 @@ class OnlineWriter:
         """Close the connections to the store."""
         self._rows.close()
         self._ledger.close()
+        for store in (self._store, self._memory):
+            asyncio.run(store.close())
 
     def last(self) -> Written | None:
         """The newest materialisation that was finished; None if there is none."""
@@ -99,7 +108,7 @@ class OnlineWriter:
         """
         with self._available():
             self._note([_BEGUN], written)
-            for view in self._store.list_batch_feature_views():
+            for view in stored_views(self._store):
                 rows = rows_of(view, frames[view.batch_source.name], written.as_of)
                 self._rows.write(view, rows)
                 self._check(view, rows, written)
@@ -158,7 +167,7 @@ class OnlineWriter:
             if event == moment and newest is not None and newest.as_of > written.as_of:
                 continue
             raise CanaryError(
-                f"{view.name} of {[row[key] for key in keys]} was written to {self._online_store} as "
+                f"{view.name} of {[row[key] for key in keys]} was written to {self._shown} as "
                 f"{dict(zip(names, values, strict=True))} at {row[EVENT]}, and is read as "
                 f"{dict(zip(names, found, strict=True))}"
             )
@@ -170,7 +179,7 @@ class OnlineWriter:
         except _store_errors() as error:
             hint = "; is there room on its disk?" if "disk" in str(error) else ""
             raise OnlineStoreUnavailableError(
-                f"the online store {self._online_store} cannot be used now: {error}{hint}"
+                f"the online store {self._shown} cannot be used now: {error}{hint}"
             ) from error
 
 
