@@ -209,6 +209,7 @@ def through_resolver(folder: Path, redis: str) -> Callable[[list[str]], Any]:
         "none",
         "0" * 64,
         task="binary",
+        classes=("0", "1"),
         columns=tuple(ColumnSpec(name, kind) for name, kind in types.items()),  # type: ignore[arg-type]
         registry_path="registry.pb",
         registry_digest=sha256(registry),
@@ -361,13 +362,13 @@ def compare(root: Path, redis: str, keys: int, stock_keys: int, rounds: int) -> 
 
 def report(found: dict[str, list[dict[str, Any]]]) -> int:
     def median(side: str, name: str) -> float:
-        return statistics.median(done[name] for done in found["write"] if done["side"] == side)
+        return float(statistics.median(done[name] for done in found["write"] if done["side"] == side))
 
     keys = {done["side"]: done["keys"] for done in found["write"]}
     rate = {side: 1e6 * median(side, "seconds") / keys[side] for side in keys}
     goals = {"ours_sqlite": ("feast_sqlite", 20), "ours_redis": ("feast_redis", 10)}
     held = True
-    lines = []
+    lines: list[tuple[object, ...]] = []
     for side in sorted(keys, key=lambda side: side.split("_")[-1]):
         stock, goal = goals.get(side, ("", 0))
         times = rate[stock] / rate[side] if stock else 0

@@ -144,7 +144,7 @@ class OnlineReader:
     ) -> tuple[dict[str, list[object]], dict[str, int]]:
         """As :meth:`read`, with how many values of each feature were there and too old."""
         rows = self.rows(entities)
-        columns = map(list, zip(*(row.values for row in rows), strict=True)) if rows else itertools.repeat([])
+        columns = zip(*(row.values for row in rows), strict=True) if rows else itertools.repeat(())
         values = {name: [*column] for name, column in zip(self._plan.features, columns, strict=False)}
         if as_of is None:
             return values, {}

@@ -115,15 +115,15 @@ class RedisWriter:
         hashes = [_mmh3(f"{name}:{field}") for field, _ in fields]
         keys, project = keys_of(view), self._config.project.encode()
         for part in rows.iter_slices(_BATCH):
-            columns = [
+            created = part[CREATED].to_physical().cast(pl.Float64).fill_null(_NONE).to_numpy().astype("<f8")
+            messages = with_messages(view, part)
+            columns: list[list[bytes]] = [
                 _with_length([key + project for key in keys.pack_frame(part)]),
                 _with_length(_moments(part[EVENT])),
-                part[CREATED].to_physical().cast(pl.Float64).fill_null(_NONE).to_numpy().astype("<f8"),
+                created.view("V8").tolist(),
+                *(_with_length(_messages(messages[field], kind)) for field, kind in fields),
             ]
-            created = np.ascontiguousarray(columns[2]).view("V8").tolist()
-            messages = with_messages(view, part)
-            values = (_with_length(_messages(messages[field], kind)) for field, kind in fields)
-            parts = zip(columns[0], columns[1], created, *values, strict=True)
+            parts = zip(*columns, strict=True)
             self._script(keys=[], args=[*head, b"".join(chain.from_iterable(parts)), *hashes])
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from ml_lifecycle.errors import FeatureError
 
 _APPLICATION, _VERSION = 0x4D4C6F73, 1  # what SQLite keeps in the file's header for us
 _BUSY_SECONDS = 30
+_KEYS_OFTEN = 128  # and no more: texts of such queries are kept
 _KEYS_A_QUERY = 10_000  # SQLite takes 32,766 variables
 _LAYOUTS = (
     "layouts"  # no table of a view is named so: those have a project's name and a line before their own
@@ -39,6 +40,7 @@ class OnlineFile:
         self._path = path
         self._layouts: dict[int, Layout] = {}
         self._numbers: dict[Fields, Layout] = {}
+        self._queries: dict[tuple[str, int], str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(
             path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None
@@ -124,10 +126,14 @@ class OnlineFile:
             for first in range(0, len(keys), _KEYS_A_QUERY):
                 found |= self.read(table, keys[first : first + _KEYS_A_QUERY])
             return found
-        query = (
-            f"SELECT entity_key, event_us, row FROM {_quoted(table)} "
-            f"WHERE entity_key IN ({','.join('?' * len(keys))})"
-        )
+        query = self._queries.get((table, len(keys)))
+        if query is None:
+            query = (
+                f"SELECT entity_key, event_us, row FROM {_quoted(table)} "
+                f"WHERE entity_key IN ({','.join('?' * len(keys))})"
+            )
+            if len(keys) <= _KEYS_OFTEN:
+                self._queries[table, len(keys)] = query
         try:
             rows = self._connection.execute(query, keys).fetchall()
         except sqlite3.OperationalError as error:
