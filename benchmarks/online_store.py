@@ -1,6 +1,6 @@
 """Materialising a million keys of seven features, and reading 1, 10 and 100, beside Feast and by hand.
 
-    python benchmarks/online_store.py [--keys 1000000] [--stock-keys 1000000] [--rounds 5]
+    python benchmarks/online_store.py [--keys N] [--stock-keys N] [--rounds 5] [--part write|read --folder F]
 
 Materialising reads one Parquet file. Ours: `materialise` into our SQLite store, and into Redis in Feast's own
 format. Feast's: `FeatureStore.materialize` into its SQLite store and Redis, once, since a million keys take
@@ -49,7 +49,8 @@ WRITERS = ("ours_sqlite", "by_hand_sqlite", "ours_redis", "by_hand_redis")
 STOCK_WRITERS = ("feast_sqlite", "feast_redis")
 READERS = ("ours", "feast", "by_hand")
 SIZES, READS, SAMPLE = (1, 10, 100), 500, 1000
-ROW = struct.Struct("<qffffq?2s")
+RESULTS = Path(__file__).parent / "results"
+ROW = struct.Struct("<qffffq2s?")
 
 
 def make_rows(keys: int) -> pl.DataFrame:
@@ -296,7 +297,7 @@ def redis_server(folder: Path) -> Iterator[str]:
 
 def prepare(folder: Path, rows: pl.DataFrame, stock_keys: int) -> None:
     """Files of all keys and of the stock sides' keys, a sample of these, and what it must be read as."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rows.write_parquet(folder / "users.parquet")
     (folder / "keys.json").write_text(json.dumps(rows["user_id"].to_list()))
     sample = rows.head(stock_keys).gather_every(max(1, stock_keys // SAMPLE)).head(SAMPLE)
@@ -319,6 +320,7 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--stock-keys", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--part", choices=["write", "read"], help="one at a time, over the same --folder")
     parser.add_argument("--side", help="what this process does: write:… or read:…")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--redis", default="")
@@ -328,22 +330,30 @@ def main() -> int:
         work = write_side if what == "write" else read_side
         print(json.dumps(work(side, options.folder, options.redis)))
         return 0
-    with tempfile.TemporaryDirectory(prefix="online-") as name, redis_server(Path(name)) as redis:
-        return compare(Path(name), redis, options.keys, options.stock_keys, options.rounds)
+    RESULTS.mkdir(exist_ok=True)
+    held = True
+    with tempfile.TemporaryDirectory(prefix="online-") as name:
+        root = options.folder or Path(name)
+        if options.part != "read":
+            with redis_server(Path(name)) as redis:
+                held &= compare_writes(root, redis, options.keys, options.stock_keys, options.rounds)
+        if options.part != "write":
+            held &= compare_reads(root, options.rounds)
+    return 0 if held else 1
 
 
-def compare(root: Path, redis: str, keys: int, stock_keys: int, rounds: int) -> int:
+def compare_writes(root: Path, redis: str, keys: int, stock_keys: int, rounds: int) -> bool:
     ours, stock, rows = root / "ours", root / "stock", make_rows(keys)
     prepare(ours, rows, stock_keys)
     prepare(stock, rows.head(stock_keys), stock_keys)
     expected = json.loads((ours / "expected.json").read_text())
-    found: dict[str, list[dict[str, Any]]] = {"write": [], "read": []}
+    found: list[dict[str, Any]] = []
 
     def write(side: str, folder: Path) -> None:
         forget(folder, side, redis)
         done = one(side, folder, redis, "write")
         assert done.pop("sample", expected) == expected, f"{side} holds something else"
-        found["write"].append({**done, "keys": stock_keys if folder == stock else keys})
+        found.append({**done, "keys": stock_keys if folder == stock else keys})
         print(f"{side}: {done['seconds']:.2f} s, {done['peak_mib']:.0f} MiB", flush=True)
 
     for side in STOCK_WRITERS:
@@ -351,20 +361,25 @@ def compare(root: Path, redis: str, keys: int, stock_keys: int, rounds: int) -> 
     for _ in range(rounds):
         for side in WRITERS:
             write(side, ours)
-    for _ in range(rounds):
-        for side in READERS:
-            found["read"].append(one(side, stock if side == "feast" else ours, redis, "read"))
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "online_store.json").write_text(json.dumps(found, indent=1) + "\n")
-    return report(found)
+    (RESULTS / "online_store-write.json").write_text(json.dumps(found, indent=1) + "\n")
+    return report_writes(found)
 
 
-def report(found: dict[str, list[dict[str, Any]]]) -> int:
+def compare_reads(root: Path, rounds: int) -> bool:
+    found = [
+        one(side, root / ("stock" if side == "feast" else "ours"), "", "read")
+        for _ in range(rounds)
+        for side in READERS
+    ]
+    (RESULTS / "online_store-read.json").write_text(json.dumps(found, indent=1) + "\n")
+    return report_reads(found)
+
+
+def report_writes(found: list[dict[str, Any]]) -> bool:
     def median(side: str, name: str) -> float:
-        return float(statistics.median(done[name] for done in found["write"] if done["side"] == side))
+        return float(statistics.median(done[name] for done in found if done["side"] == side))
 
-    keys = {done["side"]: done["keys"] for done in found["write"]}
+    keys = {done["side"]: done["keys"] for done in found}
     rate = {side: 1e6 * median(side, "seconds") / keys[side] for side in keys}
     goals = {"ours_sqlite": ("feast_sqlite", 20), "ours_redis": ("feast_redis", 10)}
     held = True
@@ -377,12 +392,15 @@ def report(found: dict[str, list[dict[str, Any]]]) -> int:
         peak = median(side, "peak_mib")
         lines.append((side, keys[side], f"{median(side, 'seconds'):.2f}", f"{peak:.0f}", *cells))
     table(("materialise", "keys", "s", "peak MiB", "of Feast's, a key", "goal"), lines)
-    lines = []
+    return held
+
+
+def report_reads(found: list[dict[str, Any]]) -> bool:
+    held = True
+    lines: list[tuple[object, ...]] = []
     for size in SIZES:
         medians = {
-            (side, name): statistics.median(
-                done[f"{size}"][name] for done in found["read"] if done["side"] == side
-            )
+            (side, name): statistics.median(done[f"{size}"][name] for done in found if done["side"] == side)
             for side in READERS
             for name in ("median_ms", "p99_ms")
         }
@@ -390,10 +408,9 @@ def report(found: dict[str, list[dict[str, Any]]]) -> int:
         held &= ratio <= 4
         shown = [f"{medians[side, name]:.3f}" for side in READERS for name in ("median_ms", "p99_ms")]
         lines.append((size, *shown, f"{ratio:.1f}", 4))
-    table(
-        ("keys", "ours ms", "p99", "Feast's ms", "p99", "by hand ms", "p99", "ours / by hand", "limit"), lines
-    )
-    return 0 if held else 1
+    header = ("keys", "ours ms", "p99", "Feast's ms", "p99", "by hand ms", "p99", "ours / by hand", "limit")
+    table(header, lines)
+    return held
 
 
 if __name__ == "__main__":

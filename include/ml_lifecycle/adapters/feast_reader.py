@@ -162,11 +162,12 @@ class OnlineReader:
             raise FeatureError(
                 f"entity keys {missing} are missing; {self._service.name!r} needs {list(asked)}"
             )
-        lengths = {key: len(values) for key, values in entities.items()}
-        if len(set(lengths.values())) != 1:
+        count, *others = {len(values) for values in entities.values()} or {0}
+        if others:
+            lengths = {key: len(values) for key, values in entities.items()}
             raise FeatureError(f"entity keys differ in length: {lengths}")
         if not asked:
-            return self._rows([()] * next(iter(lengths.values())))
+            return self._rows([()] * count)
         return self._rows(list(zip(*(entities[key] for key in asked), strict=True)))
 
     def _rows(self, keys: Sequence[Key]) -> list[Row]:
