@@ -71,7 +71,7 @@ def test_keys_are_those_of_feast(drawn: tuple[dict[str, KeyKind], list[tuple[Any
         assert packing.pack_frame(frame) == expected
         small = all(len(value.encode()) < 256 for row in rows for value in row if isinstance(value, str))
         small &= all(len(value) < 256 for row in rows for value in row if isinstance(value, bytes))
-        ordered = packing.pack_frame(packing.in_order(frame))
+        ordered = packing.pack_frame(frame[packing.order(frame)])
         assert sorted(ordered) == sorted(expected)
         assert not small or ordered == sorted(expected)
 

@@ -158,8 +158,9 @@ class _PackedWriter:
             return
         file, table = self._online.file(self._config), table_name(self._config, view)
         keys, layout = keys_of(view), file.layout(fields_of(view))
-        # In the keys' order SQLite writes each of its pages once.
-        for part in keys.in_order(rows).iter_slices(_PACKED_ROWS):
+        order = keys.order(rows)  # in which SQLite writes each of its pages once
+        for first in range(0, rows.height, _PACKED_ROWS):
+            part = rows[order.slice(first, _PACKED_ROWS)]
             packed = layout.pack_frame(with_messages(view, part))
             events, created = (part[name].to_physical().to_list() for name in (EVENT, CREATED))
             file.write(table, zip(keys.pack_frame(part), events, created, packed, strict=True))

@@ -160,8 +160,8 @@ class EntityKeys:
                 packed += head + _NUMBER.pack(len(part)) + part
         return packed
 
-    def in_order(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame's rows in the order of their keys' bytes, but for texts of more than 255 bytes."""
+    def order(self, frame: pl.DataFrame) -> pl.Series:
+        """The numbers of the frame's rows by their keys' bytes, but for texts of more than 255 bytes."""
         columns = []
         for name, (_, kind) in zip(self.names, self._parts, strict=True):
             column, code = frame[name], _KEYS[kind][2]
@@ -172,9 +172,9 @@ class EntityKeys:
                 data = column.cast(pl.Binary)
                 columns += [data.bin.size(), data]
         if not columns:
-            return frame
-        order = pl.DataFrame([column.alias(f"{at}") for at, column in enumerate(columns)])
-        return frame[order.select(pl.arg_sort_by(order.columns)).to_series()]
+            return pl.int_range(frame.height, eager=True)
+        ordered = pl.DataFrame([column.alias(f"{at}") for at, column in enumerate(columns)])
+        return ordered.select(pl.arg_sort_by(ordered.columns)).to_series()
 
     def pack_frame(self, frame: pl.DataFrame) -> list[bytes]:
         """A key for each of the frame's rows; it has a column a join key, without nulls."""
