@@ -8,6 +8,7 @@ writes on the server, a batch at a time: of two writers neither puts an older ro
 from __future__ import annotations
 
 import struct
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
@@ -52,18 +53,20 @@ local function moment(message)
   return parts[1], parts[2]
 end
 
+local call, unpacked, from = redis.call, struct.unpack, unpack
 local event_field, created_field, format, expire = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local rows, count, at = ARGV[5], #ARGV - 5, 1
-local size = #rows
+local size, values = #rows, {event_field, '', created_field, ''}
+for i = 1, count do values[3 + 2 * i] = ARGV[5 + i] end
 while at <= size do
-  local row = {struct.unpack(format, rows, at)}
+  local row = {unpacked(format, rows, at)}
   at = row[count + 4]
-  local key, event, created = row[1], row[2], row[3]
-  local stored = redis.call('HMGET', key, event_field, created_field)
+  local key, event = row[1], row[2]
+  local stored = call('HMGET', key, event_field, created_field)
   local newer = not stored[1]
   if not newer then
     if stored[1] == event then
-      newer = not stored[2] or created >= struct.unpack('<d', stored[2])
+      newer = not stored[2] or unpacked('<d', row[3]) >= unpacked('<d', stored[2])
     else
       local seconds, nanos = moment(event)
       local stored_seconds, stored_nanos = moment(stored[1])
@@ -71,13 +74,10 @@ while at <= size do
     end
   end
   if newer then
-    local values = {event_field, event, created_field, struct.pack('<d', created)}
-    for i = 1, count do
-      values[3 + 2 * i] = ARGV[5 + i]
-      values[4 + 2 * i] = row[3 + i]
-    end
-    redis.call('HSET', key, unpack(values))
-    if expire > 0 then redis.call('EXPIRE', key, expire) end
+    values[2], values[4] = event, row[3]
+    for i = 1, count do values[4 + 2 * i] = row[3 + i] end
+    call('HSET', key, from(values))
+    if expire > 0 then call('EXPIRE', key, expire) end
   end
 end
 """
@@ -109,22 +109,29 @@ class RedisWriter:
         head = (
             f"_ts:{name}",
             f"_created:{name}",
-            "<I4c0I4c0d" + "I4c0" * len(fields),
+            "<I4c0I4c0c8" + "I4c0" * len(fields),
             self._config.online_store.key_ttl_seconds or 0,
         )
         hashes = [_mmh3(f"{name}:{field}") for field, _ in fields]
         keys, project = keys_of(view), self._config.project.encode()
-        for part in rows.iter_slices(_BATCH):
-            created = part[CREATED].to_physical().cast(pl.Float64).fill_null(_NONE).to_numpy().astype("<f8")
-            messages = with_messages(view, part)
-            columns: list[list[bytes]] = [
-                _with_length([key + project for key in keys.pack_frame(part)]),
-                _with_length(_moments(part[EVENT])),
-                created.view("V8").tolist(),
-                *(_with_length(_messages(messages[field], kind)) for field, kind in fields),
-            ]
-            parts = zip(*columns, strict=True)
-            self._script(keys=[], args=[*head, b"".join(chain.from_iterable(parts)), *hashes])
+        # The next batch is made while the server writes the last one.
+        with ThreadPoolExecutor(1) as sender:
+            sent: Future[Any] | None = None
+            for part in rows.iter_slices(_BATCH):
+                created = part[CREATED].to_physical().cast(pl.Float64).fill_null(_NONE).to_numpy()
+                messages = with_messages(view, part)
+                columns: list[list[bytes]] = [
+                    _with_length([key + project for key in keys.pack_frame(part)]),
+                    _with_length(_moments(part[EVENT])),
+                    created.astype("<f8").view("V8").tolist(),
+                    *(_with_length(_messages(messages[field], kind)) for field, kind in fields),
+                ]
+                packed = b"".join(chain.from_iterable(zip(*columns, strict=True)))
+                if sent is not None:
+                    sent.result()
+                sent = sender.submit(self._script, keys=[], args=[*head, packed, *hashes])
+            if sent is not None:
+                sent.result()
 
     def close(self) -> None:
         """Close the connections."""
