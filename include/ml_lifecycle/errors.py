@@ -161,6 +161,12 @@ class OnlineStoreUnavailableError(LifecycleError):
     retryable = True
 
 
+class CanaryError(LifecycleError):
+    """What was just written to an online store is read differently. Retry: yes, it is written again."""
+
+    retryable = True
+
+
 class IntegrityError(LifecycleError):
     """Bytes in the lake do not have the digest that names them. Retry: no, they were altered or torn."""
 

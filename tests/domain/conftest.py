@@ -41,7 +41,7 @@ _IMPORTED = (
     "delivery_world",
     "small_life",
     "ml_lifecycle.adapters.evidently",
-    "ml_lifecycle.adapters.feast_online",
+    "ml_lifecycle.adapters.feast_reader",
     "ml_lifecycle.adapters.feast_written",
 )
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-from ml_lifecycle.adapters import feast_online
-from ml_lifecycle.adapters.feast_online import NewestWinsSqliteOnlineStore, OnlineReader
+from ml_lifecycle.adapters.feast_reader import OnlineReader
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.online_file import OnlineFile, PackedRow
 from ml_lifecycle.records import Snapshot, from_json
 from ml_lifecycle.spec.folder import load_folder
 from ml_lifecycle.stages.online_features import materialise
@@ -32,31 +32,24 @@ def write(
 
 
 def _die_at(batch: int, where: str) -> None:
-    write_batch, parameters, numbers = (
-        NewestWinsSqliteOnlineStore.online_write_batch,
-        feast_online._parameters,
-        itertools.count(),
-    )
+    write_batch, numbers = OnlineFile.write, itertools.count()
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def half(config: Any, data: Any) -> Iterator[tuple[object, ...]]:
-        rows = list(parameters(config, data))
+    def half(rows: list[PackedRow]) -> Iterator[PackedRow]:
         yield from rows[: len(rows) // 2]
         die()
 
-    def dying(store: NewestWinsSqliteOnlineStore, **arguments: Any) -> None:
+    def dying(file: OnlineFile, table: str, rows: Iterable[PackedRow]) -> None:
         here = next(numbers) == batch
         if here and where == "before":
             die()
-        if here and where == "among":
-            feast_online._parameters = half
-        write_batch(store, **arguments)
+        write_batch(file, table, half(list(rows)) if here and where == "among" else rows)
         if here and where == "after":
             die()
 
-    NewestWinsSqliteOnlineStore.online_write_batch = dying  # type: ignore[method-assign]
+    OnlineFile.write = dying  # type: ignore[method-assign]
 
 
 def read(registry: bytes, url: str, keys: dict[str, list[str]], stop: Event, answers: Connection) -> None:

@@ -23,8 +23,9 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, File
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Bool, Float32, Float64, Int64, String
 
-from ml_lifecycle.adapters.feast_online import OnlineReader
-from ml_lifecycle.adapters.feast_repo import Features, materialise, open_store, registry_bytes
+from ml_lifecycle.adapters.feast_bulk import materialise
+from ml_lifecycle.adapters.feast_reader import OnlineReader
+from ml_lifecycle.adapters.feast_repo import Features, open_store, registry_bytes
 from ml_lifecycle.errors import FeatureError
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -247,14 +248,14 @@ def test_a_materialisation_that_is_killed_leaves_readers_and_the_next_one_whole(
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from pathlib import Path
         import test_feast_online as here
-        from ml_lifecycle.adapters import feast_online
-        rows = feast_online._parameters
-        def dying(config, data):
-            for number, row in enumerate(rows(config, data)):
+        from ml_lifecycle.adapters.online_file import OnlineFile
+        write = OnlineFile.write
+        def dying(rows):
+            for number, row in enumerate(rows):
                 if number == 10:
                     os.kill(os.getpid(), signal.SIGKILL)
                 yield row
-        feast_online._parameters = dying
+        OnlineFile.write = lambda file, table, rows: write(file, table, dying(rows))
         folder = Path({str(place.folder)!r})
         store = here.open_store(here.objects(), folder, {place.url!r})
         here.materialise(store, here.hours(0), here.hours(9))
@@ -284,7 +285,7 @@ def test_what_cannot_be_read_is_said(place: Place) -> None:
     registry = place.write(user_rows(("a", hours(1), 1.0)))
     with pytest.raises(FeatureError, match=r"no feature service 'other'; it has \['service'\]"):
         OnlineReader(registry, "other", place.url)
-    for url in ("sqlite:///relative.db", "/plain/path.db", "redis://host:6379"):
+    for url in ("sqlite:///relative.db", "/plain/path.db", "redis:host:6379"):
         with pytest.raises(FeatureError, match="four slashes"):
             OnlineReader(registry, "service", url)
     reader = OnlineReader(registry, "service", place.url)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from flight_world import DAY, KEYS, World, folder_with, january, short_holdout
 
-from ml_lifecycle.adapters.feast_online import OnlineReader
+from ml_lifecycle.adapters.feast_reader import OnlineReader
 from ml_lifecycle.adapters.lake import sha256
 from ml_lifecycle.demo import flights
 from ml_lifecycle.errors import FeatureError

@@ -8,9 +8,9 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ import pytest
 from flight_truth import at
 from flight_world import KEYS, KNOWN_AT, STORY_STARTS, World, january, raw
 
-from ml_lifecycle.adapters.feast_online import NewestWinsSqliteOnlineStore, OnlineReader
+from ml_lifecycle.adapters.feast_reader import OnlineReader
 from ml_lifecycle.adapters.feast_repo import open_store, registry_bytes
+from ml_lifecycle.adapters.feast_written import OnlineWriter
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.online_file import OnlineFile
+from ml_lifecycle.errors import CanaryError, FeatureError
 from ml_lifecycle.records import Interval, Run, Snapshot, to_json
 from ml_lifecycle.spec.folder import load_folder
 from ml_lifecycle.stages.feature_tables import build_tables, features_of
@@ -101,16 +104,22 @@ def _arrivals_by_step(
 
 
 def stored(url: str) -> set[tuple[object, ...]]:
-    """Every value in the store with its key and event time."""
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+    """Every row in the store with its key, event time and values."""
+    path = url.removeprefix("sqlite:///")
+    with sqlite3.connect(path) as connection, closing(OnlineFile(Path(path))) as file:
+
+        def values(row: bytes) -> zip[tuple[str, object]]:
+            layout = file.layout_of(row)
+            return zip(layout.names, layout.unpack(row, bytes), strict=True)
+
         names = [
             name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         ]
         return {
-            (name, *row)
+            (name, key, event, *values(row))
             for name in names
             if name.startswith("flight_delay_") and "__state" not in name
-            for row in connection.execute(f"SELECT entity_key, feature_name, value, event_ts FROM '{name}'")
+            for key, event, row in connection.execute(f"SELECT entity_key, event_us, row FROM '{name}'")
         }
 
 
@@ -226,6 +235,62 @@ def test_a_new_state_of_the_folder_writes_all_again(story: Story, tmp_path: Path
     assert audit.differing == {}
 
 
+def windows(story: Story, url: str, folder: Path) -> list[tuple[datetime, datetime | None]]:
+    """What the store's ledger has finished, from the last back: until when, and since when."""
+    folder.mkdir()
+    with closing(OnlineWriter(features_of(story.world.folder), folder, url)) as writer:
+        return [(window.as_of, window.since) for window in writer.windows()]
+
+
+def test_the_ledger_knows_what_was_interrupted_and_the_next_one_heals_it(
+    story: Story, clean: str, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/online.db"
+    assert story.write(0, url).healed is None
+    arguments = (*story.arguments(1, url), (3, "among"))
+    assert run(PROCESSES.Process(target=online_processes.write, args=arguments)) == -signal.SIGKILL
+    assert windows(story, url, tmp_path / "killed") == [(STEPS[0], None)]
+    done = story.write(2, url)
+    assert (done.healed, done.since) == (STEPS[1], story.snapshots[0].digest)
+    assert story.write(1, url).healed is None, "an older one, made up for already"
+    assert story.write(4, url).healed is None
+    check_equals(story, url, clean)
+    ends = [(STEPS[4], STEPS[2]), (STEPS[2], STEPS[0]), (STEPS[0], None)]
+    assert windows(story, url, tmp_path / "healed") == ends
+
+
+def test_a_future_moment_is_refused_and_leaves_no_trace(story: Story, tmp_path: Path) -> None:
+    now = STEPS[1] - HOUR
+    with pytest.raises(FeatureError, match=r"ends in the future: 2013-01-09 .*; it is 2013-01-09 07:00"):
+        materialise(
+            story.world.folder,
+            story.world.lake,
+            story.snapshots[1],
+            f"sqlite:///{tmp_path}/online.db",
+            now.timestamp,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_do_not_arrive_fail_the_task_and_the_next_one_writes_them(
+    story: Story, clean: str, tmp_path: Path
+) -> None:
+    """Some keys of each view are read back; here the file loses one view's rows without a word."""
+    url = f"sqlite:///{tmp_path}/online.db"
+    story.write(0, url)
+    with sqlite3.connect(tmp_path / "online.db") as file:
+        file.execute(
+            "CREATE TRIGGER lose BEFORE INSERT ON flight_delay_origin_weather BEGIN SELECT RAISE(IGNORE); END"
+        )
+    with pytest.raises(CanaryError, match=r"origin_weather of \['...'\] was written .* and is read as"):
+        story.write(4, url)
+    assert windows(story, url, tmp_path / "failed") == [(STEPS[0], None)]
+    with sqlite3.connect(tmp_path / "online.db") as file:
+        file.execute("DROP TRIGGER lose")
+    assert story.write(4, url).healed == STEPS[4]
+    check_equals(story, url, clean)
+
+
 @contextmanager
 def readers(story: Story, url: str, count: int = 2) -> Iterator[None]:
     """Processes that read some keys all the while; at the end each tells what it saw, and that is checked."""
@@ -285,14 +350,14 @@ def run(process: BaseProcess) -> int | None:
 
 def batches(story: Story, step: int, url: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """Write a step; returns in how many batches it was written."""
-    write_batch, count = NewestWinsSqliteOnlineStore.online_write_batch, []
+    write_batch, count = OnlineFile.write, []
 
-    def counted(store: NewestWinsSqliteOnlineStore, **arguments: Any) -> None:
+    def counted(*arguments: Any) -> None:
         count.append(1)
-        write_batch(store, **arguments)
+        write_batch(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(NewestWinsSqliteOnlineStore, "online_write_batch", counted)
+        patched.setattr(OnlineFile, "write", counted)
         story.write(step, url)
     return len(count)
 
@@ -308,7 +373,7 @@ def check_kills(
     with readers(story, url):
         for step in steps:
             parts = batches(story, step, twin, monkeypatch)
-            assert parts == 6, "five views and the memory of it"
+            assert parts == 7, "five views, that it has begun and that it is done"
             for kill in ((part, where) for part in range(parts) for where in ("before", "among", "after")):
                 number += 1
                 if number % every == 0:

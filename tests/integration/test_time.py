@@ -19,7 +19,7 @@ from small_model import DAY, HOUR, MACHINES, START, land, readings, write_model
 from stack_kit import approve, log_in, running_stack, wait_for_request
 from waiting import wait_until
 
-from ml_lifecycle.adapters.feast_online import OnlineReader
+from ml_lifecycle.adapters.feast_reader import OnlineReader
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.demo.airflow import DONE, AirflowUser
 from ml_lifecycle.records import Interval

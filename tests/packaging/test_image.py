@@ -130,7 +130,7 @@ def test_it_does_not_run_as_root(image: Image) -> None:
 def test_it_holds_what_it_is_for_and_no_more(image: Image) -> None:
     uses, lacks = {
         "server": (
-            "ml_lifecycle.serving.rest, ml_lifecycle.adapters.feast_online, s3fs",
+            "ml_lifecycle.serving.rest, ml_lifecycle.adapters.feast_reader, s3fs",
             "airflow mlflow sklearn",
         ),
         "training": ("ml_lifecycle.training.pod, skl2onnx, s3fs", "airflow mlflow feast"),

@@ -7,7 +7,7 @@ this registry, nobody is stopped. Servers get :func:`registry_bytes`, which neve
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
-from urllib.parse import urlparse
+from urllib.parse import ParseResult, unquote, urlparse, urlunparse
 
 import polars as pl
 from feast import (
@@ -38,11 +38,11 @@ from ml_lifecycle.errors import FeatureError
 ColumnType = Literal["float", "int", "string", "bool"]
 _REGISTRY = "registry.pb"
 _TIMESTAMP = pl.Datetime("us", "UTC")
-_WRITE_BATCH = 50_000  # keeps protobuf objects of a first materialisation within some 100 MiB
 
 # Fields of a registry that say when and where objects were registered, not what they are.
 _MOMENTARY = {
     "created_timestamp",
+    "data_source_class_type",  # FileSource, or nothing once it was registered again
     "feature_view_version_history",
     "infra",
     "last_updated",
@@ -202,7 +202,8 @@ def _check_source(view: FeatureView) -> None:
 def repo_config(project: str, folder: Path, online_store: str | None = None) -> RepoConfig:
     """Feast's configuration of the repository in ``folder``.
 
-    :param online_store: URL, ``sqlite:////absolute/path.db``; None for a repository that only trains
+    :param online_store: URL, ``sqlite:////absolute/path.db`` or ``redis://host:port/database``; None for a
+        repository that only trains
     :raises FeatureError: the URL is of no known kind. Retry: no.
     """
     return RepoConfig(
@@ -213,20 +214,42 @@ def repo_config(project: str, folder: Path, online_store: str | None = None) -> 
         registry={"registry_type": "file", "path": str(folder / _REGISTRY), "cache_ttl_seconds": 0},
         offline_store={"type": "ml_lifecycle.adapters.feast_store.AsOfOfflineStore"},
         online_store=_online_store(online_store) if online_store is not None else None,
-        materialization={"pull_latest_features": True, "online_write_batch_size": _WRITE_BATCH},
         entity_key_serialization_version=3,
     )
 
 
-def _online_store(url: str) -> dict[str, str]:
+def _online_store(url: str) -> dict[str, object]:
     parts = urlparse(url)
+    if parts.scheme in ("redis", "rediss") and parts.hostname:
+        return {"type": "redis", "connection_string": _redis_connection(parts)}
     # The path of sqlite:////a/b.db starts with two slashes: a separator, and the absolute path's own.
     path = parts.path[1:]
     if parts.scheme != "sqlite" or parts.netloc or not os.path.isabs(path):
         raise FeatureError(
-            f"online store {url!r} is not known: write sqlite:////absolute/path.db (four slashes)"
+            f"online store {without_password(url)!r} is not known: write sqlite:////absolute/path.db "
+            "(four slashes) or redis://host:port/database"
         )
-    return {"type": "ml_lifecycle.adapters.feast_online.NewestWinsSqliteOnlineStore", "path": path}
+    return {"type": "ml_lifecycle.adapters.feast_online.PackedSqliteOnlineStore", "path": path}
+
+
+def _redis_connection(parts: ParseResult) -> str:
+    """As Feast writes it: what it takes apart at commas, and then for JSON."""
+    options: dict[str, object] = {"db": int(parts.path.strip("/") or 0)}
+    if parts.scheme == "rediss":
+        options["ssl"] = True
+    options |= {
+        name: unquote(value)
+        for name, value in (("username", parts.username), ("password", parts.password))
+        if value
+    }
+    written = (f"{name}={json.dumps(value)}".replace(",", r"\u002c") for name, value in options.items())
+    return ",".join([f"{parts.hostname}:{parts.port or 6379}", *written])
+
+
+def without_password(online_store: str) -> str:
+    """The URL as it may be shown."""
+    parts = urlparse(online_store)
+    return urlunparse(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def open_store(features: Features, folder: Path, online_store: str | None = None) -> FeatureStore:
@@ -265,9 +288,3 @@ def historical_features(
     entity_df = entity_rows.to_pandas()
     job = store.get_historical_features(entity_df=entity_df, features=features)
     return pl.DataFrame(pl.from_arrow(job.to_arrow()))
-
-
-def materialise(store: FeatureStore, start: datetime, end: datetime) -> None:
-    """Feast's own materialisation of all views, both ends included."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # progress in colours
-        store.materialize(start_date=start, end_date=end)

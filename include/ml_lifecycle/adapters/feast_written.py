@@ -1,126 +1,204 @@
-"""What an online store was given last, remembered in that store itself.
+"""The ledger of what an online store was given, kept in that store itself.
 
-A store that is emptied, or restored from a backup, then tells no more than it holds. The memory is one row
-of a feature view in a project of its own, written after all else: a materialisation that is interrupted
-leaves the former one, and the next one writes again whatever that one had begun. Newest wins here too.
+A store that is emptied, or restored from a backup, then tells no more than it holds. The ledger is rows of a
+feature view in a project of its own: the window that was begun last, the one that was finished last, and
+every finished one by its end. A materialisation that is interrupted has begun and not finished; the next one
+writes again whatever it had to write. Newest wins here too.
 """
 
 from __future__ import annotations
 
-import copy
+import asyncio
+import importlib.util
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast.feature_view import DUMMY_ENTITY_ID
+from feast.type_map import feast_value_type_to_python_type
 from feast.types import String
 
-from ml_lifecycle.adapters.feast_repo import Features, materialise, open_store, repo_config
-from ml_lifecycle.errors import OnlineStoreUnavailableError
+from ml_lifecycle.adapters.feast_bulk import EVENT, bulk_writer, rows_of, stored_views, values_of
+from ml_lifecycle.adapters.feast_online import microseconds
+from ml_lifecycle.adapters.feast_reader import OnlineReader
+from ml_lifecycle.adapters.feast_repo import (
+    Features,
+    open_store,
+    registry_bytes,
+    repo_config,
+    without_password,
+)
+from ml_lifecycle.errors import CanaryError, OnlineStoreUnavailableError
 
-_TIMESTAMP = pl.Datetime("us", "UTC")
-_EVENT, _KNOWN_BY = "event_timestamp", "__known_by"
-_VIEW, _ROW = "materialised", {"which": "last"}
+_VIEW, _LAST, _BEGUN = "materialised", "last", "begun"
+_FIELDS = ("snapshot_path", "code_digest", "as_of", "since")
+_TIME = "event_timestamp"
+_CANARIES = 10  # rows of each view that are read back
 
 
 @dataclass(frozen=True)
 class Written:
-    """A materialisation: everything that the snapshot says as of the moment was offered to the store."""
+    """A materialisation: everything that the snapshot says as of the moment was offered to the store.
+
+    :param since: the moment of the finished one that it built on; None if it wrote all there was
+    """
 
     snapshot_path: str
     code_digest: str
     as_of: datetime
+    since: datetime | None = None
 
 
 class OnlineWriter:
     """Writes feature rows to one online store.
 
     :param folder: an empty folder, for the repositories
-    :param online_store: URL, ``sqlite:////absolute/path.db``
+    :param online_store: URL, ``sqlite:////absolute/path.db`` or ``redis://host:port/database``
     :raises OnlineStoreUnavailableError: it cannot be opened, read or written now. Retry: yes.
     """
 
     def __init__(self, features: Features, folder: Path, online_store: str) -> None:
         self._features = features
-        self._folder = folder
-        self._online_store = online_store
-        self._memory = folder / "memory"
-        self._memory.mkdir()
-        config = repo_config(f"{features.project}__state", self._memory, online_store)
-        self._store = FeatureStore(config=config)
+        self._online_store, self._shown = online_store, without_password(online_store)
+        memory = folder / "memory"
+        memory.mkdir()
         with self._available():
-            self._store.apply([_WHICH, _WRITTEN])
+            self._store = open_store(features, folder, online_store)
+            self._memory = FeatureStore(
+                config=repo_config(f"{features.project}__state", memory, online_store)
+            )
+            self._memory.apply([_WHICH, _WRITTEN])
+            self._rows = bulk_writer(self._store.config)
+            self._ledger = bulk_writer(self._memory.config)
+
+    def close(self) -> None:
+        """Close the connections to the store."""
+        self._rows.close()
+        self._ledger.close()
+        for store in (self._store, self._memory):
+            asyncio.run(store.close())
 
     def last(self) -> Written | None:
         """The newest materialisation that was finished; None if there is none."""
-        names = ("snapshot_path", "code_digest", "as_of")
-        with self._available():
-            found = self._store.get_online_features(
-                features=[f"{_VIEW}:{name}" for name in names], entity_rows=[_ROW]
-            ).to_dict()
-        snapshot_path, code_digest, as_of = (found[name][0] for name in names)
-        return as_of and Written(snapshot_path, code_digest, datetime.fromisoformat(as_of))
+        return self._noted(_LAST)
+
+    def begun(self) -> Written | None:
+        """The newest materialisation that was begun, be it finished or not."""
+        return self._noted(_BEGUN)
+
+    def windows(self) -> Iterator[Written]:
+        """The finished materialisations from the last one back to one that wrote all there was."""
+        window = self.last()
+        while window is not None:
+            yield window
+            window = self._noted(window.since.isoformat()) if window.since is not None else None
 
     def write(self, frames: Mapping[str, pl.DataFrame], written: Written) -> None:
-        """Write each table's rows, then remember that ``written`` was.
+        """Write each table's rows, read some of them back, then note that ``written`` was.
 
         Of two values of the same event the one known later stays, unless its source says itself, by a
         created timestamp, which one counts.
+
+        :raises CanaryError: what is read is not what was written. Retry: yes.
         """
-        for table, frame in frames.items():
-            _stamped(frame, written.as_of).write_parquet(self._folder / f"{table}.parquet")
-        before = written.as_of - timedelta.resolution
         with self._available():
-            store = open_store(_with_known_by(self._features), self._folder, self._online_store)
-            materialise(store, _BEGINNING, before)
-        row = {**_ROW, "snapshot_path": written.snapshot_path, "code_digest": written.code_digest}
-        frame = pl.DataFrame({**row, "as_of": written.as_of.isoformat(), _EVENT: before})
-        frame.with_columns(pl.col(_EVENT).cast(_TIMESTAMP)).write_parquet(self._memory / f"{_VIEW}.parquet")
+            self._note([_BEGUN], written)
+            for view in stored_views(self._store):
+                rows = rows_of(view, frames[view.batch_source.name], written.as_of)
+                self._rows.write(view, rows)
+                self._check(view, rows, written)
+            self._note([written.as_of.isoformat(), _LAST], written)
+
+    def _noted(self, which: str) -> Written | None:
         with self._available():
-            materialise(self._store, _BEGINNING, before)
+            found = self._memory.get_online_features(
+                features=[f"{_VIEW}:{name}" for name in _FIELDS], entity_rows=[{"which": which}]
+            ).to_dict()
+        snapshot_path, code_digest, as_of, since = (found[name][0] for name in _FIELDS)
+        if not as_of:
+            return None
+        moment = datetime.fromisoformat(since) if since else None
+        return Written(snapshot_path, code_digest, datetime.fromisoformat(as_of), moment)
+
+    def _note(self, which: Sequence[str], written: Written) -> None:
+        row = {
+            "snapshot_path": written.snapshot_path,
+            "code_digest": written.code_digest,
+            "as_of": written.as_of.isoformat(),
+            "since": written.since.isoformat() if written.since is not None else None,
+            _TIME: written.as_of - timedelta.resolution,
+        }
+        frame = pl.DataFrame([{"which": one, **row} for one in which], schema_overrides={"since": pl.String})
+        view = self._memory.get_feature_view(_VIEW)
+        self._ledger.write(view, rows_of(view, frame))
+
+    def _check(self, view: FeatureView, rows: pl.DataFrame, written: Written) -> None:
+        """Read some rows back, as a model server does.
+
+        A newer event in the store is as it should be, and so is another value of the same event if a newer
+        window has begun, or if the source says itself which one counts: it may have withdrawn that one since.
+        """
+        sample = rows.gather_every(max(1, rows.height // _CANARIES)).head(_CANARIES)
+        if sample.is_empty():
+            return
+        keys = [column.name for column in view.entity_columns if column.name != DUMMY_ENTITY_ID]
+        names = [field.name for field in view.features]
+        service = FeatureService(name="canary", features=[view])
+        self._store.apply([service])
+        reader = OnlineReader(registry_bytes(self._store), service.name, self._online_store)
+        try:
+            read = reader.rows({key: sample[key].to_list() for key in keys} or {"row": [0]})
+        finally:
+            reader.close()
+        columns = [map(feast_value_type_to_python_type, values_of(view, sample, name)) for name in names]
+        for row, values, (found, (event, *_)) in zip(
+            sample.to_dicts(), zip(*columns, strict=True), read, strict=True
+        ):
+            moment = microseconds(row[EVENT])
+            # Two NaN, in a list even, are alike.
+            if event is not None and (event > moment or (event == moment and repr(found) == repr(values))):
+                continue
+            if event == moment and (view.batch_source.created_timestamp_column or self._is_late(written)):
+                continue
+            raise CanaryError(
+                f"{view.name} of {[row[key] for key in keys]} was written to {self._shown} as "
+                f"{dict(zip(names, values, strict=True))} at {row[EVENT]}, and is read as "
+                f"{dict(zip(names, found, strict=True))}"
+            )
+
+    def _is_late(self, written: Written) -> bool:
+        newest = self.begun()
+        return newest is not None and newest.as_of > written.as_of
 
     @contextmanager
     def _available(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except _store_errors() as error:
             hint = "; is there room on its disk?" if "disk" in str(error) else ""
             raise OnlineStoreUnavailableError(
-                f"the online store {self._online_store} cannot be used now: {error}{hint}"
+                f"the online store {self._shown} cannot be used now: {error}{hint}"
             ) from error
 
 
-_BEGINNING = datetime.fromisoformat("1970-01-01T00:00:00Z")
 _WHICH = Entity(name="which", join_keys=["which"], value_type=ValueType.STRING)
 _WRITTEN = FeatureView(
     name=_VIEW,
     entities=[_WHICH],
-    schema=[Field(name=name, dtype=String) for name in ("snapshot_path", "code_digest", "as_of")],
-    source=FileSource(name=_VIEW, path=f"{_VIEW}.parquet", timestamp_field=_EVENT),
+    schema=[Field(name=name, dtype=String) for name in _FIELDS],
+    source=FileSource(name=_VIEW, path=f"{_VIEW}.parquet", timestamp_field=_TIME),
 )
 
 
-def _stamped(frame: pl.DataFrame, known_by: datetime) -> pl.DataFrame:
-    return frame.with_columns(pl.lit(known_by).cast(_TIMESTAMP).alias(_KNOWN_BY))
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What the clients of the stores raise when these cannot be used now."""
+    if importlib.util.find_spec("redis") is None:
+        return (sqlite3.Error,)
+    from redis.exceptions import RedisError
 
-
-def _with_known_by(features: Features) -> Features:
-    """The same features from sources that say when a row was known, where they do not say it themselves."""
-    views = []
-    for view in features.views:
-        source = view.batch_source
-        if not source.created_timestamp_column:
-            view = copy.copy(view)
-            view.batch_source = FileSource(
-                name=source.name,
-                path=source.path,
-                timestamp_field=source.timestamp_field,
-                created_timestamp_column=_KNOWN_BY,
-                field_mapping=source.field_mapping,
-            )
-        views.append(view)
-    return replace(features, views=tuple(views))
+    return (sqlite3.Error, RedisError)

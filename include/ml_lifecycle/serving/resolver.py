@@ -44,7 +44,7 @@ Counted = Callable[[int, Mapping[str, int], Mapping[str, int]], None]
 
 def feast_reader(registry: bytes, service: str, online_store: str, cache_seconds: float = 0.0) -> Reader:
     """A reader of Feast's online store. Importing Feast takes seconds and 130 MiB, hence only here."""
-    from ml_lifecycle.adapters.feast_online import OnlineReader
+    from ml_lifecycle.adapters.feast_reader import OnlineReader
 
     reader: Reader = OnlineReader(registry, service, online_store, cache_seconds)
     return reader

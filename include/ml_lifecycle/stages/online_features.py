@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +37,7 @@ class Materialisation(Record):
 
     :param since: digest of the snapshot that the store was given before; None for all there is
     :param rows: table → rows written
+    :param healed: the moment of one that was begun before and never finished, which this one made up for
     """
 
     schema: ClassVar[str] = "materialisation/1"
@@ -42,6 +46,7 @@ class Materialisation(Record):
     code_digest: str
     since: str | None
     rows: dict[str, int]
+    healed: AwareDatetime | None = None
 
 
 @dataclass(frozen=True)
@@ -60,27 +65,40 @@ class Audit(Record):
     examples: tuple[str, ...]
 
 
-def materialise(folder: ModelFolder, lake: Lake, snapshot: Snapshot, online_store: str) -> Materialisation:
+def materialise(
+    folder: ModelFolder,
+    lake: Lake,
+    snapshot: Snapshot,
+    online_store: str,
+    clock: Callable[[], float] = time.time,
+) -> Materialisation:
     """Bring an online store up to the run's ``as_of``; newest event wins.
 
     What is written is what counts now and did not when the store was last written, by what was known then:
     new events, but also rows that came late, that a late row changed, or that a static table gained. A store
     that knows of no earlier materialisation, or of one by another state of the model folder, gets all.
-    Runs may come in any order and at the same time: an older one replaces nothing newer.
+    Runs may come in any order and at the same time: an older one replaces nothing newer. One that was
+    interrupted is made up for by the next.
 
     A row that is withdrawn at its source stays until a newer event of its key.
 
-    :param online_store: URL, ``sqlite:////absolute/path.db``
-    :raises FeatureError: a table or column is missing. Retry: no.
+    :param online_store: URL, ``sqlite:////absolute/path.db`` or ``redis://host:port/database``
+    :param clock: seconds since 1970
+    :raises FeatureError: a table or column is missing, or the run's ``as_of`` is in the future. Retry: no.
     :raises OnlineStoreUnavailableError: the store cannot be used now. Retry: yes.
+    :raises CanaryError: what was written is read differently. Retry: yes.
     """
+    from ml_lifecycle.adapters.feast_bulk import check_window
     from ml_lifecycle.adapters.feast_written import OnlineWriter, Written
 
+    check_window(None, snapshot.run.as_of, clock)
     features, now = features_of(folder), Written(snapshot.path, folder.code_digest, snapshot.run.as_of)
     frames = _counting(folder, features, lake, snapshot, now.as_of)
-    with tempfile.TemporaryDirectory(prefix="features-") as name:
-        writer = OnlineWriter(features, Path(name), online_store)
-        last = writer.last()
+    with (
+        tempfile.TemporaryDirectory(prefix="features-") as name,
+        contextlib.closing(OnlineWriter(features, Path(name), online_store)) as writer,
+    ):
+        last, begun = writer.last(), writer.begun()
         before = None
         if last is not None and last.code_digest == now.code_digest and lake.exists(last.snapshot_path):
             before = from_json(Snapshot, lake.read_json(last.snapshot_path))
@@ -89,10 +107,15 @@ def materialise(folder: ModelFolder, lake: Lake, snapshot: Snapshot, online_stor
                 table: rows.join(known[table], on=rows.columns, how="anti", nulls_equal=True)
                 for table, rows in frames.items()
             }
+            earlier = (moment for moment in (last.as_of, last.since) if moment is not None)
+            now = replace(now, since=next((moment for moment in earlier if moment < now.as_of), None))
         writer.write(frames, now)
     since = before.digest if before is not None else None
     rows = {table: frame.height for table, frame in frames.items()}
-    return Materialisation(snapshot.run, snapshot.digest, folder.code_digest, since, rows)
+    healed = None
+    if begun is not None and begun.as_of <= now.as_of and (last is None or last.as_of < begun.as_of):
+        healed = begun.as_of
+    return Materialisation(snapshot.run, snapshot.digest, folder.code_digest, since, rows, healed)
 
 
 def _counting(

@@ -67,7 +67,7 @@ class ModelServerHook(BaseHook):
 
 
 class OnlineStoreHook(BaseHook):
-    """Connection type ``ml_lifecycle_online_store``: extra ``url``, e.g. ``sqlite:////data/online.db``."""
+    """Connection type ``ml_lifecycle_online_store``: extra ``url``: ``sqlite:////data/online.db`` or ``redis://…``."""
 
     conn_name_attr = "online_store_conn_id"
     default_conn_name = "production_online_store"
