@@ -224,6 +224,8 @@ def test_results_persist_and_are_not_overwritten_by_accident(tmp_path: Path) -> 
     assert pl.read_parquet(tmp_path / "saved/set.parquet")["rating"].to_list() == [0.5]
     with pytest.raises(SavedDatasetLocationAlreadyExists):
         job.persist(storage)
+    with pytest.raises(FeatureError, match="a local path"):
+        job.persist(SavedDatasetFileStorage(path="s3://bucket/set.parquet"))
 
 
 def test_entity_rows_may_be_a_parquet_file(tmp_path: Path) -> None:

@@ -234,11 +234,11 @@ class _Lookup:
         if order is not None:
             asked = asked[order.by_moment]
         first, last = asked.select(first=pl.col(_MOMENT).min(), last=pl.col(_MOMENT).max()).row(0)
+        counting = [n for n, part in enumerate(self._parts) if part.counts(first, last, self._lifetime)]
         best: pl.DataFrame | None = None
-        for number, part in enumerate(self._parts):
-            if best is None or part.counts(first, last, self._lifetime):
-                found = self._newest(asked, self._held.part(self, number), order)
-                best = found if best is None else self._newer(best, found)
+        for number in counting or [0]:
+            found = self._newest(asked, self._held.part(self, number), order)
+            best = found if best is None else self._newer(best, found)
         assert best is not None  # a table has at least one part
         return best.select(self._features)
 

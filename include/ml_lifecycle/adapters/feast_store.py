@@ -143,12 +143,15 @@ class AsOfRetrievalJob(RetrievalJob):  # type: ignore[misc]  # Feast has no type
         """:meth:`write` to a saved data set's file.
 
         :raises SavedDatasetLocationAlreadyExists: there is a file and it may not be overwritten. Retry: no.
+        :raises FeatureError: the storage is no file of this machine. Retry: no.
         """
         if not isinstance(storage, SavedDatasetFileStorage):
             raise FeatureError(
                 f"this store persists to SavedDatasetFileStorage, not {type(storage).__name__}"
             )
         uri = storage.file_options.uri
+        if "://" in uri:
+            raise FeatureError(f"this store persists to a local path, not to {uri}")
         path = Path(FileSource.get_uri_for_file_path(self._repo_path, uri))
         if path.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=uri)
