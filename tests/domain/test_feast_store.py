@@ -15,7 +15,9 @@ from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String
 
+from ml_lifecycle.adapters import as_of as joins
 from ml_lifecycle.adapters.feast_repo import repo_config
+from ml_lifecycle.adapters.feast_store import AsOfOfflineStore
 from ml_lifecycle.errors import FeatureError
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -187,7 +189,8 @@ def test_views_of_several_entities_mapped_columns_other_key_names_and_on_demand_
 
 
 def test_whatever_cannot_be_joined_is_said(tmp_path: Path) -> None:
-    write(tmp_path, "trips", [{"driver_id": "a", "event_timestamp": hours(1), "rating": 0.5, "note": "n"}])
+    row = {"driver_id": "a", "event_timestamp": hours(1), "rating": 0.5, "note": "n"}
+    write(tmp_path, "trips", [row])
     made = store(tmp_path, trips())
 
     def ask(asked: object, *features: str) -> object:
@@ -196,14 +199,16 @@ def test_whatever_cannot_be_joined_is_said(tmp_path: Path) -> None:
     good = moments(("a", hours(1)))
     with pytest.raises(FeatureError, match=r"lacks the columns \['created'\]"):
         ask(good, "trips:rating")
+    write(tmp_path, "trips", [{**row, "created": hours(1)}])
     with pytest.raises(FeatureError, match=r"needs the entity columns \['driver_id'\]"):
         ask(good.rename(columns={"driver_id": "id"}), "trips:rating")
     with pytest.raises(FeatureError, match="full_feature_names"):
         ask(good.assign(rating=1.0), "trips:rating")
     with pytest.raises(FeatureError, match="needs a column 'event_timestamp'"):
         ask(good.drop(columns="event_timestamp"), "trips:rating")
-    with pytest.raises(FeatureError, match="must be a pandas data frame"):
-        ask("SELECT 1", "trips:rating")
+    for other in ("SELECT 1", good["driver_id"]):
+        with pytest.raises(FeatureError, match="must be a pandas data frame or the path of a Parquet file"):
+            ask(other, "trips:rating")
 
 
 def test_results_persist_and_are_not_overwritten_by_accident(tmp_path: Path) -> None:
@@ -219,6 +224,90 @@ def test_results_persist_and_are_not_overwritten_by_accident(tmp_path: Path) -> 
     assert pl.read_parquet(tmp_path / "saved/set.parquet")["rating"].to_list() == [0.5]
     with pytest.raises(SavedDatasetLocationAlreadyExists):
         job.persist(storage)
+    with pytest.raises(FeatureError, match="a local path"):
+        job.persist(SavedDatasetFileStorage(path="s3://bucket/set.parquet"))
+
+
+def test_entity_rows_may_be_a_parquet_file(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "trips",
+        [{"driver_id": "a", "event_timestamp": hours(1), "created": hours(1), "rating": 0.5, "note": "n"}],
+    )
+    asked = moments(("a", hours(2)), ("b", hours(2)), ("a", hours(0)))
+    asked.to_parquet(tmp_path / "rows.parquet")
+    made = store(tmp_path, trips())
+    for path in ("rows.parquet", str(tmp_path / "rows.parquet"), "*rows.parquet"):
+        job = made.get_historical_features(entity_df=path, features=["trips:rating", "trips:note"])
+        found = job.to_df()
+        assert found["driver_id"].tolist() == ["a", "b", "a"]
+        assert found["note"].tolist() == ["n", None, None]
+    saved = SavedDatasetFileStorage(path="saved.parquet")
+    dataset = made.create_saved_dataset(from_=job, name="saved", storage=saved)
+    assert (dataset.min_event_timestamp, dataset.max_event_timestamp) == (hours(0), hours(2))
+    assert dataset.to_df()["note"].tolist() == ["n", None, None]
+
+
+def test_a_result_is_written_slice_by_slice_as_it_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On-demand features too, whose types pandas would guess anew from each slice's values."""
+    write(tmp_path, "world", [{"event_timestamp": hours(1), "count": 3}])
+    world = view("world", [], [Field(name="count", dtype=Int64)])
+
+    @on_demand_feature_view(sources=[world], schema=[Field(name="double", dtype=Int64)], mode="pandas")
+    def doubled(inputs: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"double": inputs["count"] * 2})
+
+    made = store(tmp_path, world, doubled)
+    asked = moments(*[(name, hours(at)) for at, name in enumerate("abcde")])
+    features = ["world:count", "doubled:double"]
+    job = made.get_historical_features(entity_df=asked, features=features)
+    whole = pl.DataFrame(pl.from_arrow(job.to_arrow())).with_columns(pl.col("double").cast(pl.Int64()))
+    for size in (1, 100, 10_000):  # bytes
+        monkeypatch.setattr(joins, "SLICE_BYTES", size)
+        assert job.write(tmp_path / "result.parquet") == 5
+        assert pl.read_parquet(tmp_path / "result.parquet").equals(whole)
+    assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name] == []
+
+
+def test_the_newest_row_of_each_key_does_not_depend_on_the_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(1)
+    rows = [
+        {
+            "driver_id": chance.choice("abcdef"),
+            "event_timestamp": hours(chance.randrange(24)),
+            "created": chance.choice([None, hours(chance.randrange(30, 34))]),
+            "rating": float(number),
+            "note": "n",
+        }
+        for number in range(200)
+    ]
+    write(tmp_path, "trips", rows, created=TIME)
+    made = store(tmp_path, trips())
+    source = made.get_feature_view("trips").batch_source
+
+    def pull(end: datetime) -> list[dict[str, object]]:
+        job = AsOfOfflineStore.pull_latest_from_table_or_query(
+            made.config, source, ["driver_id"], ["rating"], "event_timestamp", "created", hours(3), end
+        )
+        found: list[dict[str, object]] = job.to_arrow().to_pylist()
+        return sorted(found, key=lambda row: str(row["driver_id"]))
+
+    def rank(place: int) -> tuple[object, ...]:
+        created = rows[place]["created"]
+        return rows[place]["event_timestamp"], created is not None, created or START, place
+
+    expected: dict[str, float] = {}
+    for place in sorted(range(len(rows)), key=rank):
+        if hours(3) <= rows[place]["event_timestamp"] <= hours(20):
+            expected[rows[place]["driver_id"]] = rows[place]["rating"]
+    for size in (1, 500, 100_000):  # bytes
+        monkeypatch.setattr(joins, "SLICE_BYTES", size)
+        assert {row["driver_id"]: row["rating"] for row in pull(hours(20))} == expected
+        assert pull(hours(2)) == []
 
 
 def test_rows_written_through_feast_are_read_back(tmp_path: Path) -> None:
