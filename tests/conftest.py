@@ -11,12 +11,15 @@ from pathlib import Path
 import prometheus_client  # noqa: F401
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 from postgres_kit import PostgresServer, postgres_binaries, running_postgres
 from s3_kit import S3Store, running_s3
 
 # The same examples each time, wherever tests are run.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+# It also draws constants out of our own modules, as far as they are loaded: with other tests before, other ones.
+providers._get_local_constants = lambda: providers._local_constants
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

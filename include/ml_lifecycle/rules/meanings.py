@@ -81,9 +81,12 @@ def meaning_of(rule: Rule, schema: pl.Schema) -> Meaning:
 
 def offending_rows(rule: Rule, frame: pl.LazyFrame, limit: int) -> pl.DataFrame | None:
     """The first rows that break the rule; None for rules that are not about rows."""
-    meaning = meaning_of(rule, frame.collect_schema())
+    schema = frame.collect_schema()
+    meaning = meaning_of(rule, schema)
     if not isinstance(meaning, OfRows | Distinct):
         return None
+    if isinstance(meaning, Distinct):  # what is missing is the same, whatever it is written as
+        frame = frame.with_columns(value_of(column, schema).alias(column) for column in meaning.columns)
     return frame.filter(meaning.unexpected).head(limit).collect(engine="streaming")
 
 
