@@ -18,7 +18,7 @@ from s3_kit import S3Store, running_s3
 # The same examples each time, wherever tests are run.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
-# It also draws constants out of our own modules, as far as they are loaded: with other tests before, other ones.
+# It also draws constants of our own modules, as far as they are loaded: after other tests other ones.
 providers._get_local_constants = lambda: providers._local_constants
 
 

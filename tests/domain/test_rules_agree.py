@@ -126,7 +126,13 @@ def value_of(value: Any) -> Any:
         return tuple((name, value_of(inner)) for name, inner in sorted(value.items()))
     if value in ("NaT", "nan", None):
         return None
-    return re.sub(r"T00:00:00(\.000)?$", "", value) if isinstance(value, str) else float(value)
+    if not isinstance(value, str):
+        return float(value)
+    if not re.match(r"\d{4}-\d\d-\d\d", value):
+        return value
+    # Of times that pandas' nanoseconds do not reach it writes all of the fraction, and no zone.
+    value = value.removesuffix("+00:00")
+    return (value.rstrip("0").rstrip(".") if "." in value else value).removesuffix("T00:00:00")
 
 
 @pytest.fixture(scope="module")
