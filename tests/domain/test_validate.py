@@ -353,16 +353,13 @@ def test_great_expectations_itself_comes_to_the_same(lake: Lake) -> None:
 
 def test_data_docs_are_built_from_stored_reports(lake: Lake, tmp_path: Path) -> None:
     write(lake, "a.parquet", events("2013-01-01", 31 * 4))
-    for engine in ("great_expectations", "polars"):
-        judge(lake, contract("events", fields(max=1), engine=engine))
+    judge(lake, contract("events", fields(max=1)))
     site = tmp_path / "site"
     assert main(["validation", "docs", "demo", "--lake", lake.root, "--into", str(site)]) == 0
     assert "events.rows" in (site / "index.html").read_text()
-    pages = [page.read_text() for page in site.rglob("validations/**/events.rows.html")]
-    assert len(pages) == 2
-    for page in pages:
-        assert "less than or equal to" in page
-        assert "119 unexpected values found" in page
+    pages = {page.name: page.read_text() for page in site.rglob("validations/**/*.html")}
+    assert "less than or equal to" in pages["events.rows.html"]
+    assert "119 unexpected values found" in pages["events.rows.html"]
 
 
 def test_data_docs_need_a_validation(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
