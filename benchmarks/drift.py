@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -139,6 +138,8 @@ def make_log(folder: Path, rows: int) -> None:
         mine = drawn[rng.integers(0, block, PART_ROWS)]
         score = 1 / (1 + np.exp(-mine["normal"].to_numpy()))
         moments = np.arange(start, start + PART_ROWS) * (86_400_000_000 // rows)
+        step = 86_400_000_000 // rows
+        moments = int(DAY.timestamp()) * 1_000_000 + np.arange(start, start + PART_ROWS) * step
         constants = {
             "endpoint": pl.lit("late", pl.Enum(["late"])),
             "route_revision": pl.lit(1, pl.Int64),
@@ -159,6 +160,7 @@ def make_log(folder: Path, rows: int) -> None:
                 [
                     pl.Series("prediction_id", rng.integers(0, 2**63, PART_ROWS)).cast(pl.String),
                     pl.Series("received_at", _DAY_US + moments).cast(pl.Datetime("us", "UTC")),
+                    pl.Series("received_at", moments).cast(pl.Datetime("us", "UTC")),
                     pl.Series("latency_ms", rng.gamma(2, 3, PART_ROWS)),
                     pl.Series("row", np.zeros(PART_ROWS, np.int64)),
                     mine.to_struct("features"),
@@ -169,7 +171,7 @@ def make_log(folder: Path, rows: int) -> None:
             .with_columns(**constants)
             .select(tuple(SCHEMA))
         )
-        first = DAY + timedelta(microseconds=start * (86_400_000_000 // rows))
+        first = DAY + timedelta(microseconds=start * step)
         name = f"{first:%Y%m%dT%H%M%S%f}-bench-{number:06d}-{kind_of(DIGEST, frame)}.parquet"
         frame.write_parquet(target / name, compression="lz4", statistics=False)
     reference = features(200_000, 4, 0.0)
@@ -190,7 +192,9 @@ def timed(work: Callable[[], Any]) -> dict[str, Any]:
     began = time.perf_counter()
     answer = work()
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage's: that of a child begins with what its parent had.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) / 1024
     return {"seconds": seconds, "peak_mib": peak, "answer": answer}
 
 
