@@ -37,7 +37,6 @@ TIMES_EVIDENTLY, TIMES_LIMIT, MEMORY_MIB = 30, 1.7, 400
 LOG_SECONDS, LOG_MIB = 60, 1024
 PART_ROWS = 20_000
 DAY = datetime(2026, 1, 5, tzinfo=UTC)
-_DAY_US = int(DAY.timestamp()) * 1_000_000
 DIGEST = "0123456789ab" * 5 + "0123"
 
 NUMBERS = ("normal", "wider", "lognormal", "pareto", "beyond", "uniform", "zeros", "rounded")
@@ -137,7 +136,6 @@ def make_log(folder: Path, rows: int) -> None:
         rng = np.random.default_rng(number)
         mine = drawn[rng.integers(0, block, PART_ROWS)]
         score = 1 / (1 + np.exp(-mine["normal"].to_numpy()))
-        moments = np.arange(start, start + PART_ROWS) * (86_400_000_000 // rows)
         step = 86_400_000_000 // rows
         moments = int(DAY.timestamp()) * 1_000_000 + np.arange(start, start + PART_ROWS) * step
         constants = {
@@ -159,7 +157,6 @@ def make_log(folder: Path, rows: int) -> None:
             pl.DataFrame(
                 [
                     pl.Series("prediction_id", rng.integers(0, 2**63, PART_ROWS)).cast(pl.String),
-                    pl.Series("received_at", _DAY_US + moments).cast(pl.Datetime("us", "UTC")),
                     pl.Series("received_at", moments).cast(pl.Datetime("us", "UTC")),
                     pl.Series("latency_ms", rng.gamma(2, 3, PART_ROWS)),
                     pl.Series("row", np.zeros(PART_ROWS, np.int64)),
