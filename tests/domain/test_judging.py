@@ -133,6 +133,19 @@ def test_without_any_rows_everything_is_held() -> None:
         assert (errors.challenger, errors.difference, errors.verdict) == (None, None, "undecided")
 
 
+def test_what_cannot_be_counted_is_told_as_that() -> None:
+    business = {"revenue": Business(margin=0.1), "visits": Business(margin=0.1, required=False)}
+    why = {"revenue": "tables() of features.py returns no 'ordrs'", "visits": "no such column"}
+    told = [f"{name}: cannot be counted: {text}" for name, text in why.items()]
+    held = judge(Watch(business=business), canary(), BEGAN, LATER, uncountable=why)
+    assert (held.decision, list(held.reasons)) == ("hold", told)
+    late = judge(Watch(business=business), canary(), BEGAN, BEGAN + timedelta(days=3), uncountable=why)
+    assert list(late.reasons[1:]) == told
+    del business["revenue"], why["revenue"]
+    good = judge(Watch(business=business), canary(), BEGAN, LATER, uncountable=why)
+    assert (good.decision, good.reasons[-1]) == ("promote", told[1])
+
+
 def test_a_side_without_rows_decides_nothing() -> None:
     watch = Watch(latency=None, score_distribution=None)
     for one, two, words in (
