@@ -189,8 +189,8 @@ class _Features:
                 f"{self.spec.name}__score will fail, as it does not know what there is to predict"
             )
         for metric in self.spec.delivery.watch.business.values():
-            if metric.table in made:
-                needed.setdefault(str(metric.table), {})
+            if metric.table is not None and metric.table in made:
+                needed.setdefault(metric.table, {})
         for table, columns in needed.items():
             yield from self._table(table, columns, made)
         yield from self._business(declared, made)

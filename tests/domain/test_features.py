@@ -98,7 +98,7 @@ def test_tables_of_business_metrics_are_kept_if_there_are_such(tmp_path: Path) -
         (
             "features.py",
             '"entities": entities}',
-            '"money": orders.with_columns(paid=2), "entities": entities}',
+            '"money": orders.with_columns(paid=pl.lit(2)), "entities": entities}',
         ),
     ):
         (folder / name).write_text((folder / name).read_text().replace(old, new))

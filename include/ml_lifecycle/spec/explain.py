@@ -91,11 +91,8 @@ def _explain_one(error: Any, root: Schema, document: Document) -> tuple[Path, bo
         if not isinstance(reason, FieldError):
             return path, False, str(reason), []
         # A default is nowhere in the file: then at the nearest key around it.
-        place = next(
-            place
-            for end in range(len(reason.path), -1, -1)
-            if (place := (*path, *reason.path[:end])) in document.values
-        )
+        around = ((*path, *reason.path[:end]) for end in range(len(reason.path), -1, -1))
+        place = next(one for one in around if one in document.values)
         absent = show_path((*path, *reason.path)[len(place) :])
         return place, False, f"{absent}: {reason.message}" if absent else reason.message, []
     if kind in ("too_short", "string_too_short"):

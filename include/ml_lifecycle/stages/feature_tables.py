@@ -55,7 +55,7 @@ def build_tables(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> Feature
         return from_json(FeatureTables, lake.read_json(f"{root}/manifest.json"))
     features = features_of(folder)
     names = [*features.source_tables(), folder.spec.labels.table]
-    business = {metric.table or names[-1] for metric in folder.spec.delivery.watch.business.values()}
+    business = {metric.table for metric in folder.spec.delivery.watch.business.values() if metric.table}
     frames = make_frames(folder, features, sources_of(folder, lake, snapshot), names, sorted(business))
     for name, frame in frames.items():
         write_parquet(lake, f"{root}/{name}.parquet", frame)
