@@ -65,6 +65,7 @@ def _check(arguments: argparse.Namespace) -> int:
         "gates": ", ".join(gate.metric for gate in spec.evaluation.gates),
         "alerts": ", ".join(alert.metric for alert in spec.monitoring.alerts) or "none",
         "approvers": ", ".join(spec.approvers.users),
+        "delivery": spec.delivery.in_words,
         "environments": ", ".join(spec.environments),
         "spec digest": folder.spec_digest,
         "code digest": folder.code_digest,

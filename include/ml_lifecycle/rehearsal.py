@@ -96,6 +96,11 @@ def _advice(spec: ModelSpec) -> Iterator[str]:
             f"({format_duration(spec.labels.delay)}): when a window ends, few of its labels are known and "
             "its quality can hardly be measured; make it longer"
         )
+    if (shares := spec.delivery.shares) and max(shares) < 0.01:
+        yield (
+            f"delivery.steps in model.yaml are percent: the largest, {max(shares) * 100:g}, is less than one "
+            "in a hundred requests; 5 is five percent"
+        )
 
 
 @dataclass
@@ -152,6 +157,10 @@ class _Features:
                         f"no feature {column!r}",
                         suggest(column, columns),
                     )
+        for column in self.spec.delivery.watch.segments:
+            if column not in known:
+                path = ("delivery", "watch", "segments", column)
+                yield self.model.problem(path, f"no feature or key {column!r}", suggest(column, known))
 
     def _tables(self, declared: Mapping[str, Mapping[str, pl.DataType]]) -> Iterator[Problem]:
         tables = getattr(self.module, "tables", None)
@@ -179,8 +188,12 @@ class _Features:
                 f"tables() returns no {self.spec.features.entities!r} (features.entities in model.yaml): "
                 f"{self.spec.name}__score will fail, as it does not know what there is to predict"
             )
+        for metric in self.spec.delivery.watch.business.values():
+            if metric.table is not None and metric.table in made:
+                needed.setdefault(metric.table, {})
         for table, columns in needed.items():
             yield from self._table(table, columns, made)
+        yield from self._business(declared, made)
 
     def _empty_sources(self) -> dict[str, pl.LazyFrame] | None:
         """A frame without rows a source, with the contract's columns; None where a contract is missing."""
@@ -239,6 +252,42 @@ class _Features:
                 f"label {labels.column!r} is {schema[labels.column]}, and {self.spec.task} models predict "
                 + ("numbers" if self.spec.task == "regression" else "text, whole numbers or truth values")
             )
+
+    def _business(
+        self, declared: Mapping[str, Mapping[str, pl.DataType]], made: Mapping[str, pl.LazyFrame]
+    ) -> Iterator[Problem]:
+        """Each business metric has its table, with numbers that can be joined as labels are."""
+        labels = self.spec.labels
+        for name, metric in self.spec.delivery.watch.business.items():
+            path, table = ("delivery", "watch", "business", name), metric.table or labels.table
+            if table not in made:
+                if table != labels.table:  # of the labels it is said already
+                    message = f"tables() of features.py returns no {table!r}"
+                    yield self.model.problem((*path, "table"), message, suggest(table, sorted(made)))
+                continue
+            try:
+                schema = dict(made[table].collect_schema())
+            except Exception:  # noqa: BLE001 - said already, with the place in the code
+                continue
+            # Of a feature view's table only what the view declares is kept.
+            schema = {column: schema[column] for column in declared.get(table, schema) if column in schema}
+            joined_by = [*labels.keys, labels.event_time, labels.known_at]
+            if table != labels.table and (lacking := [one for one in joined_by if one not in schema]):
+                yield self.model.problem(
+                    (*path, "table"),
+                    f"table {table!r} lacks {', '.join(lacking)}: its rows are joined as labels are, "
+                    f"by {', '.join(joined_by)}",
+                    [f"it has: {', '.join(schema)}"],
+                )
+            column = metric.column or name
+            where = path if metric.column is None else (*path, "column")
+            if column not in schema:
+                named = "" if metric.column else "; name one as column, which is the metric's name by default"
+                message = f"table {table!r} has no column {column!r}{named}"
+                yield self.model.problem(where, message, suggest(column, list(schema)))
+            elif not (schema[column].is_numeric() or schema[column] == pl.Boolean):
+                message = f"column {column!r} of table {table!r} is {schema[column]}, not a number"
+                yield self.model.problem(where, message)
 
     def _in_code(self, message: str, hints: list[str] | None = None) -> Problem:
         lines = [f"{self.reading.path / 'features.py'}: {message}", *(f"  {hint}" for hint in hints or [])]

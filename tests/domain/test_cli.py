@@ -26,6 +26,7 @@ def test_new_then_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert out[0] == f"{tmp_path / 'returns'}: fine"
     assert out[1] == "  model         returns, binary: Will the next order of this customer be returned?"
     assert out[2] == "  sources       orders (orders)"
+    assert "  delivery      blue_green: all traffic at once, nothing is watched" in out
     assert len(out[-1].split()[-1]) == 64
 
 

@@ -11,12 +11,16 @@ import pytest
 from flight_world import DAY, KEYS, World, folder_with, january, short_holdout
 
 from ml_lifecycle.adapters.feast_reader import OnlineReader
-from ml_lifecycle.adapters.lake import sha256
+from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.adapters.tables import write_parquet
 from ml_lifecycle.demo import flights
 from ml_lifecycle.errors import FeatureError
-from ml_lifecycle.records import Interval, TrainingSet, from_json, to_json
+from ml_lifecycle.records import Interval, Run, TrainingSet, from_json, to_json
+from ml_lifecycle.spec.folder import load_folder
+from ml_lifecycle.spec.scaffold import new_folder
 from ml_lifecycle.stages.feature_tables import FeatureTables, build_tables
 from ml_lifecycle.stages.features import build_training_set
+from ml_lifecycle.stages.ingest import ingest
 from ml_lifecycle.stages.online_features import Materialisation, audit_online, materialise
 
 
@@ -84,6 +88,39 @@ def test_what_is_done_is_not_done_again(world: World, training_set: TrainingSet)
     assert from_json(TrainingSet, to_json(again)) == again
     tables = build_tables(world.folder, world.lake, world.snapshot(january(21)))
     assert from_json(FeatureTables, to_json(tables)) == tables
+
+
+def test_tables_of_business_metrics_are_kept_if_there_are_such(tmp_path: Path) -> None:
+    folder = new_folder("returns", tmp_path)
+    business = "{paid: {table: money, margin: 1, high: 9}, lost: {table: moneys, margin: 1, high: 9}}"
+    for name, old, new in (
+        ("model.yaml", "monitoring:\n", f"delivery: {{watch: {{business: {business}}}}}\nmonitoring:\n"),
+        (
+            "features.py",
+            '"entities": entities}',
+            '"money": orders.with_columns(paid=pl.lit(2)), "entities": entities}',
+        ),
+    ):
+        (folder / name).write_text((folder / name).read_text().replace(old, new))
+    lake = Lake(str(tmp_path / "lake"))
+    moment = january(21)
+    rows = pl.DataFrame(
+        {
+            "order_id": ["o1"],
+            "customer_id": ["c1"],
+            "ordered_at": [january(2)],
+            "closed_at": [january(3)],
+            "amount": [1.5],
+            "channel": ["web"],
+            "returned": [True],
+        }
+    )
+    write_parquet(lake, "landing/orders/all.parquet", rows)
+    loaded = load_folder(folder)
+    snapshot = ingest(loaded.spec, lake, Run("returns", "run", moment, Interval(moment, moment)))
+    tables = build_tables(loaded, lake, snapshot).tables
+    assert sorted(tables) == ["customer_orders", "labels", "money"]
+    assert lake.scan([tables["money"]]).select("customer_id", "paid").collect().rows() == [("c1", 2)]
 
 
 def test_online_equals_offline_at_every_step(world: World, training_set: TrainingSet, tmp_path: Path) -> None:

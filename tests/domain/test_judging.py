@@ -133,6 +133,19 @@ def test_without_any_rows_everything_is_held() -> None:
         assert (errors.challenger, errors.difference, errors.verdict) == (None, None, "undecided")
 
 
+def test_what_cannot_be_counted_is_told_as_that() -> None:
+    business = {"revenue": Business(margin=0.1), "visits": Business(margin=0.1, required=False)}
+    why = {"revenue": "tables() of features.py returns no 'ordrs'", "visits": "no such column"}
+    told = [f"{name}: cannot be counted: {text}" for name, text in why.items()]
+    held = judge(Watch(business=business), canary(), BEGAN, LATER, uncountable=why)
+    assert (held.decision, list(held.reasons)) == ("hold", told)
+    late = judge(Watch(business=business), canary(), BEGAN, BEGAN + timedelta(days=3), uncountable=why)
+    assert list(late.reasons[1:]) == told
+    del business["revenue"], why["revenue"]
+    good = judge(Watch(business=business), canary(), BEGAN, LATER, uncountable=why)
+    assert (good.decision, good.reasons[-1]) == ("promote", told[1])
+
+
 def test_a_side_without_rows_decides_nothing() -> None:
     watch = Watch(latency=None, score_distribution=None)
     for one, two, words in (
@@ -550,8 +563,8 @@ def test_a_whole_section() -> None:
         ("business: {revenue: {high: 3}}", "margin"),
         ("business: {revenue: {low: 3, high: 3, margin: 1}}", "3 is not below high (3)"),
         ("business: {revenue: {low: -1, high: 1, margin: 2}}", "2 is as wide as the range (2)"),
-        ("business: {errors: {margin: 0.1}}", "errors has a meaning of its own"),
-        ("segments: {origin: []}", "origin has no values"),
+        ("business: {errors: {margin: 0.1}}", "errors: has a meaning of its own"),
+        ("segments: {origin: []}", "origin: has no values"),
         ("segments: {origin: [EWR, EWR]}", "origin=EWR is there twice"),
         ('segments: {a: ["b=c"], "a=b": [c]}', "a=b=c is there twice"),
         ("min_rows: 0", "min_rows"),

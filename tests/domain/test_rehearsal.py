@@ -7,10 +7,22 @@ from pathlib import Path
 import pytest
 
 from ml_lifecycle.rehearsal import Rehearsal, rehearse
+from ml_lifecycle.spec import scaffold
 from ml_lifecycle.spec.folder import read_folder
 from ml_lifecycle.spec.scaffold import new_folder
 
 FLIGHTS = Path(__file__).parents[2] / "dags" / "models" / "flight_delay"
+TEMPLATE = Path(scaffold.__file__).parent / "template" / "model.yaml"
+
+# Where model.yaml of the template has ``monitoring:``.
+LINE = TEMPLATE.read_text().splitlines().index("monitoring:") + 1
+
+
+def business(keys: str) -> str:
+    """A ``delivery:`` with a business metric, before ``monitoring:``."""
+    metric = f"revenue: {{{', '.join(filter(None, [keys, 'margin: 0.1, required: false']))}}}"
+    return f"delivery:\n  watch:\n    business:\n      {metric}\nmonitoring:\n"
+
 
 # What is wrong, the file, what is replaced in it by what, and what the author is told, in a problem's parts.
 CASES: list[tuple[str, str, str, str, list[str]]] = [
@@ -154,6 +166,67 @@ CASES: list[tuple[str, str, str, str, list[str]]] = [
         "{metric: psi, above: 0.25, columns: [amount]}",
         ["monitoring.alerts[0].columns[0]: no feature 'amount'", "allowed: orders_closed, return_share"],
     ),
+    (
+        "a watched segment that is no column",
+        "model.yaml",
+        "monitoring:\n",
+        "delivery:\n  watch:\n    segments: {last_chanel: [web]}\nmonitoring:\n",
+        [
+            f"model.yaml:{LINE + 2}:",
+            "delivery.watch.segments.last_chanel: no feature or key 'last_chanel'",
+            "did you mean 'last_channel'?",
+        ],
+    ),
+    (
+        "a business table by another name",
+        "model.yaml",
+        "monitoring:\n",
+        business("table: entites, column: amount"),
+        [
+            f"model.yaml:{LINE + 3}:",
+            "business.revenue.table: tables() of features.py returns no 'entites'",
+            "did you mean 'entities'?",
+        ],
+    ),
+    (
+        "a business table that cannot be joined",
+        "model.yaml",
+        "monitoring:\n",
+        business("table: entities, column: customer_id"),
+        [
+            f"model.yaml:{LINE + 3}:",
+            "business.revenue.table: table 'entities' lacks known_at: its rows are joined as labels are, "
+            "by customer_id, event_timestamp, known_at",
+        ],
+    ),
+    (
+        "a business column by another name",
+        "model.yaml",
+        "monitoring:\n",
+        business("column: retuned"),
+        [
+            f"model.yaml:{LINE + 3}:",
+            "business.revenue.column: table 'labels' has no column 'retuned'",
+            "did you mean 'returned'?",
+        ],
+    ),
+    (
+        "no business column",
+        "model.yaml",
+        "monitoring:\n",
+        business(""),
+        [
+            f"model.yaml:{LINE + 3}:",
+            "delivery.watch.business.revenue: table 'labels' has no column 'revenue'; name one as column",
+        ],
+    ),
+    (
+        "a business column without numbers",
+        "model.yaml",
+        "monitoring:\n",
+        business("column: customer_id"),
+        ["business.revenue.column: column 'customer_id' of table 'labels' is String, not a number"],
+    ),
 ]
 
 
@@ -199,6 +272,23 @@ def test_what_is_right_is_quiet(tmp_path: Path) -> None:
         assert rehearsed(folder) == Rehearsal((), ())
 
 
+def test_a_business_metric_that_works_is_quiet(tmp_path: Path) -> None:
+    folder = new_folder("returns", tmp_path)
+    edit(folder, "model.yaml", "monitoring:\n", business("table: orders, column: amount"))
+    frame = '"orders": labels.with_columns(amount=pl.lit(1.5)), "entities": entities}'
+    edit(folder, "features.py", '"entities": entities}', frame)
+    assert rehearsed(folder) == Rehearsal((), ())
+
+
+def test_the_template_s_delivery_works(tmp_path: Path) -> None:
+    folder = new_folder("returns", tmp_path)
+    text = (folder / "model.yaml").read_text()
+    block = text[text.index("# delivery:") : text.index("# What is watched in production")]
+    edit(folder, "model.yaml", block, "".join(line[2:] for line in block.splitlines(keepends=True)))
+    assert read_folder(folder).problems == ()
+    assert rehearsed(folder) == Rehearsal((), ())
+
+
 def test_several_mistakes_are_told_in_one_round(tmp_path: Path) -> None:
     folder = new_folder("returns", tmp_path)
     edit(folder, "model.yaml", "metric: psi", "metrc: psi")
@@ -234,8 +324,14 @@ def test_a_file_that_does_not_compile_is_told_once(tmp_path: Path) -> None:
             "monitoring.window (1w) is no longer than labels.delay (30d)",
         ),
         ("features.py", ', "entities": entities}', "}", "returns__score will fail"),
+        (
+            "model.yaml",
+            "monitoring:\n",
+            "delivery: {strategy: canary, steps: [0.25, 0.5]}\nmonitoring:\n",
+            "delivery.steps in model.yaml are percent: the largest, 0.5, is less than one in a hundred",
+        ),
     ],
-    ids=["one approver", "no contract", "short window", "no entities"],
+    ids=["one approver", "no contract", "short window", "no entities", "steps as shares"],
 )
 def test_what_may_be_meant_is_a_note(tmp_path: Path, file: str, old: str, new: str, advice: str) -> None:
     folder = new_folder("returns", tmp_path)

@@ -62,6 +62,15 @@ def searching(dimension: str, metric: str = "skill") -> str:
     return f"training:\n  search: {{trials: 3, metric: {metric}, validation: 2d, {space}}}\n"
 
 
+LOSS = "labels: {loss: absolute, largest: 9, margin: 1}"
+
+
+def watching(*lines: str) -> str:
+    """A canary's ``delivery:`` before ``labels:``."""
+    watch = "".join(f"    {line}\n" for line in lines)
+    return f"delivery:\n  strategy: canary\n  watch:\n{watch}labels:\n"
+
+
 # What is wrong, the file, what is replaced in it (None: all of it) by what (None: the file is removed).
 CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
     ("unknown key", "model.yaml", "metric: skill", "metrc: skill"),
@@ -200,6 +209,41 @@ CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
         searching("{low: 0.0, high: 1.0, step: 0.3}"),
     ),
     ("search: a list among the choices", "model.yaml", "training:\n", searching("{choices: [[1], 2]}")),
+    (
+        "steps as shares of one",
+        "model.yaml",
+        "labels:\n",
+        "delivery:\n  strategy: canary\n  steps: [0.05, 0.25, 0.5]\nlabels:\n",
+    ),
+    (
+        "a step too near to all traffic",
+        "model.yaml",
+        "labels:\n",
+        "delivery: {strategy: canary, steps: [5, 99.95]}\nlabels:\n",
+    ),
+    ("fewer looks than one", "model.yaml", "labels:\n", watching("every: 2d", "deadline: 1d")),
+    (
+        "a deadline before a look",
+        "model.yaml",
+        "labels:\n",
+        watching("min_time: 5s", "deadline: 30s"),
+    ),
+    ("labels after the deadline", "model.yaml", "labels:\n", watching("labels: {}", "deadline: 7d")),
+    ("labels after the default deadline", "model.yaml", "labels:\n", watching("labels: {}")),
+    (
+        "a business metric after the deadline",
+        "model.yaml",
+        "labels:\n",
+        watching("business: {revenue: {margin: 0.1}}", "deadline: 7d"),
+    ),
+    ("a loss of another task", "model.yaml", "labels:\n", watching(LOSS, "deadline: 31d")),
+    ("a canary that disagrees", "model.yaml", "labels:\n", watching("disagreement: {}")),
+    (
+        "a metric named errors",
+        "model.yaml",
+        "labels:\n",
+        watching("business: {errors: {margin: 0.1}}"),
+    ),
     ("known_at alone", "model.yaml", "    event_time: visited_at\n", "    known_at: visited_at\n"),
     ("unknown contract", "model.yaml", "contract: visits", "contract: visit"),
     ("column not in the contract", "model.yaml", "event_time: visited_at", "event_time: visit_at"),

@@ -88,16 +88,32 @@ def test_only_what_can_be_measured_is_judged() -> None:
 
 
 @pytest.mark.parametrize(
+    ("delivery", "told"),
+    [
+        ({}, "blue_green: all traffic at once, nothing is watched"),
+        (
+            {"strategy": "canary", "watch": {"every": "10s", "deadline": "2h"}},
+            "canary 5, 25, 50 %; watched: errors, latency, score_distribution; every 10s, deadline 2h",
+        ),
+        ({"strategy": "shadow"}, "shadow; watched: errors, score_distribution; every 1m, deadline 3d"),
+    ],
+)
+def test_a_delivery_in_a_line(delivery: dict[str, Any], told: str) -> None:
+    assert Delivery.model_validate(delivery).in_words == told
+
+
+@pytest.mark.parametrize(
     ("delivery", "message"),
     [
         ({"steps": [5]}, "steps go with canary, ab or shadow"),
         ({"strategy": "canary", "steps": []}, "steps a canary has at least one"),
         ({"strategy": "canary", "steps": [25, 5]}, "steps must rise"),
-        ({"strategy": "canary", "steps": [100]}, "less than 100"),
+        ({"strategy": "canary", "steps": [100]}, "less than or equal to 99.9"),
+        ({"strategy": "canary", "steps": [0.05, 0.25, 0.5]}, "greater than or equal to 0.1"),
         ({"strategy": "ab", "steps": [5, 50], "watch": LABELS}, "steps ab has one"),
         ({"strategy": "ab"}, "watch ab needs business or labels"),
         ({"strategy": "ab", "watch": {"labels": {"required": False}}}, "watch ab needs business or labels"),
-        ({"strategy": "canary", "watch": {"disagreement": {}}}, "watch disagreement is measured by a shadow"),
+        ({"strategy": "canary", "watch": {"disagreement": {}}}, "watch.disagreement is measured by a shadow"),
         (
             {"strategy": "shadow", "watch": {"errors": None, "score_distribution": None}},
             "watch a shadow has nothing required to be judged by",

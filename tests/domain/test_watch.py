@@ -271,6 +271,22 @@ def test_a_business_metric_decides_an_ab_test(watched: Callable[..., Watched]) -
     assert known.challenger_rows + known.champion_rows == 400
 
 
+def test_a_business_metric_without_its_table_or_column_is_told(watched: Callable[..., Watched]) -> None:
+    business = {
+        "revenue": {"margin": 0.5, "table": "ordrs"},
+        "visits": {"margin": 0.5, "required": False},
+    }
+    one = watched(strategy="canary", steps=[50], watch={**WATCH, "business": business})
+    one.deploy(alike())
+    frames = {"labels": outcomes("delay", lambda *_: 0.0)("")}
+    judgement = one.look(tables=frames.__getitem__).judgement
+    assert judgement is not None
+    revenue = "revenue: cannot be counted: tables() of features.py returns no 'ordrs'"
+    visits = "visits: cannot be counted: table 'labels' of features.py has no column 'visits'"
+    assert judgement.reasons[-2:] == (revenue, visits)
+    assert [one.sentence for one in judgement.comparisons[-2:]] == [revenue, visits]
+
+
 def test_what_is_undecided_is_left_to_people(watched: Callable[..., Watched]) -> None:
     one = watched(strategy="canary", steps=[50])
     one.deploy(alike())

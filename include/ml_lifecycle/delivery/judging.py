@@ -117,7 +117,12 @@ class Judgement(Record):
 
 
 def judge(
-    watch: Watch, observed: Sequence[Observed], began_at: datetime, now: datetime, steps: int = 1
+    watch: Watch,
+    observed: Sequence[Observed],
+    began_at: datetime,
+    now: datetime,
+    steps: int = 1,
+    uncountable: Mapping[str, str] | None = None,
 ) -> Judgement:
     """Promote, hold or roll back.
 
@@ -127,6 +132,7 @@ def judge(
     :param observed: totals of each metric, and of each segment that has rows
     :param began_at: when the totals began
     :param steps: how many steps the release has in all; each has its part of ``alpha``
+    :param uncountable: metrics that can have no rows, and why: so it is told instead of their number
     :raises JudgingError: totals contradict each other or the spec. Retry: no.
     """
     if began_at > now:
@@ -139,8 +145,12 @@ def judge(
         for segment, level in ((None, whole), *((one, whole / len(segments)) for one in segments))
         for name, criterion in criteria.items()
     ]
+    why_none = {name: f"{name}: cannot be counted: {why}" for name, why in (uncountable or {}).items()}
+    comparisons = [
+        replace(one, sentence=why_none[one.metric]) if one.metric in why_none else one for one in comparisons
+    ]
     elapsed = now - began_at
-    decision, reasons = _decide(watch, comparisons, elapsed)
+    decision, reasons = _decide(watch, comparisons, elapsed, why_none)
     for_people = decision == "hold" and elapsed >= watch.deadline
     return Judgement(
         decision,
@@ -261,23 +271,26 @@ def _sentence(one: Comparison) -> str:
 
 
 def _decide(
-    watch: Watch, comparisons: Sequence[Comparison], elapsed: timedelta
+    watch: Watch, comparisons: Sequence[Comparison], elapsed: timedelta, why_none: Mapping[str, str]
 ) -> tuple[Decision, list[str]]:
     if worse := [one.sentence for one in comparisons if one.verdict == "worse"]:
         return "roll_back", worse
-    missing = list(_missing(watch, comparisons, elapsed))
+    missing = list(_missing(watch, comparisons, elapsed, why_none))
     required = [one for one in comparisons if one.required]
+    untold = [why for name, why in why_none.items() if not watch.criteria[name].required]
     if elapsed >= watch.deadline:
         passed = f"the deadline, {format_duration(watch.deadline)}, has passed: people decide"
-        return "hold", [passed, *(missing or (one.sentence for one in required))]
+        return "hold", [passed, *(missing or (one.sentence for one in required)), *untold]
     if missing:
-        return "hold", missing
+        return "hold", [*missing, *untold]
     rows = min(one.challenger_rows for one in required)
     exposed = f"at least {rows:,} rows of the challenger in each required metric, in {_hours(elapsed)}"
-    return "promote", [exposed, *(one.sentence for one in required)]
+    return "promote", [exposed, *(one.sentence for one in required), *untold]
 
 
-def _missing(watch: Watch, comparisons: Sequence[Comparison], elapsed: timedelta) -> Iterator[str]:
+def _missing(
+    watch: Watch, comparisons: Sequence[Comparison], elapsed: timedelta, why_none: Mapping[str, str]
+) -> Iterator[str]:
     """What a promotion still needs."""
     if elapsed < watch.min_time:
         asked = f"at least {format_duration(watch.min_time)} is asked for"
@@ -285,7 +298,9 @@ def _missing(watch: Watch, comparisons: Sequence[Comparison], elapsed: timedelta
     for one in comparisons:
         if not one.required:
             continue
-        if one.challenger_rows < watch.min_rows:
+        if one.metric in why_none:
+            yield one.sentence
+        elif one.challenger_rows < watch.min_rows:
             asked = f"at least {watch.min_rows:,} are asked for"
             yield f"{one.metric}: {one.challenger_rows:,} rows of the challenger; {asked}"
         elif one.verdict == "undecided":

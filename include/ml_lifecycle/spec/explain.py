@@ -88,9 +88,13 @@ def _explain_one(error: Any, root: Schema, document: Document) -> tuple[Path, bo
     value = _value_at(document.data, path)
     if kind == "value_error":
         reason = error["ctx"]["error"]
-        if isinstance(reason, FieldError) and (*path, *reason.path) in document.values:
-            return (*path, *reason.path), False, reason.message, []
-        return path, False, str(reason), []
+        if not isinstance(reason, FieldError):
+            return path, False, str(reason), []
+        # A default is nowhere in the file: then at the nearest key around it.
+        around = ((*path, *reason.path[:end]) for end in range(len(reason.path), -1, -1))
+        place = next(one for one in around if one in document.values)
+        absent = show_path((*path, *reason.path)[len(place) :])
+        return place, False, f"{absent}: {reason.message}" if absent else reason.message, []
     if kind in ("too_short", "string_too_short"):
         # Entries that are wrong are not counted: that is no mistake of its own.
         return path, False, None if value else "must not be empty", []

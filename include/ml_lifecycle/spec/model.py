@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -23,6 +24,7 @@ from ml_lifecycle.spec.types import (
     Tag,
     Text,
     TimeZone,
+    format_duration,
 )
 from ml_lifecycle.spec.watch import Watch, segment_names
 
@@ -143,7 +145,15 @@ class Environment(Strict):
     sagemaker: SageMaker | None = None
 
 
-Percent = Annotated[float, Field(gt=0, lt=100)]
+# Of the traffic. The bounds find shares that were meant as 0 to 1, and leave both sides something to judge.
+Percent = Annotated[
+    float,
+    Field(
+        ge=0.1,
+        le=99.9,
+        json_schema_extra={"patternErrorMessage": "must be percent from 0.1 to 99.9 (5 is five percent)"},
+    ),
+]
 
 
 class Delivery(Strict):
@@ -188,7 +198,9 @@ class Delivery(Strict):
         ):
             raise FieldError("watch", "ab needs business or labels, required: what the sides are compared by")
         if self.strategy != "shadow" and self.watch.disagreement is not None:
-            raise FieldError("watch", "disagreement is measured by a shadow only: both answer the same rows")
+            raise FieldError(
+                "watch", "is measured by a shadow only: both answer the same rows", "disagreement"
+            )
         if self.strategy == "shadow" and not self.watch.of_shadow().can_promote:
             raise FieldError("watch", "a shadow has nothing required to be judged by: it has no latency")
         if self.shares and not self.watch.of_canary().can_promote:
@@ -200,6 +212,18 @@ class Delivery(Strict):
         """The steps' shares of the traffic, 0 to 1."""
         default = {"canary": (5.0, 25.0, 50.0), "ab": (50.0,)}.get(self.strategy, ())
         return tuple(percent / 100 for percent in (default if self.steps is None else self.steps))
+
+    @property
+    def in_words(self) -> str:
+        """A release's steps, and what it is judged by, in a line."""
+        if self.strategy == "blue_green":
+            return "blue_green: all traffic at once, nothing is watched"
+        steps = f" {', '.join(f'{share * 100:g}' for share in self.shares)} %" if self.shares else ""
+        watch = self.watch if self.shares else self.watch.of_shadow()
+        return (
+            f"{self.strategy}{steps}; watched: {', '.join(watch.criteria)}; "
+            f"every {format_duration(watch.every)}, deadline {format_duration(watch.deadline)}"
+        )
 
 
 class Alert(Strict):
@@ -323,13 +347,26 @@ class ModelSpec(Strict):
     @model_validator(mode="after")
     def _watch_fits_the_task(self) -> ModelSpec:
         watch, regression = self.delivery.watch, self.task == "regression"
-        if watch.labels is not None and watch.labels.required and watch.deadline <= self.labels.delay:
-            raise FieldError("delivery", "watch.deadline must be longer than labels.delay, or none is known")
+        late = [name for name in self._known_late() if watch.criteria[name].required]
+        if late and watch.deadline <= self.labels.delay:
+            delay = format_duration(self.labels.delay)
+            message = f"must be longer than labels.delay ({delay}), or nothing of {late[0]} is known in time"
+            raise FieldError("delivery", message, "watch", "deadline")
         if regression and watch.disagreement is not None:
-            raise FieldError("delivery", "watch.disagreement compares decisions, and a regression makes none")
+            message = "compares decisions, and a regression makes none"
+            raise FieldError("delivery", message, "watch", "disagreement")
         if watch.labels is not None and (watch.labels.loss in ("absolute", "squared")) != regression:
-            raise FieldError("delivery", f"watch.labels.loss {watch.labels.loss} does not fit {self.task}")
+            message = f"{watch.labels.loss} does not fit {self.task}"
+            raise FieldError("delivery", message, "watch", "labels", "loss")
         return self
+
+    def _known_late(self) -> Iterator[str]:
+        """What is watched and becomes known with the labels; of other tables nobody says when."""
+        if self.delivery.watch.labels is not None:
+            yield "labels"
+        for name, metric in self.delivery.watch.business.items():
+            if metric.table in (None, self.labels.table):
+                yield name
 
     @model_validator(mode="after")
     def _needs_staging_and_production(self) -> ModelSpec:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
 
-from ml_lifecycle.spec.types import FieldError, Name, PositiveDuration, Strict, Text
+from ml_lifecycle.spec.types import FieldError, Name, PositiveDuration, Strict, Text, format_duration
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[Number, Field(ge=0)]
@@ -160,7 +160,7 @@ class Watch(Strict):
         by its first row: fewer than a thousand may all be one client's
     :param min_time: no promotion before a step has had traffic so long. An hour by default: caches are
         warm, and what runs every hour has run
-    :param every: between two looks
+    :param every: between two looks; shorter than ``deadline``
     :param deadline: a step that is undecided for so long is left to people: the release is not promoted any
         more by itself, and still rolled back. As long as an approval waits by default
     """
@@ -182,6 +182,11 @@ class Watch(Strict):
     def _can_end(self) -> Watch:
         if self.deadline <= self.min_time:
             raise FieldError("deadline", "must be longer than min_time, or nothing could be promoted")
+        if self.every >= self.deadline:
+            every, deadline = format_duration(self.every), format_duration(self.deadline)
+            raise FieldError(
+                "every", f"{every} must be shorter than deadline ({deadline}), or nothing could be promoted"
+            )
         if not self.can_promote:
             raise ValueError("needs a required metric, or everything would be promoted")
         return self
@@ -189,7 +194,7 @@ class Watch(Strict):
     @model_validator(mode="after")
     def _names_are_unlike(self) -> Watch:
         if taken := sorted(self.business.keys() & Watch.model_fields.keys()):
-            raise FieldError("business", f"{taken[0]} has a meaning of its own: use another name")
+            raise FieldError("business", "has a meaning of its own: use another name", taken[0])
         segment_names(self.segments)
         return self
 
@@ -235,7 +240,7 @@ def segment_names(segments: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     :raises FieldError: a column has no values, or one twice. Retry: no.
     """
     if empty := [column for column, values in segments.items() if not values]:
-        raise FieldError("segments", f"{empty[0]} has no values")
+        raise FieldError("segments", "has no values", empty[0])
     names = tuple(f"{column}={value}" for column, values in segments.items() for value in values)
     if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise FieldError("segments", f"{twice[0]} is there twice")

@@ -45,6 +45,8 @@ class FeatureTables(Record):
 def build_tables(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> FeatureTables:
     """Compute ``features.py``'s tables from all of the snapshot, once for each snapshot and code.
 
+    Tables of business metrics are made if there are such: what only the watch reads must not stop a training.
+
     :raises FeatureError: ``tables()`` lacks a table or a column. Retry: no.
     """
     digest = digest_of({"snapshot": snapshot.digest, "code": folder.code_digest})
@@ -53,7 +55,8 @@ def build_tables(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> Feature
         return from_json(FeatureTables, lake.read_json(f"{root}/manifest.json"))
     features = features_of(folder)
     names = [*features.source_tables(), folder.spec.labels.table]
-    frames = make_frames(folder, features, sources_of(folder, lake, snapshot), names)
+    business = {metric.table for metric in folder.spec.delivery.watch.business.values() if metric.table}
+    frames = make_frames(folder, features, sources_of(folder, lake, snapshot), names, sorted(business))
     for name, frame in frames.items():
         write_parquet(lake, f"{root}/{name}.parquet", frame)
     tables = FeatureTables(
@@ -94,13 +97,21 @@ def history_start(folder: ModelFolder, window: Interval) -> datetime | None:
 
 
 def make_frames(
-    folder: ModelFolder, features: Features, sources: Mapping[str, pl.LazyFrame], names: Collection[str]
+    folder: ModelFolder,
+    features: Features,
+    sources: Mapping[str, pl.LazyFrame],
+    names: Collection[str],
+    optional: Collection[str] = (),
 ) -> dict[str, pl.DataFrame]:
-    """Compute the tables ``names``, each with the columns and types its feature views declare."""
+    """Compute the tables ``names``, each with the columns and types its feature views declare.
+
+    :param optional: further ones, which may be missing
+    """
     declared = features.source_tables()
     made = load_module(folder.path, "features").tables(sources)
     if missing := sorted(set(names) - made.keys()):
         raise FeatureError(f"tables() of features.py lacks {missing}; it returns {sorted(made)}")
+    names = [*names, *(name for name in optional if name in made and name not in names)]
     lazy = []
     for name in names:
         present = made[name].collect_schema().names()

@@ -33,7 +33,7 @@ from ml_lifecycle.records import Evidence, Record, Release, digest_of, from_json
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.watch import Watch
 from ml_lifecycle.stages.approve import approvers_but
-from ml_lifecycle.stages.watch_labels import Tables, WatchedStep, observe_labels
+from ml_lifecycle.stages.watch_labels import Tables, WatchedStep, observe_labels, uncountable
 
 _NO_BASELINE = Baseline(latency_ms=0.0, edges=(), rows=0)
 
@@ -147,12 +147,13 @@ def _judge(endpoint: Endpoint, release: Release, tables: Tables | None) -> Judge
     counting = watched if baseline is not None else _without_baseline(watched)
     counted = _count(log, step, counting, baseline or _NO_BASELINE)
     observed = counted.observed
+    lacking = {} if tables is None else uncountable(spec, watched, tables)
     if tables is not None:
         stood = WatchedStep(spec, watched, log, counted.unreadable, challenger, route.champion)
-        observed = (*observed, *observe_labels(stood, tables, now))
+        observed = (*observed, *observe_labels(stood, tables, now, lacking))
     # One at least: the spec may have been edited to a strategy without any.
     steps = max(1, sum(one.is_watched for one in endpoint.steps(release)))
-    judgement = judge(watched, observed, min(release.created_at, now), now, steps)
+    judgement = judge(watched, observed, min(release.created_at, now), now, steps, lacking)
     return replace(judgement, latency_limit_ms=latency_limit(counting, baseline or _NO_BASELINE))
 
 

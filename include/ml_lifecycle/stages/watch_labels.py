@@ -29,7 +29,7 @@ from ml_lifecycle.spec.watch import Business, LabelLoss, Watch
 from ml_lifecycle.stages.monitor_quality import as_answers, join_labels, known_labels
 
 Tables = Callable[[str], pl.LazyFrame]
-"""A frame of ``features.py``'s ``tables()`` by name."""
+"""A frame of ``features.py``'s ``tables()`` by name; KeyError where there is none."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,27 @@ class WatchedStep:
     champion: Variant
 
 
-def observe_labels(step: WatchedStep, tables: Tables, as_of: datetime) -> tuple[Observed, ...]:
+def uncountable(spec: ModelSpec, watch: Watch, tables: Tables) -> dict[str, str]:
+    """Why a metric can never be counted, by its name: its table, or a column in it, does not exist.
+
+    :param watch: what can be measured at a step
+    """
+    lacking = {
+        name: _lacks(_labels_of(spec.labels, name, one), tables) for name, one in _metrics(watch).items()
+    }
+    return {name: why for name, why in lacking.items() if why is not None}
+
+
+def observe_labels(
+    step: WatchedStep, tables: Tables, as_of: datetime, without: Collection[str] = ()
+) -> tuple[Observed, ...]:
     """Totals of ``labels`` and each business metric, of all rows of a step whose outcome is known.
 
     :param as_of: only what was known before counts
+    :param without: metrics that are :func:`uncountable`
     """
     paired = step.challenger.role == "shadow"
-    metrics: dict[str, LabelLoss | Business] = {**step.watch.business}
-    if step.watch.labels is not None:
-        metrics["labels"] = step.watch.labels
+    metrics = {name: metric for name, metric in _metrics(step.watch).items() if name not in without}
     known = partial(_known_rows, step, metrics, tables, as_of)
     try:
         rows = known(answered(step.log, step.watch.segments, step.unreadable))
@@ -70,6 +82,21 @@ def observe_labels(step: WatchedStep, tables: Tables, as_of: datetime) -> tuple[
             counted = _count(inside, step.log.release.version, paired, shares)
             observed.append(Observed(name, counted, segment))
     return tuple(observed)
+
+
+def _metrics(watch: Watch) -> dict[str, LabelLoss | Business]:
+    labels = {} if watch.labels is None else {"labels": watch.labels}
+    return {**watch.business, **labels}
+
+
+def _lacks(labels: Labels, tables: Tables) -> str | None:
+    try:
+        present = tables(labels.table).collect_schema()
+    except KeyError:
+        return f"tables() of features.py returns no {labels.table!r}"
+    wanted = (labels.column, *labels.keys, labels.event_time, labels.known_at)
+    missing = ", ".join(repr(column) for column in wanted if column not in present)
+    return f"table {labels.table!r} of features.py has no column {missing}" if missing else None
 
 
 def _known_rows(
