@@ -74,9 +74,8 @@ def test_a_lake_without_anything_published_is_said_once(
     with server.http() as http:
 
         def trouble() -> str | None:
-            about = http.get("/v2").json()
-            assert about["models"] == [] or about["lake_error"] is None
-            return about["lake_error"]
+            found: str | None = http.get("/v2").json()["lake_error"]
+            return found
 
         wait_until(lambda: trouble() == missing)
         assert http.get("/v2/health/ready").status_code == 200, "it may be filled later"
@@ -87,6 +86,18 @@ def test_a_lake_without_anything_published_is_said_once(
     assert server.stop() == 0
     warnings = [line.partition("routes: ")[2] for line in server.errors if " WARNING " in line]
     assert warnings == [f"{one}; it is looked at again and again\n" for one in (missing, empty)]
+
+
+def test_a_lake_that_cannot_be_looked_at_is_said_once(tmp_path: Path, start: Callable[..., Server]) -> None:
+    (tmp_path / "a-file").write_bytes(b"")
+    server = start(Lake(str(tmp_path / "a-file")), "--poll-seconds", "0.01")
+    with server.http() as http:
+        wait_until(lambda: http.get("/v2").json()["lake_error"])
+        assert "a-file cannot be looked at: NotADirectoryError" in http.get("/v2").json()["lake_error"]
+        assert http.get("/v2/health/ready").status_code == 503
+    assert server.stop() == 0
+    assert len([line for line in server.errors if " WARNING " in line]) == 1
+    assert "Traceback" not in "".join(server.errors)
 
 
 def test_a_token_file_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:

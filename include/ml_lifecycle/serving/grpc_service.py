@@ -32,6 +32,7 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
 }
 _REQUEST_ID = "x-request-id"
+_VERSION = "ml-lifecycle-version"
 _OPEN = frozenset(("ServerLive", "ServerReady"))
 _CHANGES = {"RepositoryModelLoad": "load", "RepositoryModelUnload": "unload"}
 
@@ -181,10 +182,13 @@ class GrpcService:
         return await done
 
     async def _model_infer(self, request: Any, metadata: Metadata) -> Any:
+        version = request.model_version or None
+        if _VERSION in metadata:
+            version = one_version(version, header_text(metadata[_VERSION]))
         asked = Asked(
             self._front.plane.served(request.model_name),
             self._front.clock(),
-            one_version(request.model_version or None, header_text(metadata.get("ml-lifecycle-version"))),
+            version,
             header_text(metadata.get("ml-lifecycle-key")),
             (header_text(metadata.get(_REQUEST_ID)) or "")[:200] or None,
         )

@@ -135,7 +135,7 @@ def make_query(request: InferRequest, asked: Asked, max_rows: int, size: int) ->
     names = Counter(tensor.name for tensor in request.inputs)
     if repeated := [name for name, count in names.items() if count > 1]:
         raise BadRequestError(f"inputs given more than once: {few(repeated)}")
-    if not request.parameters.keys() <= _PARAMETERS:
+    if request.parameters and not request.parameters.keys() <= _PARAMETERS:
         _check_parameters(request.parameters)
     request_id = request.id or asked.id or new_id()
     entities = _entity_parameter(request.parameters, rows)
