@@ -115,7 +115,7 @@ def server(root: Path, environment: str) -> Iterator[str]:
     )
     try:
         assert process.stdout is not None
-        yield process.stdout.readline().split(" on ")[1].strip()
+        yield process.stdout.readline().split(" on ")[1].split()[0]
     finally:
         process.terminate()
         process.wait(20)

@@ -5,7 +5,18 @@ from __future__ import annotations
 import reprlib
 from typing import Any
 
-_REPR = reprlib.Repr()
+
+class _AsSent(reprlib.Repr):
+    """Words of JSON and YAML, which is what people send."""
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return "true" if value else "false"
+
+
+_REPR = _AsSent()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring = 2, 3, 2, 60
 
 

@@ -267,7 +267,7 @@ class Server:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert " on http://" in line, f"the server did not start: {line!r}"
-        self.url = line.split(" on ")[1].strip()
+        self.url = line.split(" on ")[1].split()[0]
 
     def client(self) -> ModelClient:
         return ModelClient(self.url, TOKEN)

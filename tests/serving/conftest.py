@@ -181,7 +181,8 @@ class Server:
             reader.start()
         line = first.get(timeout=30)
         assert " on http://" in line, f"the server did not start: {line}{''.join(self.errors)}"
-        self.url = line.split(" on ")[1].strip()
+        self.url, *also = line.split(" on ")[1].strip().split(" and grpc://")
+        self.grpc = "".join(also)
 
     def client(self) -> ModelClient:
         return ModelClient(self.url, TOKEN)
@@ -200,6 +201,13 @@ class Server:
         self.process.stdout.close()
         self.process.stderr.close()
         return code
+
+
+def with_repository(folder: Path) -> tuple[str, str]:
+    """The option by which whoever has the tests' token may load and unload models."""
+    clients = folder / "clients.yaml"
+    clients.write_text(f"platform: {{token: {TOKEN}, repository: true}}")
+    return "--clients", str(clients)
 
 
 @pytest.fixture

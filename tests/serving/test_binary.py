@@ -162,11 +162,11 @@ BAD: dict[str, tuple[dict[str, Any], bytes, str]] = {
     ),
     "a size that is none": (
         *wrong(1, {**tensor("wind", "FP32", [1], b""), "parameters": {"binary_data_size": True}}, b""),
-        "binary_data_size True",
+        "must be a whole number, not negative, got true",
     ),
     "a negative size": (
         *wrong(1, {**tensor("wind", "FP32", [1], b""), "parameters": {"binary_data_size": -4}}, b""),
-        "binary_data_size -4",
+        "must be a whole number, not negative, got -4",
     ),
     "a text longer than the rest": (
         *wrong(0, tensor("carrier", "BYTES", [1], b"\xff\xff\xff\xffAA"), b"\xff\xff\xff\xffAA"),

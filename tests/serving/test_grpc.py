@@ -245,6 +245,25 @@ def test_a_bad_request_has_its_code_and_says_what_is_wrong(call: Client, name: s
     assert call("ModelInfer", request_of()).model_version == "7", "the server still answers"
 
 
+def test_an_error_has_the_id_of_the_metadata_and_contradicting_versions_are_one(call: Client) -> None:
+    send = call.channel.unary_unary(
+        f"/{SERVICE}/ModelInfer",
+        request_serializer=MESSAGES["ModelInferRequest"].SerializeToString,
+        response_deserializer=MESSAGES["ModelInferResponse"].FromString,
+    )
+    metadata = [
+        ("authorization", f"Bearer {TOKEN}"),
+        ("x-request-id", "mine"),
+        ("ml-lifecycle-version", "9"),
+    ]
+    with pytest.raises(grpc.RpcError) as refused:
+        send(request_of(model_version="7"), metadata=metadata, timeout=20)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "names version '7', and its ml-lifecycle-version '9'" in refused.value.details()
+    assert ("x-request-id", "mine") in [tuple(pair) for pair in refused.value.trailing_metadata()]
+    assert send(request_of(), metadata=metadata[:2], timeout=20).id == "mine"
+
+
 def test_what_is_too_large_is_refused(call: Client) -> None:
     request = MESSAGES["ModelInferRequest"](model_name="late", raw_input_contents=[b"x" * 9 * 2**20])
     with pytest.raises(grpc.RpcError) as refused:
@@ -291,4 +310,5 @@ def test_a_taken_port_is_one_clear_line(publisher: Publisher) -> None:
             timeout=60,
         )
     assert found.returncode == EXIT_PORT
-    assert f"cannot listen on 127.0.0.1:{port}" in found.stderr.splitlines()[-1]
+    assert found.stderr == f"cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    assert found.stdout == "", "it says that it serves only once it does"

@@ -12,9 +12,10 @@ import httpx
 import pytest
 from waiting import wait_until
 
+from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.serving.__main__ import EXIT_PORT, EXIT_USAGE, TOKEN_VARIABLE
 from ml_lifecycle.serving.server import listen
-from tests.serving.conftest import Publisher, Server, logged, row
+from tests.serving.conftest import Built, Publisher, Server, logged, row
 
 
 def run(*arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -42,6 +43,61 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         result = run("--lake", str(tmp_path), "--port", str(port), token="token")
     assert result.returncode == EXIT_PORT
     assert result.stderr == f"cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+@pytest.mark.parametrize("port", ["99999", "-1", "http"])
+def test_a_port_that_is_none_is_one_clear_line(tmp_path: Path, option: str, port: str) -> None:
+    result = run("--lake", str(tmp_path), f"{option}={port}", token="token")
+    assert result.returncode == EXIT_USAGE
+    told = result.stderr.splitlines()[-1]
+    assert told.endswith(f"argument {option}: must be a whole number from 0 to 65535, got {port!r}")
+
+
+def test_the_start_line_names_every_port(publisher: Publisher, start: Callable[..., Server]) -> None:
+    server = start(publisher.lake, "--grpc-port", "0")
+    host, _, port = server.grpc.partition(":")
+    assert host == "127.0.0.1"
+    with socket.create_connection((host, int(port)), timeout=10):
+        assert server.stop() == 0
+
+
+def test_a_lake_without_anything_published_is_said_once(
+    tmp_path: Path, built: dict[str, Built], start: Callable[..., Server]
+) -> None:
+    lake = Lake(str(tmp_path / "later"))
+    missing, empty = (
+        f"the lake {lake.url} does not exist: there is no such folder",
+        f"the lake {lake.url} has nothing published",
+    )
+    server = start(lake, "--poll-seconds", "0.01")
+    with server.http() as http:
+
+        def trouble() -> str | None:
+            found: str | None = http.get("/v2").json()["lake_error"]
+            return found
+
+        wait_until(lambda: trouble() == missing)
+        assert http.get("/v2/health/ready").status_code == 200, "it may be filled later"
+        lake.write_bytes("a-file", b"")
+        wait_until(lambda: trouble() == empty)
+        Publisher(lake, built)("late", "binary", 1, "1")
+        wait_until(lambda: trouble() is None)
+    assert server.stop() == 0
+    warnings = [line.partition("routes: ")[2] for line in server.errors if " WARNING " in line]
+    assert warnings == [f"{one}; it is looked at again and again\n" for one in (missing, empty)]
+
+
+def test_a_lake_that_cannot_be_looked_at_is_said_once(tmp_path: Path, start: Callable[..., Server]) -> None:
+    (tmp_path / "a-file").write_bytes(b"")
+    server = start(Lake(str(tmp_path / "a-file")), "--poll-seconds", "0.01")
+    with server.http() as http:
+        wait_until(lambda: http.get("/v2").json()["lake_error"])
+        assert "a-file cannot be looked at: NotADirectoryError" in http.get("/v2").json()["lake_error"]
+        assert http.get("/v2/health/ready").status_code == 503
+    assert server.stop() == 0
+    assert len([line for line in server.errors if " WARNING " in line]) == 1
+    assert "Traceback" not in "".join(server.errors)
 
 
 def test_a_token_file_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:

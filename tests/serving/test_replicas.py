@@ -22,7 +22,7 @@ from ml_lifecycle.delivery.targets import ModelServers
 from ml_lifecycle.errors import ServerUnavailableError
 from ml_lifecycle.serving.client import ModelClient
 from ml_lifecycle.serving.replicas import Replicas, addresses_of
-from tests.serving.conftest import TOKEN, Publisher, Server, row
+from tests.serving.conftest import TOKEN, Publisher, Server, row, with_repository
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NAME = "models.test"
@@ -54,10 +54,10 @@ class Fleet:
     def port(self) -> int:
         return int(next(iter(self.servers.values())).url.rpartition(":")[2]) if self.servers else 0
 
-    def add(self, *addresses: str) -> Fleet:
+    def add(self, *addresses: str, options: tuple[str, ...] = ()) -> Fleet:
         for address in addresses:
             arguments = ("--host", address, "--port", str(self.port), "--poll-seconds", "0.02")
-            self.servers[address] = self.start(self.publisher.lake, *arguments)
+            self.servers[address] = self.start(self.publisher.lake, *arguments, *options)
         return self
 
     def target(self, *answers: Sequence[str]) -> ModelServers:
@@ -109,9 +109,9 @@ def test_every_server_behind_the_name_follows(fleet: Fleet) -> None:
     assert target.check(route, route.champion, fleet.golden(), None) == []
 
 
-def test_the_one_that_does_not_follow_is_named(fleet: Fleet) -> None:
+def test_the_one_that_does_not_follow_is_named(fleet: Fleet, tmp_path: Path) -> None:
     release(fleet, 1)
-    fleet.add("127.0.0.2", "127.0.0.3")
+    fleet.add("127.0.0.2", "127.0.0.3", options=with_repository(tmp_path))
     target = fleet.target(("127.0.0.2", "127.0.0.3"))
     assert target.follow(release(fleet, 2), LONG, REAL) == []
     with fleet.servers["127.0.0.3"].http() as http:

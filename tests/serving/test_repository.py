@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,10 +22,11 @@ from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.routes import RouteLoader
 from ml_lifecycle.serving.server import ModelServer
 from ml_lifecycle.serving.shelf import Shelf, Slot, estimated_bytes
-from tests.serving.conftest import TOKEN, Publisher, Server, row
+from tests.serving.conftest import TOKEN, Publisher, Server, row, with_repository
 from tests.serving.test_grpc import Client as GrpcClient
 from tests.serving.test_grpc import free_port
 
+NOT_YOURS = "{} may not load or unload models: that is for a client of --clients with repository: true"
 PACKED = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
 
 
@@ -68,7 +70,8 @@ def test_unloaded_it_says_so_and_loaded_it_answers_again(publisher: Publisher, c
 
 
 def test_a_load_takes_what_was_published_a_moment_ago(publisher: Publisher) -> None:
-    with live_client(ModelServer(publisher.lake, "test", TOKEN, poll_seconds=3600), TOKEN) as client:
+    clients = {TOKEN: Client("platform", repository=True)}
+    with live_client(ModelServer(publisher.lake, "test", clients, poll_seconds=3600), TOKEN) as client:
         wait_until(lambda: client.get("/v2/health/ready").is_success)
         publisher("late", "binary", 1, "7")
         assert client.get("/v2/models/late").status_code == 404
@@ -81,7 +84,7 @@ def test_who_may_not_and_what_is_not_there(client: httpx.Client) -> None:
         path = f"/v2/repository/models/late/{call}"
         refused = client.post(path, headers={"Authorization": "Bearer other"})
         assert refused.status_code == 403
-        assert "scoring may not load or unload" in refused.json()["error"]
+        assert refused.json()["error"] == NOT_YOURS.format("scoring")
         assert client.post(f"/v2/repository/models/none/{call}").status_code == 404
         assert client.post(path, content=b"[").status_code == 400
         assert client.get(path).status_code == 405
@@ -90,10 +93,33 @@ def test_who_may_not_and_what_is_not_there(client: httpx.Client) -> None:
     assert index(client) == {"late": ("7", "READY"), "line": ("1", "READY")}
 
 
-def test_over_grpc(publisher: Publisher, start: Callable[..., Server]) -> None:
+def test_the_one_token_of_all_asks_for_predictions_only(
+    publisher: Publisher, start: Callable[..., Server]
+) -> None:
     publisher("late", "binary", 1, "7")
     port = free_port()
     server = start(publisher.lake, "--grpc-port", str(port))
+    with server.client() as client:
+        wait_until(lambda: client.ready("late"))
+    call = GrpcClient(port)
+    with server.http() as http:
+        for word in ("load", "unload"):
+            refused = http.post(f"/v2/repository/models/late/{word}")
+            assert (refused.status_code, refused.json()["error"]) == (403, NOT_YOURS.format("anybody"))
+            with pytest.raises(grpc.RpcError) as error:
+                call(f"RepositoryModel{word.title()}", model_name="late")
+            assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert error.value.details() == NOT_YOURS.format("anybody")
+        assert index(http) == {"late": ("7", "READY")}
+    call.channel.close()
+    server.stop()
+    assert "client anybody" not in "".join(server.errors)
+
+
+def test_over_grpc(publisher: Publisher, start: Callable[..., Server], tmp_path: Path) -> None:
+    publisher("late", "binary", 1, "7")
+    port = free_port()
+    server = start(publisher.lake, "--grpc-port", str(port), *with_repository(tmp_path))
     with server.client() as client:
         wait_until(lambda: client.ready("late"))
     call = GrpcClient(port)
@@ -113,6 +139,12 @@ def test_over_grpc(publisher: Publisher, start: Callable[..., Server]) -> None:
         call("RepositoryModelLoad", model_name="none")
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
     call.channel.close()
+    with server.http() as http:
+        assert http.post("/v2/repository/models/late/unload").status_code == 200
+    server.stop()
+    noted = [line.partition("client platform: ")[2].strip() for line in server.errors]
+    changes = [line for line in noted if line]
+    assert changes == ["unload 'late'", "load 'late'", "load 'none'", "unload 'late'"]
 
 
 def slots(publisher: Publisher, shelf: Shelf, count: int, **changes: Any) -> list[Slot]:

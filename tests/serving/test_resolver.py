@@ -271,9 +271,9 @@ def test_resolved_features_are_logged_with_their_keys(publisher: Publisher, clie
     [
         (by_keys(["LGA"], [3]), 400, "'hour' (from the online store) is null in row 0"),
         (by_keys(["EWR", "nowhere"], [1, 9]), 400, "is null in row 1"),
-        (by_keys(["torn"], [4]), 400, "expected a number, got str 'much'"),
-        (by_keys(["EWR"], ["1"]), 400, "entity key 'flight', row 0: '1' is no INT64"),
-        (by_keys(["EWR"], [None]), 400, "entity key 'flight', row 0: None is no INT64"),
+        (by_keys(["torn"], [4]), 400, "expected a number, got 'much'"),
+        (by_keys(["EWR"], ["1"]), 400, "row 0: expected a whole number (INT64), got '1'"),
+        (by_keys(["EWR"], [None]), 400, "row 0: expected a whole number (INT64), got null"),
         (by_keys([], []), 400, "no rows"),
         (by_keys(["down"], [1]), 503, "the online store did not answer: refused"),
         (by_keys(["view"], [1]), 500, "features cannot be read: no view of this name"),

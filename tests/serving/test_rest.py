@@ -52,12 +52,14 @@ def test_health_is_open_and_everything_else_asks_for_the_token(server: Server) -
         for path in ("/v2", "/metrics", "/v2/models/late", "/v2/models/late/ready", "/nowhere"):
             refused = bare.get(path)
             assert refused.status_code == 401, path
-            assert "Bearer" in refused.json()["error"]
+            assert refused.json()["error"] == "a bearer token is needed: Authorization: Bearer <token>"
         for header in ("Bearer wrong", TOKEN, f"Basic {TOKEN}", "Bearer \xe9", "Bearer"):
             response = bare.post(
                 "/v2/models/late/infer", json=row(), headers={"Authorization": header.encode("latin-1")}
             )
             assert response.status_code == 401, header
+            wrong = header in ("Bearer wrong", "Bearer \xe9")
+            assert ("the bearer token is wrong" in response.json()["error"]) == wrong
 
 
 def test_server_metadata_names_the_environment_and_the_models(http: httpx.Client) -> None:
@@ -243,14 +245,14 @@ BAD = [
     ("late", {"inputs": row()["inputs"][:2]}, "missing: ['hour']"),
     ("late", changed(1, datatype="INT64"), "the column takes FP32 or FP64"),
     ("late", changed(2, datatype="FP32"), "the column takes INT64"),
-    ("late", changed(1, data=["12.5"]), "expected a number, got str '12.5'"),
-    ("late", changed(1, data=[True]), "expected a number, got bool True"),
-    ("late", changed(1, data=[[1.0]]), "expected a number, got list"),
+    ("late", changed(1, data=["12.5"]), "expected a number, got '12.5'"),
+    ("late", changed(1, data=[True]), "expected a number, got true"),
+    ("late", changed(1, data=[[1.0]]), "expected a number, got [1.0]"),
     ("late", changed(1, data=[1e300]), "exceeds a 32-bit float"),
-    ("late", changed(2, data=[3.5]), "expected a whole number, got float 3.5"),
+    ("late", changed(2, data=[3.5]), "expected a whole number, got 3.5"),
     ("late", changed(2, data=[2**63]), "exceeds a 64-bit integer"),
     ("late", changed(2, data=[None]), "takes no null"),
-    ("late", changed(0, data=[5]), "expected text, got int 5"),
+    ("late", changed(0, data=[5]), "expected text, got 5"),
     ("late", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [0], "data": []}]}, "no rows"),
     ("late", packed(), "needs numeric columns only"),
     ("sizes", packed(shape=[1, 3], data=[1, 2, 3]), "has 3 columns, not 2"),
@@ -289,6 +291,75 @@ def test_what_is_not_there_is_404(http: httpx.Client, path: str) -> None:
     assert response.json()["error"]
 
 
+def test_a_path_that_is_none_is_told_where_to_look(http: httpx.Client) -> None:
+    assert "GET /v2/openapi.json lists what there is" in http.post("/v1/models/late:predict").json()["error"]
+
+
+def test_the_id_of_a_header_comes_back_with_every_answer_and_error(http: httpx.Client) -> None:
+    infer, much = "/v2/models/late/infer", b" " * (8 * 1024 * 1024 + 1)
+    calls: list[tuple[str, str, dict[str, Any], int]] = [
+        ("POST", infer, {"json": row()}, 200),
+        ("POST", infer, {"json": {}}, 400),
+        ("POST", infer, {"json": row(), "headers": {"Authorization": "Bearer wrong"}}, 401),
+        ("POST", "/v2/repository/models/late/load", {}, 403),
+        ("POST", "/v2/models/none/infer", {"json": row()}, 404),
+        ("GET", "/nowhere", {}, 404),
+        ("DELETE", infer, {}, 405),
+        ("POST", infer, {"content": much}, 413),
+        ("POST", infer, {"content": (piece for piece in (much, b" "))}, 413),
+        ("GET", "/v2/models/late", {}, 200),
+    ]
+    for method, path, given, status in calls:
+        headers = {**given.pop("headers", {}), "X-Request-ID": "mine"}
+        answer = http.request(method, path, headers=headers, **given)
+        assert (answer.status_code, answer.headers.get_list("x-request-id")) == (status, ["mine"]), path
+    assert "x-request-id" not in http.post(infer, json={}).headers
+
+
+def test_versions_that_contradict_each_other_are_refused(http: httpx.Client) -> None:
+    path = "/v2/models/late/versions/7/infer"
+    refused = http.post(path, json=row(), headers={"ml-lifecycle-version": "9"})
+    assert refused.status_code == 400
+    assert "names version '7', and its ml-lifecycle-version '9'" in refused.json()["error"]
+    for same in ("7", ""):
+        headers = {"ml-lifecycle-version": same}
+        assert http.post(path, json=row(), headers=headers).status_code == 200
+        assert http.post("/v2/models/late/infer", json=row(), headers=headers).status_code == 200
+
+
+def test_only_what_is_almost_a_parameter_of_ours_is_refused(http: httpx.Client) -> None:
+    request = {**row(), "parameters": {"evnt_time": "2026-01-01T00:00:00Z"}}
+    refused = http.post("/v2/models/late/infer", json=request)
+    assert refused.status_code == 400
+    assert refused.json()["error"] == "unknown parameter 'evnt_time': did you mean 'event_time'?"
+    # Triton's, MLServer's and somebody's own.
+    others = {
+        "sequence_id": 1,
+        "sequence_start": True,
+        "priority": 0,
+        "timeout": 5,
+        "headers": {},
+        "team": "x",
+    }
+    request = {**row(), "parameters": {**others, "event_time": "2026-01-01T00:00:00Z"}}
+    assert http.post("/v2/models/late/infer", json=request).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "words"),
+    [
+        ("content-encoding", "br", "gzip, deflate or identity, got 'br'"),
+        ("inference-header-content-length", "ten", "must be a number of bytes, got 'ten'"),
+    ],
+)
+def test_wrong_headers_are_shown_as_they_were_sent(
+    http: httpx.Client, header: str, value: str, words: str
+) -> None:
+    refused = http.post("/v2/models/late/infer", json=row(), headers={header: value})
+    assert refused.status_code == 400
+    assert words in refused.json()["error"]
+
+
 def test_unknown_models_and_versions_are_named(http: httpx.Client) -> None:
     response = http.post("/v2/models/lata/infer", json=row())
     assert response.status_code == 404
@@ -303,7 +374,8 @@ def test_unknown_models_and_versions_are_named(http: httpx.Client) -> None:
 def test_undeclared_methods_are_405(http: httpx.Client) -> None:
     response = http.get("/v2/models/late/infer")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
-    assert response.json()["error"]
+    assert response.json()["error"] == "GET is not taken at this path: send POST"
+    assert "send GET or HEAD" in http.post("/v2/health/live").json()["error"]
     assert http.post("/v2/health/live").status_code == 405
     assert http.delete("/v2/models/late").status_code == 405
 

@@ -47,10 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from ml_lifecycle.serving.server import listen
 
+    port = options.port
     try:
-        listener = listen(options.host, options.port)
+        listener = listen(options.host, port)
+        if options.grpc_port is not None:
+            # gRPC binds it by itself, later and with more words: better that it is known now if it cannot.
+            port = options.grpc_port
+            listen(options.host, port).close()
     except OSError as error:
-        return _fail(EXIT_PORT, f"cannot listen on {options.host}:{options.port}: {error.strerror}")
+        return _fail(EXIT_PORT, f"cannot listen on {options.host}:{port}: {error.strerror}")
 
     from ml_lifecycle.adapters.lake import Lake
     from ml_lifecycle.serving.resolver import feast_reader
@@ -71,12 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         access_log=access_log,
         drain_seconds=options.drain_seconds,
     )
-    host, port = listener.getsockname()[:2]
-    print(f"serving {options.environment} on http://{host}:{port}", flush=True)
-    grpc_host = f"[{options.host}]" if ":" in options.host else options.host
-    address = None if options.grpc_port is None else f"{grpc_host}:{options.grpc_port}"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    url = f"http://{host}:{listener.getsockname()[1]}"
+
+    def say(grpc_port: int | None) -> None:
+        grpc = "" if grpc_port is None else f" and grpc://{host}:{grpc_port}"
+        print(f"serving {options.environment} on {url}{grpc}", flush=True)
+
+    address = None if options.grpc_port is None else f"{host}:{options.grpc_port}"
     try:
-        serve(server, listener, address)
+        serve(server, listener, address, say)
     except PortError as error:
         return _fail(EXIT_PORT, str(error))
     return 0
@@ -96,8 +105,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--environment", required=True, help="name of the environment, e.g. staging")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
-    parser.add_argument("--grpc-port", type=int, help="speak gRPC too, on this port")
+    parser.add_argument("--port", type=_port, default=0, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--grpc-port", type=_port, help="speak gRPC too, on this port")
     parser.add_argument("--online-store", help="URL of the online store; without it only vectors are taken")
     parser.add_argument("--endpoint", action="append", help="serve this endpoint only; may be repeated")
     parser.add_argument(
@@ -134,6 +143,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535, got {text!r}")
+    return int(text)
+
+
 def _mebibytes(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a whole number of MiB from 1, got {text!r}")
@@ -142,7 +157,7 @@ def _mebibytes(text: str) -> int:
 
 def _read_clients(options: argparse.Namespace) -> dict[str, Client]:
     """Who may ask, by token: those of the file, and whoever has the one token."""
-    from ml_lifecycle.serving.door import Client, read_clients
+    from ml_lifecycle.serving.door import anybody, read_clients
 
     clients: dict[str, Client] = {} if options.clients is None else read_clients(options.clients)
     if options.token_file is not None:
@@ -150,7 +165,7 @@ def _read_clients(options: argparse.Namespace) -> dict[str, Client]:
     else:
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if token:
-        clients.setdefault(token, Client("anybody", repository=True))
+        clients.setdefault(token, anybody())
     return clients
 
 

@@ -148,7 +148,7 @@ def pack(values: Sequence[Any], specs: Sequence[ColumnSpec]) -> NDArray[np.float
         place, odd = next((at, value) for at, value in enumerate(values) if type(value) not in _NUMBERS)
         raise BadRequestError(
             f"column {specs[place % width].name!r} (from the request), row {place // width}: "
-            f"expected a number, got {type(odd).__name__} {shown(odd)}"
+            f"expected a number, got {shown(odd)}"
         )
     return np.array(values, dtype=np.float64).reshape(-1, width)
 
@@ -218,7 +218,7 @@ def _whole(spec: ColumnSpec, values: NDArray[np.floating], origin: Origin) -> ND
         row = int(odd.argmax())
         raise BadRequestError(
             f"column {spec.name!r} ({_where(origin)}), row {row}: expected a whole number of 64 bits, "
-            f"got float {float(values[row])!r}"
+            f"got {float(values[row])!r}"
         )
     return values.astype(np.int64)
 
@@ -273,7 +273,7 @@ def _check_types(spec: ColumnSpec, values: Sequence[Any], origin: Origin) -> Non
         raise _null(spec, row, origin)
     raise BadRequestError(
         f"column {spec.name!r} ({_where(origin)}), row {row}: expected {_EXPECTED[spec.type]}, "
-        f"got {type(value).__name__} {shown(value)}"
+        f"got {shown(value)}"
     )
 
 

@@ -225,6 +225,9 @@ class DataPlane:
     def __contains__(self, name: str) -> bool:
         return name in self._endpoints
 
+    def __len__(self) -> int:
+        return len(self._endpoints)
+
     def get(self, name: str) -> Endpoint:
         """The endpoint; an empty one if it is unknown."""
         return self._endpoints.get(name, Endpoint())

@@ -152,9 +152,13 @@ def _parse_tensor(number: int, tensor: Any, binary: memoryview) -> tuple[Tensor,
         return Tensor(name, datatype, tuple(shape), _json_values(where, shape, tensor.get("data"))), 0
     if "data" in tensor:
         raise BadRequestError(f'{where}: has both "data" and "binary_data_size"')
-    if type(size) is not int or not 0 <= size <= len(binary):
+    if type(size) is not int or size < 0:
         raise BadRequestError(
-            f"{where}: binary_data_size {shown(size)}, but {len(binary)} bytes of binary data are left"
+            f"{where}: binary_data_size must be a whole number, not negative, got {shown(size)}"
+        )
+    if size > len(binary):
+        raise BadRequestError(
+            f"{where}: binary_data_size {size}, but {len(binary)} bytes of binary data are left"
         )
     return Tensor(name, datatype, tuple(shape), binary_values(where, datatype, shape, binary[:size])), size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from ml_lifecycle.serving.errors import (
     TooManyRequestsError,
     UnauthorizedError,
 )
+
+log = logging.getLogger(__name__)
 
 _KEYS = frozenset(("token", "requests_per_second", "burst", "repository"))
 
@@ -34,13 +37,22 @@ class Client:
     burst: int = 1
     repository: bool = False
 
-    def change_models(self) -> None:
-        """Whether it may load and unload models.
+    def change_models(self, call: str, model: str) -> None:
+        """Let it load or unload a model, and note who did.
 
         :raises ForbiddenError: it may not. Retry: no.
         """
         if not self.repository:
-            raise ForbiddenError(f"{self.name} may not load or unload models")
+            raise ForbiddenError(
+                f"{self.name} may not load or unload models: that is for a client of --clients with "
+                "repository: true"
+            )
+        log.info("client %s: %s %.100r", self.name, call, model)
+
+
+def anybody() -> Client:
+    """Whoever has the one token. It asks for predictions, and no more: every client has it."""
+    return Client("anybody")
 
 
 class Door:
@@ -66,7 +78,7 @@ class Door:
         """
         client = self._clients.get(_digest(authorization))
         if client is None:
-            raise UnauthorizedError("a bearer token is needed: Authorization: Bearer <token>")
+            raise UnauthorizedError(_why_nobody(authorization))
         if client.rate is not None:
             self._take(client, client.rate)
         return client
@@ -85,6 +97,12 @@ class Door:
                 math.ceil(wait),
             )
         self._left[client.name] = left - 1, now
+
+
+def _why_nobody(authorization: bytes) -> str:
+    if authorization.startswith(b"Bearer ") and authorization[7:].strip():
+        return "the bearer token is wrong: no client of this server has it"
+    return "a bearer token is needed: Authorization: Bearer <token>"
 
 
 def _digest(text: bytes) -> bytes:

@@ -18,7 +18,7 @@ from ml_lifecycle.serving.errors import PortError, ServingError
 from ml_lifecycle.serving.front import Front, header_text
 from ml_lifecycle.serving.grpc_messages import MESSAGES, SERVICE
 from ml_lifecycle.serving.grpc_tensors import make_response, read_request
-from ml_lifecycle.serving.queries import Asked, make_query
+from ml_lifecycle.serving.queries import Asked, make_query, one_version
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,10 @@ _CODES = {
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
+_REQUEST_ID = "x-request-id"
+_VERSION = "ml-lifecycle-version"
 _OPEN = frozenset(("ServerLive", "ServerReady"))
-_CHANGES = frozenset(("RepositoryModelLoad", "RepositoryModelUnload"))
+_CHANGES = {"RepositoryModelLoad": "load", "RepositoryModelUnload": "unload"}
 
 Metadata = Mapping[str, bytes]
 Method = Callable[[Any, Metadata], Awaitable[Any]]
@@ -88,27 +90,28 @@ class GrpcService:
         async def answer(request: Any, context: Any) -> Any:
             started = time.perf_counter()
             status, client = 500, ""
+            metadata: Metadata = {}
             try:
                 metadata = {key: _bytes(value) for key, value in context.invocation_metadata() or ()}
                 if name not in _OPEN:
                     known = self._front.door.admit(metadata.get("authorization", b""))
                     client = known.name
                     if name in _CHANGES:
-                        known.change_models()
+                        known.change_models(_CHANGES[name], request.model_name)
                 response = await method(request, metadata)
                 status = 200
                 return response
             except ServingError as error:
                 status = error.status
-                await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), str(error))
+                code = _CODES.get(status, grpc.StatusCode.INTERNAL)
+                await context.abort(code, str(error), _id_of(metadata))
             except asyncio.CancelledError:
                 status = 499  # the client has gone, or waits no longer
                 raise
             except Exception as error:  # whatever it is, the client gets an answer
                 log.error("%s failed", name, exc_info=error)
-                await context.abort(
-                    grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
-                )
+                message = "internal error; the server's log has the details"
+                await context.abort(grpc.StatusCode.INTERNAL, message, _id_of(metadata))
             finally:
                 model = getattr(request, "model_name", "") or getattr(request, "name", "")
                 endpoint = model if model in self._front.plane else ""
@@ -179,12 +182,15 @@ class GrpcService:
         return await done
 
     async def _model_infer(self, request: Any, metadata: Metadata) -> Any:
+        version = request.model_version or None
+        if _VERSION in metadata:
+            version = one_version(version, header_text(metadata[_VERSION]))
         asked = Asked(
             self._front.plane.served(request.model_name),
             self._front.clock(),
-            request.model_version or header_text(metadata.get("ml-lifecycle-version")),
+            version,
             header_text(metadata.get("ml-lifecycle-key")),
-            (header_text(metadata.get("x-request-id")) or "")[:200] or None,
+            (header_text(metadata.get(_REQUEST_ID)) or "")[:200] or None,
         )
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._front.inference.submit(
@@ -202,6 +208,12 @@ class GrpcService:
 
     def _decode(self, request: Any, asked: Asked) -> tuple[LoadedVariant, Query]:
         return make_query(read_request(request), asked, self._front.max_rows, request.ByteSize())
+
+
+def _id_of(metadata: Metadata) -> tuple[tuple[str, bytes], ...]:
+    """The id that came in the metadata, to go back with an error: an answer has a field for it."""
+    given = metadata.get(_REQUEST_ID)
+    return () if given is None else ((_REQUEST_ID, given),)
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -12,7 +12,7 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Literal, Protocol, cast
@@ -27,6 +27,7 @@ JSON = b"application/json"
 _LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii") for status in HTTPStatus
 }
+_REQUEST_ID = b"x-request-id"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # So many requests of a connection may be read before the first of them is answered.
 _PIPELINED = 16
@@ -36,7 +37,8 @@ _PIPELINED = 16
 class Bounds:
     """What a client may do to a connection. Times in seconds.
 
-    :param head_bytes: of a request's line and headers; the packet that a head begins in is not counted
+    :param head_bytes: of a request's line and headers; of one that begins in the middle of a packet (a client
+        did not wait for an answer), that packet is not counted
     :param head_seconds: until a head is whole, from the connection's or the head's first byte
     :param body_bytes: larger bodies are refused unread
     :param body_seconds: until a body is whole
@@ -72,6 +74,12 @@ def json_response(content: Any, status: int = 200, headers: Sequence[tuple[bytes
 def error_response(status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> Response:
     """A V2 error body."""
     return json_response({"error": message}, status, headers)
+
+
+def with_id(request: Request, response: Response) -> Response:
+    """The response with the id that came in a header, if one came."""
+    given = request.headers.get(_REQUEST_ID)
+    return response if given is None else replace(response, headers=(*response.headers, (_REQUEST_ID, given)))
 
 
 class Request:
@@ -179,14 +187,27 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
+        # So much may be a head. What is behind that is looked at only where the head has ended.
+        while self._state != "body" and len(data) > (
+            room := self._server.bounds.head_bytes - self._head_bytes
+        ):
+            if room == 0:
+                self._refuse(
+                    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                    f"path and headers have more than {self._server.bounds.head_bytes} bytes: send fewer, or "
+                    "shorter ones",
+                )
+                return
+            self.data_received(data[:room])
+            data = data[room:]
         if self._last:
             return
-        if self._state == "head":
-            self._head_bytes += len(data)
-        elif self._state == "body":
+        if self._state == "body":
             self._raw_bytes += len(data)
         else:
-            self._enter("head")
+            self._head_bytes += len(data)
+            if self._state == "idle":
+                self._enter("head")
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -194,14 +215,15 @@ class Connection(asyncio.Protocol):
             self._last = True
         except httptools.HttpParserCallbackError as error:
             log.error("a request could not be read", exc_info=error.__context__)
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR)
-        except httptools.HttpParserError:
-            self._refuse(HTTPStatus.BAD_REQUEST)
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the server's log has the details")
+        except httptools.HttpParserError as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, f"this is no HTTP/1.1 request: {error}")
         else:
-            if self._state == "head" and self._head_bytes > self._server.bounds.head_bytes:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-            elif self._state == "body" and self._raw_bytes > 2 * self._limit + self._server.bounds.head_bytes:
-                self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)  # chunks of next to nothing, or trailers
+            if self._state == "body" and self._raw_bytes > 2 * self._limit + self._server.bounds.head_bytes:
+                self._refuse(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"too much comes with a body of at most {self._limit} bytes: send larger chunks",
+                )
             elif len(self._open) > _PIPELINED:
                 self._pause()
 
@@ -237,7 +259,7 @@ class Connection(asyncio.Protocol):
         request.keep_alive = self._parser.should_keep_alive() and not old
         bounds = self._server.bounds
         self._limit = bounds.body_bytes if request.method == b"POST" else bounds.head_bytes
-        self._raw_bytes = 0
+        self._raw_bytes = self._head_bytes = 0
         target = request.target
         if b"?" in target:
             target = target.partition(b"?")[0]
@@ -252,6 +274,7 @@ class Connection(asyncio.Protocol):
         self._enter("body")
         if self._refusal is not None:
             # Its body, if it ever comes, is thrown away, so that the client gets to read the answer.
+            self._refusal = with_id(request, self._refusal)
             self._open.append(request)
             self.send(request, self._refusal)
         elif not self._open and request.headers.get(b"expect") == b"100-continue":
@@ -272,7 +295,6 @@ class Connection(asyncio.Protocol):
         request = self._request
         assert request is not None
         self._request = None
-        self._head_bytes = 0
         self._enter("idle")
         if self._refusal is not None or self._last:
             self._go_on()
@@ -356,7 +378,10 @@ class Connection(asyncio.Protocol):
                 )
         elif self._state == "head":
             if waited > bounds.head_seconds and not self._open:
-                self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+                self._refuse(
+                    HTTPStatus.REQUEST_TIMEOUT,
+                    f"the head was not whole after {bounds.head_seconds:g} seconds",
+                )
         elif waited > bounds.idle_seconds and not self._open:
             self._transport.close()
 
@@ -387,7 +412,7 @@ class Connection(asyncio.Protocol):
         request = self._request
         assert request is not None
         self._chunks = []
-        self._refusal = error_response(status, message)
+        self._refusal = with_id(request, error_response(status, message))
         if status == HTTPStatus.REQUEST_TIMEOUT:
             request.keep_alive = False
         self._open.append(request)
@@ -395,7 +420,7 @@ class Connection(asyncio.Protocol):
         if status == HTTPStatus.REQUEST_TIMEOUT:
             self._transport.close()
 
-    def _refuse(self, status: HTTPStatus) -> None:
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
         """Answer what is no request, after those before it, and close."""
         if self._last:
             return  # nothing is taken any more
@@ -405,7 +430,7 @@ class Connection(asyncio.Protocol):
         self._last = True
         self._state = "idle"
         self._open.append(request)
-        self.send(request, error_response(status.value, status.phrase))
+        self.send(request, error_response(status.value, message))
 
     def _enter(self, state: Literal["head", "body", "idle"]) -> None:
         self._state = state

@@ -93,8 +93,14 @@ _SCHEMAS: dict[str, Any] = {
     },
     "ServerMetadata": {
         "type": "object",
-        "required": ["name", "version", "extensions", "environment", "models"],
-        "properties": {"models": {"type": "array", "items": {"type": "string"}}},
+        "required": ["name", "version", "extensions", "environment", "models", "lake_error"],
+        "properties": {
+            "models": {"type": "array", "items": {"type": "string"}},
+            "lake_error": {
+                "description": "why nothing is served, or nothing new: the lake is empty, or away",
+                "type": ["string", "null"],
+            },
+        },
     },
     "RepositoryIndex": {
         "type": "array",
@@ -166,7 +172,11 @@ def _repository(model: dict[str, Any]) -> dict[str, Any]:
     """Which models are in memory, and how that is changed."""
     index = _operation("Every model and version with its state", "RepositoryIndex", {"401": _REFUSED["401"]})
     paths: dict[str, Any] = {"/v2/repository/index": {"post": index}}
-    refused = {"400": "the body is no JSON object", "403": "the client may not", **_REFUSED}
+    refused = {
+        "400": "the body is no JSON object",
+        "403": "the client is none with repository: true",
+        **_REFUSED,
+    }
     for call, summary in (("load", "Serve what is published now"), ("unload", "Take it out of memory")):
         if model["schema"]["enum"]:
             paths[f"/v2/repository/models/{{model}}/{call}"] = {

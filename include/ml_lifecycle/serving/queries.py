@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -22,6 +23,10 @@ from ml_lifecycle.shown import shown
 
 _ENTITY_TYPES = frozenset((str, int, type(None)))
 _MAX_DAYS = 100
+# Those of a request that say something here.
+_PARAMETERS = frozenset(("event_time", "entities", "assignment_key", "binary_data_output"))
+# How alike a name must be; Triton's own (sequence_id, priority, timeout) are far from that.
+_NEAR = 0.8
 _PLAIN_KEYS = frozenset(("id", "inputs"))
 
 
@@ -40,6 +45,18 @@ class Asked:
     version: str | None = None
     key: str | None = None
     id: str | None = None
+
+
+def one_version(path: str | None, header: str | None) -> str | None:
+    """The version that is asked for, in either place or in both.
+
+    :raises BadRequestError: they contradict each other. Retry: no.
+    """
+    if path is not None and header is not None and path != header:
+        raise BadRequestError(
+            f"the request names version {shown(path)}, and its ml-lifecycle-version {shown(header)}: send one"
+        )
+    return path or header
 
 
 def decode_query(
@@ -118,6 +135,8 @@ def make_query(request: InferRequest, asked: Asked, max_rows: int, size: int) ->
     names = Counter(tensor.name for tensor in request.inputs)
     if repeated := [name for name, count in names.items() if count > 1]:
         raise BadRequestError(f"inputs given more than once: {few(repeated)}")
+    if request.parameters and not request.parameters.keys() <= _PARAMETERS:
+        _check_parameters(request.parameters)
     request_id = request.id or asked.id or new_id()
     entities = _entity_parameter(request.parameters, rows)
     by_entity = [_by_entity(names, one.signature) for one in asked.served.variants]
@@ -140,6 +159,17 @@ def make_query(request: InferRequest, asked: Asked, max_rows: int, size: int) ->
         binary=wants_binary(request.parameters),
         size=size,
     )
+
+
+def _check_parameters(given: Iterable[str]) -> None:
+    """Refuse what is almost one of ours. Others are the protocol's or a client's own, and passed over.
+
+    A misspelt event_time would be passed over too, and the rows be read, logged and monitored as if of now.
+    """
+    for name in given:
+        near = difflib.get_close_matches(name[:60], _PARAMETERS, n=1, cutoff=_NEAR)
+        if near and name not in _PARAMETERS:
+            raise BadRequestError(f"unknown parameter {shown(name)}: did you mean {near[0]!r}?")
 
 
 def _by_entity(names: Collection[str], signature: Signature) -> bool:

@@ -6,7 +6,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -23,10 +23,11 @@ from ml_lifecycle.serving.errors import (
     TooManyRequestsError,
 )
 from ml_lifecycle.serving.front import Front, header_text
-from ml_lifecycle.serving.http import JSON, Request, Response, error_response, json_response
+from ml_lifecycle.serving.http import JSON, Request, Response, error_response, json_response, with_id
 from ml_lifecycle.serving.model import Outputs
 from ml_lifecycle.serving.openapi import document
-from ml_lifecycle.serving.queries import Asked, decode_query
+from ml_lifecycle.serving.queries import Asked, decode_query, one_version
+from ml_lifecycle.shown import shown
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,10 @@ _METHODS: Mapping[str, tuple[bytes, ...]] = dict.fromkeys(
     ("infer", "repository_index", *_OF_THE_REPOSITORY.values()), (b"POST",)
 )
 _READING = (b"GET", b"HEAD")
+_NOWHERE = (
+    "there is nothing at this path: to score, POST /v2/models/{endpoint}/infer; "
+    "GET /v2/openapi.json lists what there is"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +146,11 @@ class Rest:
                 return error_of(request, error)
             note.client = client
         if target is None:
-            return error_response(404, "Not Found")
+            return error_response(404, _NOWHERE)
         methods = _METHODS.get(target.operation, _READING)
         if request.method not in methods:
-            allow = b", ".join(methods)
-            return error_response(405, "Method Not Allowed", [(b"allow", allow)])
+            message = b"%b is not taken at this path: send %b" % (request.method, b" or ".join(methods))
+            return error_response(405, message.decode(), [(b"allow", b", ".join(methods))])
         return None
 
     def answer(self, request: Request) -> None:
@@ -156,7 +161,7 @@ class Rest:
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             response = error_of(request, error)
         if response is not None:
-            request.reply(response)
+            _reply(request, response)
 
     def replied(self, request: Request, response: Response) -> None:
         """Count an answer, and how long it took."""
@@ -187,7 +192,10 @@ class Rest:
     # The operations.
 
     def _server_metadata(self, request: Request, target: Target) -> Response:
-        return json_response({**self._front.about, "models": sorted(self._front.plane.endpoints)})
+        models = sorted(self._front.plane.endpoints)
+        return json_response(
+            {**self._front.about, "models": models, "lake_error": self._front.repository.trouble}
+        )
 
     def _server_ready(self, request: Request, target: Target) -> Response:
         ready = self._front.ready
@@ -215,13 +223,13 @@ class Rest:
         return json_response(self._front.index(asked.get("ready") is True))
 
     def _repository_load(self, request: Request, target: Target) -> None:
-        self._change(request, self._front.repository.load, target.model)
+        self._change(request, "load", self._front.repository.load, target.model)
 
     def _repository_unload(self, request: Request, target: Target) -> None:
-        self._change(request, self._front.repository.unload, target.model)
+        self._change(request, "unload", self._front.repository.unload, target.model)
 
-    def _change(self, request: Request, change: Callable[[str], None], model: str) -> None:
-        request.note.client.change_models()
+    def _change(self, request: Request, call: str, change: Callable[[str], None], model: str) -> None:
+        request.note.client.change_models(call, model)
         _object(request)
 
         def work() -> Response:
@@ -232,15 +240,18 @@ class Rest:
 
     def _later(self, request: Request, work: Callable[[], Response]) -> None:
         """Answer what work on a thread makes."""
-        self._front.inference.run(work, request.reply, partial(_fail, request))
+        self._front.inference.run(work, partial(_reply, request), partial(_fail, request))
 
     def _infer(self, request: Request, target: Target) -> None:
         """Score the rows of the request."""
         headers = request.headers
+        version = target.version
+        if _VERSION in headers:
+            version = one_version(version, header_text(headers[_VERSION]))
         asked = Asked(
             self._front.plane.served(target.model),
             self._front.clock(),
-            target.version or header_text(headers.get(_VERSION)),
+            version,
             header_text(headers.get(_KEY)),
             request.note.id or None,
         )
@@ -271,9 +282,8 @@ def _object(request: Request) -> Mapping[str, Any]:
 
 
 def _reply(request: Request, response: Response) -> None:
-    """Reply with the id that came in a header."""
-    header = _REQUEST_ID, request.headers[_REQUEST_ID]
-    request.reply(replace(response, headers=(*response.headers, header)))
+    """Reply, with the id if one came in a header."""
+    request.reply(with_id(request, response))
 
 
 def _answer_of(scored: Scored, query: Query, outputs: Outputs) -> Response:
@@ -294,7 +304,7 @@ def _body_of(request: Request, max_bytes: int) -> bytes:
     if encoding == b"identity":
         return request.body
     if encoding not in (b"gzip", b"deflate"):
-        raise BadRequestError(f"Content-Encoding must be gzip, deflate or identity, got {encoding!r:.60}")
+        raise BadRequestError(f"Content-Encoding must be gzip, deflate or identity, got {_text(encoding)}")
     # Both are known by their first bytes.
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
     try:
@@ -308,17 +318,23 @@ def _body_of(request: Request, max_bytes: int) -> bytes:
     return body
 
 
+def _text(value: bytes) -> str:
+    return shown(value.decode("utf-8", "replace"))
+
+
 def _json_length(request: Request) -> int | None:
     given = request.headers.get(_JSON_LENGTH)
     if given is None:
         return None
     if not given.isdigit() or len(given) > 18:
-        raise BadRequestError(f"Inference-Header-Content-Length must be a number of bytes, got {given!r:.60}")
+        raise BadRequestError(
+            f"Inference-Header-Content-Length must be a number of bytes, got {_text(given)}"
+        )
     return int(given)
 
 
 def _fail(request: Request, error: Exception) -> None:
-    request.reply(error_of(request, error))
+    _reply(request, error_of(request, error))
 
 
 def error_of(request: Request, error: Exception) -> Response:

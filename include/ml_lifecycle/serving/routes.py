@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -129,6 +130,7 @@ class RouteFollower:
         self._pinned = pinned
         self._failed: dict[str, tuple[Pointer | None, float]] = {}
         self._looked = False
+        self._trouble: str | None = None
         self._held: set[str] = set()
         self._following = threading.Lock()
         self._stop = threading.Event()
@@ -188,6 +190,11 @@ class RouteFollower:
         wanted = set(self._endpoints or ()) - self._held
         return self._looked and all(self._plane.get(name).served for name in wanted)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is served, or nothing new can be: the lake is empty, or away. None if neither."""
+        return self._trouble
+
     def poll(self) -> None:
         """Look at every endpoint's pointer once."""
         names = self._lake.folders("routes") if self._endpoints is None else self._endpoints
@@ -196,13 +203,33 @@ class RouteFollower:
                 if name not in self._held:
                     self._follow(name)
         self._looked = True
+        self._note(None if len(self._plane) else self._emptiness())
+
+    def _emptiness(self) -> str:
+        root = self._lake.local_root
+        if root is not None and not os.path.isdir(root):
+            return f"the lake {self._lake.url} does not exist: there is no such folder"
+        wanted = "" if self._endpoints is None else f" for {', '.join(self._endpoints)}"
+        return f"the lake {self._lake.url} has nothing published{wanted}"
+
+    def _note(self, trouble: str | None) -> None:
+        """Say it once, however often it is found."""
+        if trouble != self._trouble:
+            if trouble is None:
+                log.info("the lake %s is followed", self._lake.url)
+            else:
+                log.warning("%s; it is looked at again and again", trouble)
+        self._trouble = trouble
 
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
                 self.poll()
-            except Exception:  # the lake may be away for a while; the thread must outlive that
-                log.exception("routes cannot be looked at in %s; what is live stays live", self._lake.url)
+            except Exception as error:  # noqa: BLE001 - the lake may be away; the thread must outlive that
+                reason = f"{type(error).__name__}: {error}"
+                self._note(
+                    f"the lake {self._lake.url} cannot be looked at: {reason}; what is live stays live"
+                )
             self._stop.wait(self._poll_seconds)
 
     def _follow(self, name: str) -> None:

@@ -18,7 +18,7 @@ from ml_lifecycle import __version__
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.serving.access_log import AccessLog
 from ml_lifecycle.serving.dataplane import DataPlane
-from ml_lifecycle.serving.door import Client, Door
+from ml_lifecycle.serving.door import Client, Door, anybody
 from ml_lifecycle.serving.front import Front
 from ml_lifecycle.serving.http import Application, Bounds, HttpServer
 from ml_lifecycle.serving.inference import Inference
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Bound = Callable[[int | None], None]
+
 # Only large requests and online reads leave the event loop; the store is read one at a time anyway, and more
 # threads than cores would only take turns.
 _WORKER_THREADS = max(2, min(4, len(os.sched_getaffinity(0))))
@@ -49,7 +51,7 @@ _LONG_SECONDS = 0.005
 class ModelServer:
     """A server over one lake.
 
-    :param clients: who may ask, by token; or one token for everybody
+    :param clients: who may ask, by token; or one token for everybody, which loads and unloads no models
     :param online_store: URL of the online store; None takes vectors only
     :param endpoints: the endpoints to serve; None for all that the lake has
     :param poll_seconds: how often routes are looked at
@@ -113,7 +115,7 @@ class ModelServer:
                 "extensions": ["binary_tensor_data"],
                 "environment": environment,
             },
-            door=Door({clients: Client("anybody", repository=True)} if isinstance(clients, str) else clients),
+            door=Door({clients: anybody()} if isinstance(clients, str) else clients),
             plane=plane,
             inference=Inference(self._log, metrics, self._executor, self._waiting),
             metrics=metrics,
@@ -128,24 +130,31 @@ class ModelServer:
         self._drain_seconds = drain_seconds
 
     async def run(
-        self, listener: socket.socket, stopped: asyncio.Event, grpc_address: str | None = None
+        self,
+        listener: socket.socket,
+        stopped: asyncio.Event,
+        grpc_address: str | None = None,
+        bound: Bound | None = None,
     ) -> None:
         """Answer until ``stopped``; returns when requests in flight are answered and the log is written.
 
         :param grpc_address: host:port where gRPC is spoken too
+        :param bound: told the port of gRPC once all ports are bound, before any model is loaded
         :raises PortError: that port is taken. Retry: no.
         """
+        grpc_service, grpc_port = None, None
+        if grpc_address is not None:
+            from ml_lifecycle.serving.grpc_service import GrpcService
+
+            grpc_service = GrpcService(self._front)
+            grpc_port = await grpc_service.start(grpc_address)
         self._log.start()
         self._follower.start()
-        grpc_service = None
         left = asyncio.Event()
         leaving = asyncio.create_task(self._leave(stopped, left))
+        if bound is not None:
+            bound(grpc_port)
         try:
-            if grpc_address is not None:
-                from ml_lifecycle.serving.grpc_service import GrpcService
-
-                grpc_service = GrpcService(self._front)
-                await grpc_service.start(grpc_address)
             # Both protocols end at once, within one and the same time.
             ending = asyncio.create_task(_stop_grpc(grpc_service, left))
             await self._http.run(listener, left, _SHUTDOWN_SECONDS)
@@ -196,8 +205,13 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(server: ModelServer, listener: socket.socket, grpc_address: str | None = None) -> None:
-    """Answer until SIGTERM or SIGINT.
+def serve(
+    server: ModelServer,
+    listener: socket.socket,
+    grpc_address: str | None = None,
+    bound: Bound | None = None,
+) -> None:
+    """Answer until SIGTERM or SIGINT. Arguments as in :meth:`ModelServer.run`.
 
     :raises PortError: gRPC's port is taken. Retry: no.
     """
@@ -207,7 +221,7 @@ def serve(server: ModelServer, listener: socket.socket, grpc_address: str | None
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
-        await server.run(listener, stopped, grpc_address)
+        await server.run(listener, stopped, grpc_address, bound)
 
     _collect_seldom()
     sys.setswitchinterval(_SWITCH_SECONDS)

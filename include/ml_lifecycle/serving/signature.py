@@ -188,12 +188,13 @@ def entity_values(tensor: Tensor) -> list[Any]:
         raise BadRequestError(f"entity key {tensor.name!r} must be BYTES or INT64, not {tensor.datatype}")
     if len(tensor.shape) == 2 and tensor.shape[1] != 1:
         raise BadRequestError(f"entity key {tensor.name!r} has shape {list(tensor.shape)}, use [rows]")
-    accepted = str if tensor.datatype == "BYTES" else int
+    accepted, expected = (str, "text") if tensor.datatype == "BYTES" else (int, "a whole number")
     values = plain(tensor.data)
     for row, value in enumerate(values):
         if type(value) is not accepted:
             raise BadRequestError(
-                f"entity key {tensor.name!r}, row {row}: {shown(value)} is no {tensor.datatype}"
+                f"entity key {tensor.name!r}, row {row}: expected {expected} ({tensor.datatype}), "
+                f"got {shown(value)}"
             )
         if type(value) is int and not -(2**63) <= value < 2**63:
             raise BadRequestError(f"entity key {tensor.name!r}, row {row}: exceeds a 64-bit integer")
