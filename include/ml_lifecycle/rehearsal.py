@@ -159,8 +159,11 @@ class _Features:
                     )
         for column in self.spec.delivery.watch.segments:
             if column not in known:
-                path = ("delivery", "watch", "segments", column)
-                yield self.model.problem(path, f"no feature or key {column!r}", suggest(column, known))
+                yield self.model.problem(
+                    ("delivery", "watch", "segments", column),
+                    f"no feature or key {column!r}",
+                    suggest(column, known),
+                )
 
     def _tables(self, declared: Mapping[str, Mapping[str, pl.DataType]]) -> Iterator[Problem]:
         tables = getattr(self.module, "tables", None)
