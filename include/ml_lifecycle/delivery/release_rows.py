@@ -136,3 +136,10 @@ def subject_of(release: Release) -> str:
 def name_of(release: Release) -> str:
     """What messages call a release."""
     return f"{release.environment}/{release.endpoint} revision {release.revision}"
+
+
+def asked_by(release: Release) -> str | None:
+    """Who asked for it; None for what began by itself, as schedules do, and the watch when it takes back."""
+    # In older ledgers, a rollback that nobody asked for names who asked for the release that it takes back.
+    by_itself = release.kind != "deploy" and release.request is None
+    return None if by_itself else release.requested_by
