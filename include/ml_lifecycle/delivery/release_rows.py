@@ -141,5 +141,10 @@ def name_of(release: Release) -> str:
 def asked_by(release: Release) -> str | None:
     """Who asked for it; None for what began by itself, as schedules do, and the watch when it takes back."""
     # In older ledgers, a rollback that nobody asked for names who asked for the release that it takes back.
-    by_itself = release.kind != "deploy" and release.request is None
-    return None if by_itself else release.requested_by
+    return None if began_by_itself(release) else release.requested_by
+
+
+def began_by_itself(release: Release) -> bool:
+    """Whether it is a rollback that no person asked for."""
+    # What people wish is kept on the last step only; a rollback that nobody asked for has no other.
+    return release.kind != "deploy" and release.request is None and release.state != "superseded"
