@@ -188,13 +188,14 @@ def _live(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     moment = arguments.at or datetime.now(UTC)
     ledger = open_ledger(settings.database)
-    verify(ledger, [Lake(url) for url in settings.environment_lakes.values()])
+    where, known = arguments.environment, settings.environment_lakes
+    verify(ledger, [Lake(url) for url in known.values()])
     lake = None if settings.lake is None else Lake(settings.lake)
-    found = live_at(ledger, arguments.environment, moment, model=arguments.model, lake=lake)
+    found = live_at(ledger, where, moment, model=arguments.model, lake=lake, known=known)
     if arguments.json:
         print(json.dumps([live.to_json() for live in found], indent=1))
     else:
-        print(as_table(arguments.environment, moment, found))
+        print(as_table(where, moment, found))
     return 0
 
 
@@ -288,7 +289,12 @@ COMMANDS = (
     ),
     Command("schema", "print the JSON Schema of a spec file, for editors", _schema_arguments, _schema),
     Command("new", "write a working model folder to start from", _new_arguments, _new),
-    Command("live", "show what was live at a time, and who let it", _live_arguments, _live),
+    Command(
+        "live",
+        "show every version that answered at a time, with its share, and who let it",
+        _live_arguments,
+        _live,
+    ),
     Command(
         "score",
         "score Parquet files of the lake with a model's champion",

@@ -47,6 +47,16 @@ _AS_OF = Param(
     description="Use nothing known after this moment; empty means the run's own time.",
 )
 _OPEN_PROMOTIONS = 1000
+_ROLLBACK = """\
+**What a run does.** A release that is under way, such as a canary, is taken back, and the champion has all
+traffic again. Otherwise production serves the newest earlier release that was confirmed and never rolled
+back; a second run goes back further. Unless a model server is down, what will be served is checked before it
+gets the traffic: if it fails, nothing changes and the task says so. The approval of what is taken out of
+service ends: to return, it must be approved anew. `mark_champion` then moves the registry's alias.
+
+**Params.** `reason`: why, kept in the ledger. There is no other: what is gone back to, the ledger says.
+
+A run is one rollback: clearing its tasks finishes it, and never goes back once more."""
 
 
 def lifecycle_dags(dag_file: str) -> dict[str, DAG]:
@@ -77,13 +87,13 @@ def asset(model: str, kind: str) -> Asset:
     return Asset(name=f"{model}.{kind}", uri=f"model://{model}/{kind}")
 
 
-def _dag(model: ModelFolder, dag_id: str, what: str, **arguments: Any) -> DAG:
+def _dag(model: ModelFolder, dag_id: str, what: str, *, doc: str = "", **arguments: Any) -> DAG:
     spec = model.spec
     cron = arguments.pop("cron", None)
     return DAG(
         dag_id=dag_id,
         description=f"{spec.name}: {what}",
-        doc_md=f"### {spec.name}\n{spec.description}",
+        doc_md=f"### {spec.name}\n{spec.description}" + (f"\n\n{doc}" if doc else ""),
         schedule=CronDataIntervalTimetable(cron, timezone=spec.schedules.timezone) if cron else None,
         catchup=False,
         tags=["ml-lifecycle", spec.name, *([spec.team] if spec.team else []), *spec.tags],
@@ -264,8 +274,16 @@ def _rollback(model: ModelFolder, dag_id: str) -> DAG:
         model,
         dag_id,
         "back to the last good release",
+        doc=_ROLLBACK,
         max_active_runs=1,
-        params={"reason": Param("", type="string", description="Why; kept in the ledger")},
+        params={
+            "reason": Param(
+                "",
+                type="string",
+                description="Why; kept in the ledger and shown on the models' page. "
+                "Empty means 'rolled back by hand'.",
+            )
+        },
     ) as dag:
         RollbackOperator(task_id="rollback") >> MarkChampionOperator(
             task_id="mark_champion", outlets=[asset(model.spec.name, "champion")]

@@ -4,6 +4,7 @@
 
 import logging
 import mimetypes
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,7 +132,7 @@ async def watch(
     """How one of a model's releases was judged, at its last look."""
     found = None
     if model in models_of(dags):
-        asked = (database, production_lake, model, endpoint, revision)
+        asked = (database, production_lake, model, endpoint, revision, datetime.now(UTC))
         found = await to_thread.run_sync(watched, *asked, limiter=_WAITING)
     if found is None:
         raise HTTPException(404, "no such release")

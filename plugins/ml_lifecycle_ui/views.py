@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ml_lifecycle.delivery.release_history import PRODUCTION, ReleaseHistory
+from ml_lifecycle.delivery.release_rows import asked_by, began_by_itself
 from ml_lifecycle.delivery.strategies import step_at
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.requests import ApprovalRequest, open_requests
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from ml_lifecycle.delivery.release_history import Served
     from ml_lifecycle.delivery.route import Route
     from ml_lifecycle.ledger.database import Database
-    from ml_lifecycle.records import Approval, Release
+    from ml_lifecycle.ledger.ledger import GivenApproval
+    from ml_lifecycle.records import Release
+
+    Approvals = dict[str, list[GivenApproval]]
 
 KINDS = ("train", "promote", "monitor", "score", "rollback")
 SHOWN_WINDOWS = 12
@@ -45,7 +49,7 @@ def gather(database: Database, dag_ids: Iterable[str]) -> list[dict[str, Any]]:
     models = models_of(dag_ids)
     served = {each.release.model: each for each in ReleaseHistory(database).served(PRODUCTION)}
     busy = {each.release.model: each for each in ReleaseHistory(database).all_under_way(PRODUCTION)}
-    approvals = _approvals(database, (each.release for each in served.values()))
+    approvals = _approvals(database, (each.release for each in (*served.values(), *busy.values())))
     windows = newest_windows(database, models, SHOWN_WINDOWS)
     requests: dict[str, list[ApprovalRequest]] = {}
     for request in open_requests(database):
@@ -55,7 +59,7 @@ def gather(database: Database, dag_ids: Iterable[str]) -> list[dict[str, Any]]:
             "name": model,
             "dags": [{"kind": kind, "link": _site("dags", f"{model}__{kind}")} for kind in kinds],
             "champion": _champion(served[model], busy.get(model), approvals) if model in served else None,
-            "under_way": _under_way(busy[model], approvals) if model in busy else None,
+            "under_way": _release(busy[model], approvals) if model in busy else None,
             "watch": _watch(busy.get(model), served.get(model)),
             "approvals": [_request(request) for request in requests.get(model, ())],
             "last_window": _window(windows[model][0]) if windows.get(model) else None,
@@ -85,8 +89,22 @@ def step_view(release: Release, route: Route) -> dict[str, Any] | None:
     return {"role": step.role, "weight": step.weight, "watched": release.kind == "deploy" and step.is_watched}
 
 
-def _approvals(database: Database, releases: Iterable[Release]) -> dict[str, Approval]:
+def _approvals(database: Database, releases: Iterable[Release]) -> Approvals:
     return Ledger(database).approvals(each.evidence_digest for each in releases if each.evidence_digest)
+
+
+def _approval(release: Release, approvals: Approvals) -> dict[str, Any]:
+    """The approval that let a release begin, and what ended it; it stays, whatever was decided later."""
+    given = approvals.get(release.evidence_digest or "", [])
+    # Of those before it the newest, for the same evidence may be approved again.
+    before = [one for one in given if one.approval.approved_at <= release.created_at]
+    if not (before or given):
+        return {"approved_by": None, "approval_ended": None}
+    let = before[-1] if before else given[0]
+    ended = None
+    if let.ended is not None:
+        ended = {"at": let.ended.at.isoformat(), "reason": let.ended.payload["reason"]}
+    return {"approved_by": let.approval.approved_by, "approval_ended": ended}
 
 
 def _urgency(view: dict[str, Any]) -> tuple[bool, int, str]:
@@ -94,9 +112,10 @@ def _urgency(view: dict[str, Any]) -> tuple[bool, int, str]:
     return not view["approvals"], -_RANK[newest], view["name"]
 
 
-def _champion(served: Served, busy: Served | None, approvals: dict[str, Approval]) -> dict[str, Any]:
+def _champion(served: Served, busy: Served | None, approvals: Approvals) -> dict[str, Any]:
     release = served.release
-    approval = approvals.get(release.evidence_digest or "")
+    # What is published: a canary has its share before it is confirmed.
+    published = busy if busy is not None and busy.release.state == "applied" else served
     return {
         "version": release.version,
         "digest": release.model_digest,
@@ -105,14 +124,19 @@ def _champion(served: Served, busy: Served | None, approvals: dict[str, Approval
         "kind": release.kind,
         "reason": release.reason,
         "since": served.since.isoformat(),
-        "approved_by": None if approval is None else approval.approved_by,
-        # What is published: a canary has its share before it is confirmed.
-        "traffic": _traffic(busy if busy is not None and busy.release.state == "applied" else served),
+        **_approval(release, approvals),
+        "replaced": _replaced(served),
+        "traffic": _traffic(published),
+        "traffic_revision": published.release.revision,
     }
 
 
-def _under_way(busy: Served, approvals: dict[str, Approval]) -> dict[str, Any]:
-    return {**_release(busy, approvals), "traffic": _traffic(busy)}
+def _replaced(served: Served) -> dict[str, Any] | None:
+    """What a rollback took out of service: what was live, or what had a part of the traffic beside it."""
+    if served.replaced is None:
+        return None
+    release = served.release
+    return {"version": served.replaced[0], "was_live": release.previous_revision == release.replaces}
 
 
 def _watch(busy: Served | None, served: Served | None) -> dict[str, Any] | None:
@@ -143,9 +167,8 @@ def _traffic(served: Served) -> list[dict[str, Any]]:
     ]
 
 
-def _release(found: Served, approvals: dict[str, Approval]) -> dict[str, Any]:
+def _release(found: Served, approvals: Approvals) -> dict[str, Any]:
     release = found.release
-    approval = approvals.get(release.evidence_digest or "")
     return {
         "revision": release.revision,
         "kind": release.kind,
@@ -153,12 +176,22 @@ def _release(found: Served, approvals: dict[str, Approval]) -> dict[str, Any]:
         "state": release.state,
         "strategy": release.strategy,
         "begun": release.created_at.isoformat(),
-        "requested_by": release.requested_by,
-        "approved_by": None if approval is None else approval.approved_by,
+        "requested_by": asked_by(release),
+        "taken_back_by": _taken_back_by(found),
+        **_approval(release, approvals),
         "reason": release.reason,
         "endpoint": release.endpoint,
         "step": step_view(release, found.route),
+        "traffic": _traffic(found),
     }
+
+
+def _taken_back_by(found: Served) -> str | None:
+    """What began a rollback that nobody asked for: a step that has traffic is the watch's to judge."""
+    if found.replaced is None or not began_by_itself(found.release):
+        return None
+    version, route = found.replaced
+    return "watch" if step_at(route.variants, version).is_watched else "checks"
 
 
 def _mark(window: Window) -> dict[str, Any]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowNotFoundException
 from sqlalchemy.exc import NoResultFound
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
-from ml_lifecycle.delivery.judgements import read_judgement
+from ml_lifecycle.delivery.judgements import is_left_alone, read_judgement
 from ml_lifecycle.delivery.release_history import PRODUCTION, ReleaseHistory
 from ml_lifecycle.delivery.route import read_pointer
 from ml_lifecycle.errors import IntegrityError
 from ml_lifecycle.records import RecordError, to_json
+from ml_lifecycle.spec.types import parse_duration
+from ml_lifecycle.spec.watch import Watch
 from ml_lifecycle_airflow.hooks.lake import ConnectionIncompleteError
 from ml_lifecycle_ui.views import step_view
 
@@ -27,13 +30,19 @@ log = logging.getLogger(__name__)
 
 
 def watched(
-    database: Database, open_lake: Callable[[], Lake], model: str, endpoint: str, revision: int
+    database: Database,
+    open_lake: Callable[[], Lake],
+    model: str,
+    endpoint: str,
+    revision: int,
+    now: datetime,
 ) -> dict[str, Any] | None:
     """One of the model's production releases with its last judgement; None if there is no such release.
 
     A step that nobody has looked at yet shows the judgement by which the step before was promoted.
 
-    :param open_lake: production's; what keeps it from being read is told in the view, under ``problem``
+    :param open_lake: production's; what keeps it from being read is told in the view, under ``problem``, as
+        is that nobody looks any more
     """
     releases = ReleaseHistory(database)
     release = _find(releases, endpoint, revision)
@@ -44,6 +53,10 @@ def watched(
         before = _find(releases, endpoint, revision - 1)
         if before is not None and before.evidence_digest == release.evidence_digest:
             _, judged, problem = _look(open_lake, releases, before)
+    overdue = step is not None and step["watched"] and problem is None and _is_overdue(release, judged, now)
+    if overdue:
+        since = f"{_looked(release, judged):%Y-%m-%d %H:%M} UTC"
+        problem = f"Nobody has looked since {since}: is the DAG there, does the model folder load?"
     return {
         "version": release.version,
         "revision": release.revision,
@@ -52,7 +65,26 @@ def watched(
         "step": step,
         "judged": judged,
         "problem": problem,
+        "overdue": overdue,
     }
+
+
+def _is_overdue(release: Release, judged: dict[str, Any] | None, now: datetime) -> bool:
+    """Whether a step that is under way is watched no longer.
+
+    How often it should be looked at is known from the last look at it, or at the step before. The first look
+    at a release comes at once, whatever its folder says, and so the usual time is waited for it.
+    """
+    every = judged["every"] if judged is not None else None
+    often = Watch().every if every is None else parse_duration(every)
+    return release.state == "applied" and is_left_alone(_looked(release, judged), often, now)
+
+
+def _looked(release: Release, judged: dict[str, Any] | None) -> datetime:
+    """When a step was looked at last; before that, when it began."""
+    if judged is None or judged["revision"] != release.revision:
+        return release.created_at
+    return datetime.fromisoformat(judged["judged_at"])
 
 
 def _find(releases: ReleaseHistory, endpoint: str, revision: int) -> Release | None:

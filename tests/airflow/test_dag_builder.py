@@ -34,6 +34,15 @@ def test_without_schedules_nothing_runs_by_itself(world: World) -> None:
         assert dag.catchup is False
 
 
+def test_the_rollback_says_what_it_does_and_what_it_takes(world: World) -> None:
+    dags = built(world)
+    rollback = dags["delays__rollback"]
+    for words in ("is taken back", "never rolled\nback", "`reason`: why", "a second run goes back further"):
+        assert words in rollback.doc_md
+    assert list(rollback.params) == ["reason"]
+    assert rollback.doc_md.startswith(dags["delays__train"].doc_md)
+
+
 def test_candidates_take_turns_at_an_endpoint_and_never_wait_for_each_other_s_approval(world: World) -> None:
     promote = built(world)["delays__promote"]
     assert promote.max_active_runs >= 500

@@ -96,6 +96,34 @@ def test_a_port_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: s
         Ports.from_environment()
 
 
+def test_a_port_s_variable_that_is_misspelt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_LIFECYCLE_PORT_AIRFLW", "18080")
+    near = "ML_LIFECYCLE_PORT_AIRFLW is no port's: did you mean 'ML_LIFECYCLE_PORT_AIRFLOW'?; allowed: "
+    with pytest.raises(LifecycleError, match=re.escape(near)):
+        Ports.from_environment()
+
+
+def test_a_second_up_prints_where_the_stack_runs(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervise.write_configuration(stack)
+    monkeypatch.setattr(commands, "_stack", lambda name: replace(stack, ports=Ports()))
+    environment = {**os.environ, "ML_LIFECYCLE_STACK": str(stack.root)}
+    process = subprocess.Popen(["sleep", "60"], env=environment)
+    try:
+        wait_until(lambda: supervise.processes(stack) == [process.pid], "the process with the stack's mark")
+        assert commands.up() == 0
+    finally:
+        process.kill()
+        process.wait()
+    printed = capsys.readouterr().out
+    assert "already running" in printed
+    assert f"Airflow  {stack.airflow_url} " in printed
+    assert f"MLflow   {stack.mlflow_url}\n" in printed
+    command = Path(sys.executable).with_name("ml-lifecycle")
+    assert f"ask      . {stack.settings_file}; {command} live\n" in printed
+
+
 def test_two_processes_on_one_port_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_LIFECYCLE_PORT_MLFLOW", "8080")
     with pytest.raises(LifecycleError, match="airflow and mlflow both have port 8080"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from delivery_kit import NOW, make_candidate, served_variant
@@ -17,6 +19,7 @@ from ml_lifecycle.cli import main
 from ml_lifecycle.delivery.audit import (
     DatabaseUnreadableError,
     Live,
+    UnknownEnvironmentError,
     UnknownModelError,
     as_table,
     live_at,
@@ -24,13 +27,15 @@ from ml_lifecycle.delivery.audit import (
     verify,
 )
 from ml_lifecycle.delivery.releases import Deployment, Releases
+from ml_lifecycle.delivery.route import Variant
+from ml_lifecycle.delivery.strategies import Step
 from ml_lifecycle.errors import IntegrityError, LedgerError
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger, append_entry
 from ml_lifecycle.ledger.requests import RequestKey
 from ml_lifecycle.ledger.tables import ledger as ledger_table
 from ml_lifecycle.ledger.tables import releases as releases_table
-from ml_lifecycle.records import Release
+from ml_lifecycle.records import Release, to_json
 from ml_lifecycle.stages.approve import record_decision, request_approval
 
 HOUR = timedelta(hours=1)
@@ -52,8 +57,11 @@ class World:
         self.now += HOUR
         return self.now
 
-    def begin(self, number: int, environment: str = "production") -> Release:
-        """Begin to release version ``number``; for production it is approved first, by ``ben``."""
+    def begin(self, number: int, environment: str = "production", step: Step | None = None) -> Release:
+        """Begin to release version ``number``; for production it is approved first, by ``ben``.
+
+        :param step: where it stands beside what is live; none makes it champion
+        """
         live = self.releases.live(environment, "delays")
         candidate = make_candidate(self.lake, number, b"%d" % number)
         champion = live if environment == "production" else None
@@ -64,6 +72,9 @@ class World:
             record_decision(
                 self.ledger, evidence, key, "approve", "ben", self.tick(), champion=champion, reason="better"
             )
+        variants: tuple[Variant, ...] = (served_variant(evidence),)
+        if step is not None and live is not None:
+            variants = step.variants(variants[0], self.releases.route(live).champion)
         return self.releases.begin(
             Deployment(
                 model="delays",
@@ -73,7 +84,7 @@ class World:
                 model_digest=evidence.model_digest,
                 evidence_digest=evidence.digest,
                 strategy="blue_green",
-                variants=(served_variant(evidence),),
+                variants=variants,
                 expected=None if live is None else live.revision,
                 requested_by="cem",
             ),
@@ -93,8 +104,12 @@ class World:
         )
 
     def live(self, moment: datetime | None = None, environment: str = "production") -> Live:
-        (found,) = live_at(self.ledger, environment, moment or self.now, lake=self.lake)
-        return found
+        """What was live; :meth:`served` has what answered beside it, too."""
+        return live_at(self.ledger, environment, moment or self.now, lake=self.lake)[0]
+
+    def served(self, moment: datetime) -> list[tuple[Any, ...]]:
+        found = live_at(self.ledger, "production", moment)
+        return [(one.version, one.role, one.share, one.state, one.approved_by) for one in found]
 
     def arguments(self) -> list[str]:
         lakes = [f"--environment-lake={name}={lake.url}" for name, lake in self.lakes.items()]
@@ -117,6 +132,9 @@ def test_it_says_what_was_live_and_who_let_it_on_which_data(world: World) -> Non
         model="delays",
         version="1",
         model_digest=release.model_digest,
+        role="champion",
+        share=1.0,
+        state="confirmed",
         revision=1,
         since=world.now,
         ledger_seq=len(world.ledger.entries()),
@@ -154,6 +172,15 @@ def test_every_moment_has_its_own_answer(world: World) -> None:
     restored = world.live(moments[5][0])
     assert (restored.restores, restored.requested_by, restored.approved_by) == (1, "dan", "ben")
     assert (restored.revision, restored.since) == (back.revision, moments[5][0])
+
+
+def test_a_route_that_is_not_as_it_was_published_is_found(world: World) -> None:
+    release = world.release(1)
+    route = to_json(replace(world.releases.route(release), variants=()))
+    with world.database.write() as connection:
+        connection.execute(update(releases_table).values(route=json.dumps(route)))
+    with pytest.raises(LedgerError, match="revision 1 of delays is not routed as it was published"):
+        verify(world.ledger, world.lakes.values())
 
 
 def test_a_first_release_that_failed_leaves_nothing_live(world: World) -> None:
@@ -251,7 +278,9 @@ def test_only_one_model_is_shown_when_asked(world: World) -> None:
     world.release(1)
     (found,) = live_at(world.ledger, "production", world.now, model="delays")
     assert found.version == "1"
-    assert live_at(world.ledger, "staging", world.now) == []
+    assert live_at(world.ledger, "staging", world.now, known=["staging"]) == []
+    with pytest.raises(UnknownEnvironmentError, match="'staging'; known are: production"):
+        live_at(world.ledger, "staging", world.now)
     with pytest.raises(UnknownModelError, match="no release of model 'delay'; it has those of: delays"):
         live_at(world.ledger, "production", world.now, model="delay")
 
@@ -310,8 +339,11 @@ class TestCommands:
         world.release(1)
         assert main(["live", "--at", "2020-01-01T00:00:00Z", *world.arguments()]) == 0
         assert capsys.readouterr().out.splitlines()[1:] == ["delays", "  live          none"]
-        assert main(["live", "--environment", "moon", *world.arguments()]) == 0
+        assert main(["live", "--environment", "staging", *world.arguments()]) == 0
         assert capsys.readouterr().out.splitlines()[1:] == ["none: the ledger has no release there"]
+        assert main(["live", "--environment", "prod", *world.arguments()]) == 1
+        message = "there is no environment 'prod'; known are: production, staging\n"
+        assert capsys.readouterr() == ("", message)
 
     def test_where_it_is_may_come_from_the_environment(
         self, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

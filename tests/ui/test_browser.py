@@ -142,7 +142,8 @@ def test_a_release_under_way_says_how_it_is_judged(page: Page, width: int, tmp_p
     page.wait(f"{FRAME}.querySelectorAll('#arrivals .watch table').length === 2")
     shown = text(page, "#arrivals .watch")
     assert "Version 2: canary, answers 5 % of the traffic" in shown
-    assert "Held at the last look, 2013-" in shown
+    assert "Held at the last look, 20" in shown
+    assert "arrivals, revision 2" in text(page, "#arrivals .traffic")
     assert "errors: 800 rows of the challenger; at least 1,000 are asked for" in shown
     assert "a promotion takes 1h at least, and after 3d people decide" in shown
     heads = f"[...{FRAME}.querySelectorAll('#arrivals .watch table')].map(each => each.tHead.textContent)"
@@ -186,10 +187,34 @@ def test_one_that_is_left_to_people_needs_attention(page: Page, world: World, tm
         write_judgement(world.production, begun, judgement)
 
 
+def test_one_that_nobody_looks_at_any_more_needs_attention(page: Page, world: World, tmp_path: Path) -> None:
+    begun = begun_of(world, "arrivals")
+    judgement = read_judgement(world.production, begun)
+    write_judgement(world.production, begun, replace(judgement, judged_at=world.now))
+    try:
+        click(page, "#refresh")
+        page.wait(f"{FRAME}.querySelector('#arrivals .watch .error')")
+        shown = text(page, "#arrivals .watch")
+        assert f"Nobody has looked since {world.now:%Y-%m-%d %H:%M} UTC: is the DAG there" in shown
+        assert "Held at the last look, 2013-" in shown
+        click(page, "#urgent")
+        urgent = f"[...{FRAME}.querySelectorAll('article:not([hidden])')].map(each => each.id).join()"
+        assert page.run(urgent) == "flights,arrivals"
+        scroll_to(page, "#arrivals")
+        page.screenshot(tmp_path / "overdue.png")
+    finally:
+        write_judgement(world.production, begun, judgement)
+
+
 def test_one_that_was_rolled_back_by_the_watch_says_why(page: Page, tmp_path: Path) -> None:
     page.wait(f"{FRAME}.querySelector('#fares .watch table')")
     shown = text(page, "#fares .watch")
-    assert "Version 2: canary, answers 5 % of the traffic (revision 2, rolled back)" in shown
+    assert "Version 2: canary, answered 5 % of the traffic (revision 2, rolled back)" in shown
+    champion = text(page, "#fares .champion")
+    assert "Version 1\n" in champion
+    assert "(restored)" not in champion
+    assert "all traffic again since" in champion
+    assert "Version 2 was taken back: errors: 20.00% in 800 rows" in champion
     assert "Rolled back at the last look" in shown
     assert "errors: 20.00% in 800 rows, the champion 1.00% in 3,200" in shown
     assert "✗ worse" in shown
@@ -207,6 +232,10 @@ def test_a_judgement_opens_from_the_table_of_releases(page: Page, tmp_path: Path
     page.wait(f"{FRAME}.querySelector('#fares .history td.watch table')")
     assert page.run(f"{FRAME}.querySelector('{button}').getAttribute('aria-expanded')") == "true"
     assert "Rolled back at the last look" in text(page, "#fares td.watch")
+    rows = str(page.run(f"{FRAME}.querySelector('#fares .history').innerText"))
+    assert "version 2: 5 % (canary); version 1: 95 %" in rows
+    assert "nobody: the watch" in rows
+    assert "alice\napproval ended 2013-" in rows
     scroll_to(page, "#fares .history")
     page.screenshot(tmp_path / "history.png")
     click(page, button)

@@ -9,6 +9,8 @@ import pytest
 from lifecycle_world import World, alert
 from sqlalchemy import event
 
+from ml_lifecycle.delivery.strategies import Step
+from ml_lifecycle.ledger.ledger import DECISION, Ledger
 from ml_lifecycle_ui.views import gather, history, models_of
 
 
@@ -54,10 +56,48 @@ def test_a_rollback_brings_back_the_earlier_champion_and_says_why(world: World) 
     (view,) = gather(world.database, dags("flights"))
     assert (view["champion"]["version"], view["champion"]["approved_by"]) == ("1", "alice")
     assert (view["champion"]["kind"], view["champion"]["reason"]) == ("restore", "too many delays foretold")
+    assert view["champion"]["replaced"] == {"version": "2", "was_live": True}
     newest, rolled_back, first = history(world.database, "flights")["releases"]
     assert (newest["kind"], newest["requested_by"], newest["approved_by"]) == ("restore", "bob", "alice")
-    assert (rolled_back["state"], rolled_back["approved_by"]) == ("rolled_back", None)
-    assert (first["state"], first["reason"]) == ("confirmed", "")
+    assert newest["taken_back_by"] is None
+    assert (rolled_back["state"], rolled_back["approved_by"]) == ("rolled_back", "bob")
+    assert rolled_back["approval_ended"]["reason"] == "too many delays foretold"
+    assert (first["state"], first["reason"], first["approval_ended"]) == ("confirmed", "", None)
+
+
+def test_who_approved_each_release_stays_though_the_same_evidence_is_approved_again(world: World) -> None:
+    world.release("flights", 1)
+    first = world.begin("flights", 2, approved_by="bob")
+    world.confirm(world.releases.begin_restore(first, world.tick(), reason="no", request="r"))
+    digest = first.evidence_digest or ""
+    yes = {"decision": "approve", "user": "alice", "reason": "", "evidence": {"version": "2"}}
+    Ledger(world.database).append(DECISION, "flights", yes, world.tick(), subject=digest)
+    assert world.begin("flights", 2, approved_by="bob").evidence_digest == digest
+    newest, _, before, _ = history(world.database, "flights")["releases"]
+    assert (before["approved_by"], before["approval_ended"]["reason"]) == ("bob", "no")
+    assert (newest["approved_by"], newest["approval_ended"]) == ("alice", None)
+    (view,) = gather(world.database, dags("flights"))
+    assert view["under_way"] == newest
+
+
+def test_whoever_asked_for_a_rollback_is_named_at_each_of_its_steps(world: World) -> None:
+    world.release("flights", 1)
+    live = world.release("flights", 2)
+    begun = world.releases.begin_restore(live, world.tick(), reason="no", requested_by="bob", request="r")
+    world.confirm(world.advance(world.applied(begun), Step("champion")))
+    newest, before, *_ = history(world.database, "flights")["releases"]
+    assert (newest["state"], before["state"]) == ("confirmed", "superseded")
+    for row in (newest, before):
+        assert (row["requested_by"], row["taken_back_by"]) == ("bob", None)
+
+
+def test_one_that_failed_its_checks_was_taken_back_by_them(world: World) -> None:
+    world.release("flights", 1)
+    failed = world.begin("flights", 2)
+    world.confirm(world.releases.begin_restore(failed, world.tick(), reason="no answer"))
+    newest, rolled_back, _ = history(world.database, "flights")["releases"]
+    assert (newest["requested_by"], newest["taken_back_by"]) == (None, "checks")
+    assert rolled_back["approval_ended"] is None
 
 
 def test_a_release_under_way_is_no_champion(world: World) -> None:
@@ -77,6 +117,7 @@ def test_the_traffic_is_what_is_published_though_the_release_is_still_on_its_way
     assert view["champion"]["version"] == "1"
     shares = [(each["role"], each["version"], each["weight"]) for each in view["champion"]["traffic"]]
     assert shares == [("champion", "2", 0.75), ("canary", "3", 0.25), ("shadow", "4", 1.0)]
+    assert (view["champion"]["revision"], view["champion"]["traffic_revision"]) == (1, 2)
 
 
 def test_open_requests_lead_to_the_decision(world: World) -> None:

@@ -2,7 +2,8 @@
 
 The table of releases says what is live now, and changes; the ledger says how it came to that, and is chained.
 So these answers come from its entries. What an entry only names by its digest, the evidence of a release that
-needed no approval, is read from the lake and held against that digest.
+needed no approval, is read from the lake and held against that digest. Shares stand in the routes beside the
+ledger, each of which names its release's entry; :func:`verify` holds them against what was published.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
-from ml_lifecycle.delivery.release_history import ReleaseHistory
-from ml_lifecycle.delivery.route import Route
-from ml_lifecycle.errors import IntegrityError, LifecycleError
+from ml_lifecycle.delivery.release_history import PRODUCTION, ReleaseHistory
+from ml_lifecycle.delivery.release_rows import asked_by, subject_of
+from ml_lifecycle.delivery.route import Route, Variant
+from ml_lifecycle.errors import IntegrityError, LedgerError, LifecycleError
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import DECISION, RELEASE, Entry, Ledger
 from ml_lifecycle.records import Release, digest_of, from_json
@@ -27,16 +29,24 @@ class UnknownModelError(LifecycleError):
     """The ledger has no release of such a model. Retry: no."""
 
 
+class UnknownEnvironmentError(LifecycleError):
+    """Neither the ledger nor the settings know such an environment. Retry: no."""
+
+
 class DatabaseUnreadableError(LifecycleError):
     """There is no lifecycle database at a URL, or it does not answer. Retry: if it is a server, yes."""
 
 
 @dataclass(frozen=True)
 class Live:
-    """What an endpoint served at some time; all but the first three are None if it served nothing.
+    """One version that an endpoint served at some time; all but the first three are None if it served none.
 
+    :param role: ``champion``, ``canary`` or ``shadow``; ``standby`` where what was live answered nobody,
+        because the next version had all traffic and was still to be confirmed
+    :param share: of the users that it answered, 0 to 1; a shadow gets a copy and answers none
+    :param state: of the release then; ``confirmed`` for what was live
     :param revision: of the release; ``restores`` the revision whose version a rollback brought back
-    :param since: when the release was confirmed, by the ledger's entry ``ledger_seq``
+    :param since: when the release came to be live, or to its share, by the ledger's entry ``ledger_seq``
     :param requested_by: who started the promotion or the rollback; None for what started by itself
     :param trained_for: who started the training; None for schedules
     :param approved_by: None in environments that need no approval, as are the three after it
@@ -49,6 +59,9 @@ class Live:
     model: str
     version: str | None = None
     model_digest: str | None = None
+    role: str | None = None
+    share: float | None = None
+    state: str | None = None
     revision: int | None = None
     restores: int | None = None
     since: datetime | None = None
@@ -73,16 +86,26 @@ class Live:
 
 
 def live_at(
-    ledger: Ledger, environment: str, moment: datetime, *, model: str | None = None, lake: Lake | None = None
+    ledger: Ledger,
+    environment: str,
+    moment: datetime,
+    *,
+    model: str | None = None,
+    lake: Lake | None = None,
+    known: Iterable[str] = (),
 ) -> list[Live]:
-    """What every endpoint of an environment served at ``moment``, by name.
+    """Every version that an endpoint of an environment served at ``moment``, by endpoint.
 
-    An endpoint that the ledger knows is listed whether or not it served anything then.
+    What was live comes first, then what had a part of the traffic beside it. An endpoint that the ledger
+    knows is listed whether or not it served anything then.
 
     :param model: only this model's endpoints
     :param lake: where evidence is read that is not in the ledger
+    :param known: environments beside production that may have no release yet
     :raises UnknownModelError: the ledger has no release of that model. Retry: no.
+    :raises UnknownEnvironmentError: it has none there, and nobody else knows of it. Retry: no.
     :raises IntegrityError: evidence in the lake does not have the digest in the ledger. Retry: no.
+    :raises LedgerError: a release is not in the table beside the ledger. Retry: no.
     """
     entries = ledger.entries()
     releases = [(entry, from_json(Release, entry.payload)) for entry in entries if entry.kind == RELEASE]
@@ -91,28 +114,76 @@ def live_at(
         raise UnknownModelError(
             f"the ledger has no release of model {model!r}; it has those of: {', '.join(models) or 'none'}"
         )
+    environments = {PRODUCTION, *known, *(release.environment for _, release in releases)}
+    if environment not in environments:
+        raise UnknownEnvironmentError(
+            f"there is no environment {environment!r}; known are: {', '.join(sorted(environments))}"
+        )
     endpoints = {
         release.endpoint: Live(environment, release.endpoint, release.model)
         for _, release in releases
         if release.environment == environment and model in (None, release.model)
     }
-    for nothing in endpoints.values():
-        confirmed = _confirmed_at(moment, nothing, releases)
-        if confirmed is not None:
-            endpoints[nothing.endpoint] = _describe(nothing, *confirmed, entries, lake)
-    return [endpoints[name] for name in sorted(endpoints)]
+    routes = _routes(ledger, entries)
+    found: list[Live] = []
+    for name, nothing in sorted(endpoints.items()):
+        told = [
+            (entry, release)
+            for entry, release in releases
+            if (release.environment, release.endpoint) == (environment, name) and entry.at <= moment
+        ]
+        served = [
+            replace(_describe(nothing, entry, release, entries, lake), role=role, share=share)
+            for entry, release, role, share in _served(told, routes)
+        ]
+        found += served or [nothing]
+    return found
 
 
-def _confirmed_at(
-    moment: datetime, where: Live, releases: Sequence[tuple[Entry, Release]]
-) -> tuple[Entry, Release] | None:
-    """The release that was live: of those confirmed by then and not rolled back, the newest."""
-    newest = {
-        release.revision: (entry, release)
-        for entry, release in releases
-        if (release.environment, release.endpoint) == (where.environment, where.endpoint)
-        and entry.at <= moment
+def _routes(ledger: Ledger, entries: Iterable[Entry]) -> dict[str, Route]:
+    """Every release's route by the subject of its entries: a route names the entry of the intent."""
+    routes = ReleaseHistory(ledger.database).routes()
+    return {
+        entry.subject: routes[entry.digest]
+        for entry in entries
+        if entry.kind == RELEASE and entry.digest in routes
     }
+
+
+def _served(
+    told: Sequence[tuple[Entry, Release]], routes: Mapping[str, Route]
+) -> Iterator[tuple[Entry, Release, str, float]]:
+    """What was live and what had traffic beside it, with role and share, by what was told of an endpoint."""
+    newest = {release.revision: (entry, release) for entry, release in told}
+    # A pointer never goes back: what was published last is served, whatever has become of its release since.
+    begun = {release.revision: entry for entry, release in told if release.state == "applied"}
+    published = newest[max(begun)][1] if begun else None
+    variants = {} if published is None else _variants(published, routes)
+    rest = 1 - sum(variant.weight for variant in variants.values() if variant.role == "canary")
+
+    def part(release: Release) -> tuple[str, float]:
+        variant = variants.get(release.version)
+        role = "standby" if variant is None else variant.role
+        shares = {"champion": rest, "canary": variant.weight if variant else 0.0}
+        return role, shares.get(role, 0.0)
+
+    live = _confirmed(newest)
+    if live is not None:
+        yield *live, *part(live[1])
+    if published is not None and (live is None or live[1].version != published.version):
+        role, share = part(published)
+        if role != "standby":
+            yield begun[published.revision], published, role, share
+
+
+def _variants(published: Release, routes: Mapping[str, Route]) -> dict[str, Variant]:
+    if (route := routes.get(subject_of(published))) is None:
+        raise LedgerError(f"release {subject_of(published)} is not in its table as the ledger has it")
+    return {variant.version: variant for variant in route.variants}
+
+
+def _confirmed(newest: Mapping[int, tuple[Entry, Release]]) -> tuple[Entry, Release] | None:
+    """The release that was live: of those confirmed by then and not rolled back, the newest."""
     confirmed = [revision for revision, (_, release) in newest.items() if release.state == "confirmed"]
     if not confirmed or newest[max(confirmed)][1].kind == "withdraw":
         return None
@@ -126,11 +197,12 @@ def _describe(
         where,
         version=release.version,
         model_digest=release.model_digest,
+        state=release.state,
         revision=release.revision,
         restores=release.restores,
         since=entry.at,
         ledger_seq=entry.seq,
-        requested_by=release.requested_by,
+        requested_by=asked_by(release),
         evidence_digest=release.evidence_digest,
     )
     approval = _approval(entries[: entry.seq], release.evidence_digest)
@@ -190,15 +262,24 @@ class Verified:
 def verify(ledger: Ledger, lakes: Iterable[Lake]) -> Verified:
     """Recompute the ledger's chain and hold against it what was written beside it.
 
-    That is the heads that all routes published in ``lakes`` recorded, and the table of releases.
+    That is the heads that all routes published in ``lakes`` recorded, and the table of releases with its
+    routes.
 
     :raises LedgerError: an entry was edited, removed or inserted, or a release is not what its entries say;
-        the message names the first bad ``seq``. Retry: no.
+        the message names the first bad ``seq``. Or a route is not what was published. Retry: no.
     """
     routes = [route for lake in lakes for route in published_routes(lake)]
     heads = [route.ledger_head for route in sorted(routes, key=lambda route: route.published_at)]
     entries = ledger.verify(heads)
-    return Verified(entries, len(heads), ReleaseHistory(ledger.database).verify())
+    history = ReleaseHistory(ledger.database)
+    checked = Verified(entries, len(heads), history.verify())
+    kept = history.routes()
+    for route in routes:
+        if kept.get(route.ledger_head, route) != route:
+            raise LedgerError(
+                f"revision {route.revision} of {route.endpoint} is not routed as it was published"
+            )
+    return checked
 
 
 def published_routes(lake: Lake) -> list[Route]:
@@ -258,7 +339,7 @@ def _readable(url: str) -> Iterator[str]:
 
 
 def as_table(environment: str, moment: datetime, found: Sequence[Live]) -> str:
-    """For people: a block an endpoint."""
+    """For people: a block a version."""
     lines = [f"{environment} at {_time(moment)}"]
     if not found:
         lines.append("none: the ledger has no release there")
@@ -270,6 +351,7 @@ def as_table(environment: str, moment: datetime, found: Sequence[Live]) -> str:
 def _rows(live: Live) -> dict[str, str]:
     if live.version is None:
         return {"live": "none"}
+    state = "" if live.state in (None, "confirmed") else f", {str(live.state).replace('_', ' ')}"
     restored = "" if live.restores is None else f", which brought back that of revision {live.restores}"
     approval = "none is needed"
     if live.approved_by is not None:
@@ -279,8 +361,10 @@ def _rows(live: Live) -> dict[str, str]:
         )
     return {
         "version": f"{live.version} of {live.model}",
+        "share": f"{100 * (live.share or 0):.4g} % of the traffic, as {live.role}",
         "model": live.model_digest or "",
-        "since": f"{_time(live.since)}, revision {live.revision} (ledger entry {live.ledger_seq}){restored}",
+        "since": f"{_time(live.since)}, revision {live.revision}{state} (ledger entry {live.ledger_seq})"
+        f"{restored}",
         "requested by": live.requested_by or "nobody: it started by itself",
         "trained for": live.trained_for or "nobody that is known",
         "approved by": approval,

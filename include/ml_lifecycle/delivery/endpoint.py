@@ -101,15 +101,11 @@ class Endpoint:
     def take_back(self, release: Release, reason: str, *, withdraw: bool = False) -> ReleaseChecksError:
         """Go back to what was live before a release that is under way; returns the error to raise.
 
+        Nobody has asked for it: the release's own requester least of all.
+
         :param withdraw: whether its approval ends: it needs another one to be released again
         """
-        restore = self.releases.begin_restore(
-            release,
-            self.clock.now(),
-            reason=reason,
-            requested_by=release.requested_by,
-            withdraw=withdraw,
-        )
+        restore = self.releases.begin_restore(release, self.clock.now(), reason=reason, withdraw=withdraw)
         self.finish(restore)
         return taken_back(release, reason)
 

@@ -5,9 +5,23 @@ Apart from the watch itself, so that who only shows a judgement need not load wh
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.judging import Judgement
 from ml_lifecycle.records import Release, from_json, to_json
+
+# A watch that is this much late is none: an Airflow that was away looks again before that.
+_LOOKS, _AT_LEAST = 5, timedelta(minutes=10)
+
+
+def is_left_alone(looked: datetime, every: timedelta, now: datetime) -> bool:
+    """Whether the last look is so long ago that nobody will look again.
+
+    :param looked: when the step was looked at last; before that, when it began
+    :param every: how often it is to be looked at
+    """
+    return now - looked > max(_LOOKS * every, _AT_LEAST)
 
 
 def watch_folder(release: Release) -> str:

@@ -99,6 +99,7 @@ class Judgement(Record):
     :param min_rows: how many the challenger must have in each required metric to be promoted
     :param min_time: how long a step must have had traffic to be promoted
     :param deadline: after which time people decide
+    :param every: how often it is looked at
     :param latency_limit_ms: what slow answers took longer than; None where latency is not measured
     """
 
@@ -114,6 +115,7 @@ class Judgement(Record):
     min_time: PositiveDuration | None = None
     deadline: PositiveDuration | None = None
     latency_limit_ms: Number | None = None
+    every: PositiveDuration | None = None
 
 
 def judge(
@@ -162,6 +164,7 @@ def judge(
         watch.min_rows,
         watch.min_time,
         watch.deadline,
+        every=watch.every,
     )
 
 

@@ -31,16 +31,30 @@ PRODUCTION = "production"
 """The environment whose live release is the champion, and which takes approved evidence only."""
 
 
+_replaced = releases.alias()
+_SERVED = select(
+    releases, _replaced.c.version.label("replaced_version"), _replaced.c.route.label("replaced_route")
+).outerjoin_from(
+    releases,
+    _replaced,
+    (_replaced.c.environment == releases.c.environment)
+    & (_replaced.c.endpoint == releases.c.endpoint)
+    & (_replaced.c.revision == releases.c.replaces),
+)
+
+
 @dataclass(frozen=True)
 class Served:
     """What an endpoint serves.
 
     :param since: when the release came to its state
+    :param replaced: the version that a ``restore`` or ``withdraw`` took out of service, and its route
     """
 
     release: Release
     route: Route
     since: datetime
+    replaced: tuple[str, Route] | None = None
 
 
 class ReleaseHistory:
@@ -68,8 +82,7 @@ class ReleaseHistory:
             .subquery()
         )
         query = (
-            select(releases)
-            .join(
+            _SERVED.join(
                 newest,
                 (releases.c.endpoint == newest.c.endpoint) & (releases.c.revision == newest.c.revision),
             )
@@ -109,15 +122,14 @@ class ReleaseHistory:
 
     def all_under_way(self, environment: str) -> list[Served]:
         """The releases of all endpoints that have begun and are neither confirmed nor rolled back."""
-        query = select(releases).where(releases.c.environment == environment, releases.c.state.in_(UNDER_WAY))
+        query = _SERVED.where(releases.c.environment == environment, releases.c.state.in_(UNDER_WAY))
         with self._database.read() as connection:
             return [_served(row) for row in connection.execute(query)]
 
     def of_model(self, environment: str, model: str, limit: int) -> list[Served]:
         """The newest releases of a model, newest first."""
         query = (
-            select(releases)
-            .where(releases.c.environment == environment, releases.c.model == model)
+            _SERVED.where(releases.c.environment == environment, releases.c.model == model)
             .order_by(releases.c.created_at.desc(), releases.c.revision.desc())
             .limit(limit)
         )
@@ -150,6 +162,15 @@ class ReleaseHistory:
         with self._database.read() as connection:
             return route_of(connection, release)
 
+    def routes(self) -> dict[str, Route]:
+        """The routes of all releases, by the digest of the ledger entry that each is of."""
+        with self._database.read() as connection:
+            texts = connection.scalars(select(releases.c.route)).all()
+        return {route.ledger_head: route for route in (from_json(Route, json.loads(text)) for text in texts)}
+
 
 def _served(row: Row[Any]) -> Served:
-    return Served(release_of(row), from_json(Route, json.loads(row.route)), row.updated_at)
+    replaced = None
+    if row.replaced_version is not None:
+        replaced = row.replaced_version, from_json(Route, json.loads(row.replaced_route))
+    return Served(release_of(row), from_json(Route, json.loads(row.route)), row.updated_at, replaced)

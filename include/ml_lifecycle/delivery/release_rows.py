@@ -136,3 +136,15 @@ def subject_of(release: Release) -> str:
 def name_of(release: Release) -> str:
     """What messages call a release."""
     return f"{release.environment}/{release.endpoint} revision {release.revision}"
+
+
+def asked_by(release: Release) -> str | None:
+    """Who asked for it; None for what began by itself, as schedules do, and the watch when it takes back."""
+    # In older ledgers, a rollback that nobody asked for names who asked for the release that it takes back.
+    return None if began_by_itself(release) else release.requested_by
+
+
+def began_by_itself(release: Release) -> bool:
+    """Whether it is a rollback that no person asked for."""
+    # What people wish is kept on the last step only; a rollback that nobody asked for has no other.
+    return release.kind != "deploy" and release.request is None and release.state != "superseded"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.delivery.endpoint import Endpoint
-from ml_lifecycle.delivery.judgements import read_judgement
+from ml_lifecycle.delivery.judgements import is_left_alone, read_judgement
 from ml_lifecycle.delivery.release_rows import name_of
 from ml_lifecycle.delivery.releases import conflict
 from ml_lifecycle.errors import IntegrityError, ReleaseUnderWayError, ReleaseWatchedError
 from ml_lifecycle.records import RecordError, Release
-
-# A watch that is this much late is none: an Airflow that was away looks again before that.
-_LOOKS, _AT_LEAST = 5, timedelta(minutes=10)
 
 
 def in_the_way(endpoint: Endpoint, busy: Release) -> ReleaseUnderWayError:
@@ -22,7 +19,7 @@ def in_the_way(endpoint: Endpoint, busy: Release) -> ReleaseUnderWayError:
         return conflict(busy)
     looked = last_look(endpoint.target.lake, busy)
     what = f"{name_of(busy)} (version {busy.version}, {step}) is under way and watched"
-    if endpoint.clock.now() - looked <= max(_LOOKS * endpoint.spec.delivery.watch.every, _AT_LEAST):
+    if not is_left_alone(looked, endpoint.spec.delivery.watch.every, endpoint.clock.now()):
         return ReleaseWatchedError(f"{what}, last looked at {looked:%Y-%m-%d %H:%M:%S} UTC")
     return ReleaseWatchedError(
         f"{what}, but nobody has looked at it since {looked:%Y-%m-%d %H:%M:%S} UTC: clear the task that "

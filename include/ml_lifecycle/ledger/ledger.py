@@ -142,6 +142,17 @@ def as_approval(entry: Entry) -> Approval | None:
     )
 
 
+@dataclass(frozen=True)
+class GivenApproval:
+    """An approval as it was given, whatever was decided later.
+
+    :param ended: the rejection or withdrawal that ended it; None while nothing has
+    """
+
+    approval: Approval
+    ended: Entry | None = None
+
+
 class Ledger:
     """The ledger in a lifecycle database."""
 
@@ -188,17 +199,23 @@ class Ledger:
         with self.database.read() as connection:
             return approval_in(connection, evidence_digest)
 
-    def approvals(self, evidence_digests: Iterable[str]) -> dict[str, Approval]:
-        """:meth:`approval_for` of many at once, by evidence digest; those not approved are left out."""
+    def approvals(self, evidence_digests: Iterable[str]) -> dict[str, list[GivenApproval]]:
+        """Every approval that was given to each evidence, oldest first; those never approved are left out."""
         query = (
             select(ledger)
             .where(ledger.c.kind == DECISION, ledger.c.subject.in_(sorted(set(evidence_digests))))
             .order_by(ledger.c.seq)
         )
         with self.database.read() as connection:
-            last = {row.subject: _entry(row) for row in connection.execute(query)}
-        found = {digest: as_approval(entry) for digest, entry in last.items()}
-        return {digest: approval for digest, approval in found.items() if approval is not None}
+            entries = [_entry(row) for row in connection.execute(query)]
+        found: dict[str, list[GivenApproval]] = {}
+        for entry in entries:
+            given = found.setdefault(entry.subject, [])
+            if (approval := as_approval(entry)) is not None:
+                given.append(GivenApproval(approval))
+            elif given and given[-1].ended is None:
+                given[-1] = GivenApproval(given[-1].approval, entry)
+        return found
 
     def verify(self, known_heads: Iterable[str] = ()) -> int:
         """Recompute the chain, and find every known head in it; returns how many entries there are.

@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml_lifecycle.errors import LifecycleError
@@ -34,7 +36,8 @@ def _print_access(stack: Stack) -> None:
         print(f"  user {user:<8} password {stack.password(user)}")
     print(f"MLflow   {stack.mlflow_url}")
     print(f"state    {stack.root}, logs in {stack.logs}")
-    print(f"ask      . {stack.settings_file}; ml-lifecycle live\nstop     make down", flush=True)
+    command = Path(sys.executable).with_name("ml-lifecycle")
+    print(f"ask      . {stack.settings_file}; {command} live\nstop     make down", flush=True)
 
 
 def up() -> int:
@@ -44,8 +47,8 @@ def up() -> int:
 
     stack = _stack(".run")
     if supervise.processes(stack):
-        _say("it is already running")
-        _print_access(stack)
+        _say("it is already running, where it was started; make down first to start it elsewhere")
+        _print_access(replace(stack, ports=Ports.kept_in(stack.ports_file) or stack.ports))
         return 0
     with _stopped_on_failure(stack):
         supervise.start(stack, _say)

@@ -19,11 +19,13 @@ from sqlalchemy.exc import ArgumentError
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.localpods.connection import connection_json
 from ml_lifecycle.settings import Settings
+from ml_lifecycle.spec.problems import suggest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ENVIRONMENTS = ("staging", "production")
 USERS = {"admin": "admin", "alice": "op"}
 """Name → role of Airflow's simple auth manager."""
+_PORT = "ML_LIFECYCLE_PORT_"
 DATABASES = ("airflow", "mlflow", "lifecycle")
 
 
@@ -49,11 +51,16 @@ class Ports:
     def from_environment(cls) -> Ports:
         """The defaults, where the environment does not say otherwise.
 
-        :raises LifecycleError: a variable is not a port number, or two are the same. Retry: no.
+        :raises LifecycleError: a variable is not a port number, or two are the same, or one is of no port.
+            Retry: no.
         """
+        variables = [f"{_PORT}{name.upper()}" for name in cls.__dataclass_fields__]
+        for unknown in sorted(name for name in os.environ if name.startswith(_PORT)):
+            if unknown not in variables:
+                raise LifecycleError(f"{unknown} is no port's: {'; '.join(suggest(unknown, variables))}")
         chosen: dict[str, int] = {}
         for name in cls.__dataclass_fields__:
-            variable = f"ML_LIFECYCLE_PORT_{name.upper()}"
+            variable = f"{_PORT}{name.upper()}"
             if text := os.environ.get(variable):
                 if not (text.isdigit() and 0 < int(text) < 65536):
                     raise LifecycleError(f"{variable}={text!r} is not a port: use a number from 1 to 65535")
@@ -64,9 +71,14 @@ class Ports:
             if (other := users.setdefault(getattr(ports, name), name)) != name:
                 raise LifecycleError(
                     f"{other} and {name} both have port {getattr(ports, name)}: move one with "
-                    f"ML_LIFECYCLE_PORT_{name.upper()}=…"
+                    f"{_PORT}{name.upper()}=…"
                 )
         return ports
+
+    @classmethod
+    def kept_in(cls, file: Path) -> Ports | None:
+        """Those that a stack was started with; None where it never was, or not by this version."""
+        return cls(**json.loads(file.read_text())) if file.exists() else None
 
     def check_free(self) -> None:
         """Say which port is taken, by its variable.
@@ -82,7 +94,7 @@ class Ports:
                 except OSError as error:
                     raise PortTakenError(
                         f"port {port} ({name}) is taken: stop what listens there, or choose another with "
-                        f"ML_LIFECYCLE_PORT_{name.upper()}=… in front of the command"
+                        f"{_PORT}{name.upper()}=… in front of the command"
                     ) from error
 
 
@@ -172,6 +184,11 @@ class Stack:
     def settings_file(self) -> Path:
         """The same as a file for a shell to source."""
         return self.root / "lifecycle.env"
+
+    @property
+    def ports_file(self) -> Path:
+        """The ports it was started with last."""
+        return self.root / "ports.json"
 
     @property
     def airflow_url(self) -> str:

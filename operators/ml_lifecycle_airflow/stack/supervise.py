@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,7 @@ def write_configuration(stack: Stack) -> Path:
     _write_private(stack.settings_file, "".join(exports))  # a database's password may be in it
     passwords = {user: stack.password(user) for user in stack.users}
     _write_private(stack.root / "passwords.json", json.dumps(passwords))
+    stack.ports_file.write_text(json.dumps(asdict(stack.ports)))
     root, logs, socket = (_escaped(path) for path in (stack.root, stack.logs, _socket(stack)))
     sections = [
         "[supervisord]\n"

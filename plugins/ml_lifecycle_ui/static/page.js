@@ -35,25 +35,31 @@ function moment(text) {
 
 // ------------------------------------------------------------------ a model's card
 
+function approvalEnd({ approval_ended: ended }) {
+  return ended && element("small", { class: "ended", title: ended.reason }, "approval ended ", moment(ended.at));
+}
+
 function championFacts(model) {
   const champion = model.champion;
   if (!champion) return [muted("None yet: no release has been confirmed in production.")];
   const version = element("strong", { class: "version" }, `Version ${champion.version}`);
+  const back = champion.replaced; // what was rolled back: a former champion, or what stood beside this one
   const facts = [
-    element("p", {}, version, champion.kind === "restore" ? " (restored)" : ""),
-    element("p", {}, "since ", moment(champion.since)),
+    element("p", {}, version, back?.was_live ? " (restored)" : ""),
+    element("p", {}, back && !back.was_live ? "all traffic again since " : "since ", moment(champion.since)),
     champion.approved_by
-      ? element("p", {}, "approved by ", element("b", {}, champion.approved_by))
-      : muted("no standing approval"),
+      ? element("p", {}, "approved by ", element("b", {}, champion.approved_by), approvalEnd(champion))
+      : muted("no approval"),
   ];
-  if (champion.reason) facts.push(element("p", { class: "muted clamp", title: champion.reason }, champion.reason));
+  const why = back ? `Version ${back.version} was taken back: ${champion.reason || "no reason given"}` : champion.reason;
+  if (why) facts.push(element("p", { class: "muted clamp", title: why }, why));
   return facts;
 }
 
 function trafficFacts(champion) {
   if (!champion) return [muted("Nothing is served.")];
   const bar = element("div", { class: "bar", "aria-hidden": "true" });
-  const facts = [element("p", { class: "muted" }, `${champion.endpoint}, revision ${champion.revision}`), bar];
+  const facts = [element("p", { class: "muted" }, `${champion.endpoint}, revision ${champion.traffic_revision}`), bar];
   for (const variant of champion.traffic) {
     if (variant.role === "standby") {
       facts.push(element("p", { class: "variant standby" }, `standby: version ${variant.version}, loaded to go back to`));
@@ -191,15 +197,24 @@ function windowCells(window, metrics) {
   ];
 }
 
+// Without verbs: the same is said of what is under way and of what is over.
+function answered(release) {
+  if (release.state === "intent") return "not published yet";
+  const part = ({ role, weight }) => ({ standby: "stood by", shadow: "a copy (shadow)" })[role] ?? `${number(100 * weight)} %${role === "canary" ? " (canary)" : ""}`;
+  const own = (variant) => variant.version === release.version;
+  const variants = [...release.traffic.filter(own), ...release.traffic.filter((variant) => !own(variant))];
+  return variants.map((variant) => `version ${variant.version}: ${part(variant)}`).join("; ") || "nothing was served";
+}
+
 function releaseCells(name, release) {
   return [
     String(release.revision),
     release.kind,
-    release.step?.watched ? `version ${release.version}: ${stepWords(release.step)}` : `version ${release.version}`,
+    answered(release),
     element("span", { class: `state ${release.state}` }, words(release.state)),
     moment(release.begun),
-    release.requested_by ?? "schedule",
-    release.approved_by ?? "–",
+    release.taken_back_by ? `nobody: the ${release.taken_back_by}` : release.requested_by ?? "schedule",
+    [release.approved_by ?? "–", approvalEnd(release)].filter(Boolean),
     element("span", { class: "reason" }, release.reason || "–"),
     release.step?.watched ? judgementButton(name, release) : "–",
   ];
@@ -211,7 +226,7 @@ async function showHistory(name, place) {
     const { windows, releases } = await json(`api/models/${encodeURIComponent(name)}`);
     place.replaceChildren(
       windows.length ? windowTable(windows) : muted("No window has been monitored yet."),
-      releases.length ? table("Releases in production, newest first", ["Revision", "Kind", "Serves", "State", "Begun", "Requested by", "Approved by", "Reason", "Watch"], releases.map((release) => releaseCells(name, release))) : muted("Nothing has been released yet."));
+      releases.length ? table("Releases in production, newest first", ["Revision", "Kind", "Answered", "State", "Begun", "Requested by", "Approved by", "Reason", "Watch"], releases.map((release) => releaseCells(name, release))) : muted("Nothing has been released yet."));
   } catch (error) {
     place.replaceChildren(element("p", { class: "error" }, `The history could not be loaded: ${error.message}`));
   }

@@ -12,10 +12,11 @@ const MEASURED = {
   labels: "mean loss where the label is known",
 };
 
-function stepWords(step) {
-  if (step.role === "canary") return `canary, answers ${number(100 * step.weight)} % of the traffic`;
-  if (step.role === "shadow") return "shadow, gets a copy of the traffic and answers nobody";
-  return step.role === "champion" ? "champion, answers all traffic" : "standby, loaded and checked";
+function stepWords(step, over) {
+  const answers = over ? "answered" : "answers";
+  if (step.role === "canary") return `canary, ${answers} ${number(100 * step.weight)} % of the traffic`;
+  if (step.role === "shadow") return `shadow, ${over ? "got" : "gets"} a copy of the traffic and ${answers} nobody`;
+  return step.role === "champion" ? `champion, ${answers} all traffic` : "standby, loaded and checked";
 }
 
 const signed = (value) => value.toLocaleString("en", { maximumSignificantDigits: 3, signDisplay: "exceptZero" });
@@ -96,15 +97,16 @@ function judgementFacts(judged, waits) {
 }
 
 const isForPeople = (found) => found.state === "applied" && Boolean(found.judged?.for_people);
+const isOver = (found) => ["superseded", "rolled_back"].includes(found.state);
 
 function watchFacts(found) {
   const judged = found.judged;
-  const facts = [element("p", {}, element("b", {}, `Version ${found.version}`), `: ${stepWords(found.step)} (revision ${found.revision}, ${words(found.state)})`)];
+  const facts = [element("p", {}, element("b", {}, `Version ${found.version}`), `: ${stepWords(found.step, isOver(found))} (revision ${found.revision}, ${words(found.state)})`)];
   const told = judged?.decision === "roll_back" && judged.reasons.join("; ") === found.reason;
   if (found.state === "rolled_back" && !told) facts.push(element("p", {}, `Rolled back: ${found.reason || "no reason given"}`));
-  if (found.problem) facts.push(element("p", { class: "error" }, `The judgement cannot be read. ${found.problem}`));
+  if (found.problem) facts.push(element("p", { class: "error" }, found.overdue ? found.problem : `The judgement cannot be read. ${found.problem}`));
   else if (!judged) facts.push(muted("Nobody has looked at this step yet."));
-  else if (judged.revision !== found.revision) facts.push(muted(`Nobody has looked at this step yet. The one before (revision ${judged.revision}: ${stepWords(judged.step)}):`));
+  if (judged && judged.revision !== found.revision) facts.push(muted(`Nobody has looked at this step yet. The one before (revision ${judged.revision}: ${stepWords(judged.step, true)}):`));
   if (judged) facts.push(...judgementFacts(judged, isForPeople(found)));
   return facts.filter(Boolean);
 }
@@ -128,7 +130,7 @@ async function showWatch(place, name, release) {
     const found = await loadWatch(name, release);
     place.hidden = !found.step?.watched; // what failed its checks was taken back before it had traffic
     place.replaceChildren(head, ...(place.hidden ? [] : watchFacts(found)));
-    if (isForPeople(found)) place.closest("article").dataset.urgent = "true";
+    if (found.overdue || isForPeople(found)) place.closest("article").dataset.urgent = "true";
     filterCards();
   } catch (error) {
     place.replaceChildren(head, notLoaded(error));
