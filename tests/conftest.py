@@ -15,8 +15,8 @@ from hypothesis.internal.conjecture import providers
 from postgres_kit import PostgresServer, postgres_binaries, running_postgres
 from s3_kit import S3Store, running_s3
 
-# The same examples each time, wherever tests are run.
-settings.register_profile("repeatable", derandomize=True)
+# The same examples each time, wherever tests are run, and however slow that is.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 # It also draws constants of our own modules, as far as they are loaded: after other tests other ones.
 providers._get_local_constants = lambda: providers._local_constants

@@ -212,6 +212,7 @@ def prepared(folder: Path) -> Shop:
     return made
 
 
+@pytest.mark.full
 def test_killed_anywhere_it_goes_on_and_loses_and_doubles_nothing(tmp_path: Path, faults: FaultKit) -> None:
     prepared(tmp_path / "played")
     played = faults.run(tmp_path, fetch_in, tmp_path / "played")

@@ -149,7 +149,7 @@ def named(batch: Batch) -> Batch:
 
 
 # Without shrinking, for which Great Expectations is too slow.
-@settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=25, phases=[Phase.explicit, Phase.generate])
 @given(frame=frames(), older=frames(), contract=contracts())
 def test_any_contract_on_any_rows(
     expectations: Expectations, frame: pl.DataFrame, older: pl.DataFrame, contract: Contract
