@@ -42,7 +42,7 @@ WRITERS = ("ours_sqlite", "by_hand_sqlite", "ours_redis", "by_hand_redis")
 STOCK_WRITERS = ("feast_sqlite", "feast_redis")
 READERS = ("ours", "feast", "by_hand")
 SAMPLE = 1000
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "online_store"
 
 
 def one(side: str, folder: Path, redis: str, what: str) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def compare_writes(root: Path, redis: str, keys: int, stock_keys: int, rounds: i
     for _ in range(rounds):
         for side in WRITERS:
             write(side, ours)
-    (RESULTS / "online_store-write.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / "write.json").write_text(json.dumps(found, indent=1) + "\n")
     return report_writes(found)
 
 
@@ -162,7 +162,7 @@ def compare_reads(root: Path, rounds: int) -> bool:
         for _ in range(rounds)
         for side in READERS
     ]
-    (RESULTS / "online_store-read.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / "read.json").write_text(json.dumps(found, indent=1) + "\n")
     return report_reads(found)
 
 
