@@ -215,15 +215,14 @@ def _score(arguments: argparse.Namespace) -> int:
     from ml_lifecycle.errors import NotApprovedError
     from ml_lifecycle.ledger.database import Database
     from ml_lifecycle.records import Interval, Run
-    from ml_lifecycle.settings import LAKE_VARIABLE, Settings, SettingsError
+    from ml_lifecycle.settings import Settings, lake_url
     from ml_lifecycle.spec.folder import load_folder
     from ml_lifecycle.stages.score import score
     from ml_lifecycle.stages.score_partitions import lake_partitions
 
-    settings = Settings.read(os.environ, database=arguments.database, lake=arguments.lake)
-    if settings.lake is None:
-        raise SettingsError(f"where is the lake? Give --lake URL or set {LAKE_VARIABLE}")
-    spec, lake = load_folder(arguments.folder).spec, Lake(settings.lake)
+    settings = Settings.read(os.environ, database=arguments.database)
+    url = lake_url(arguments.lake, os.environ)
+    spec, lake = load_folder(arguments.folder).spec, Lake(url)
     version = arguments.version
     if version is None:
         open_ledger(settings.database)  # which says what is wrong with it

@@ -21,6 +21,17 @@ class SettingsError(LifecycleError):
     """It is not said where something is. Retry: no, say it by option or variable."""
 
 
+def lake_url(given: str | None, variables: Mapping[str, str]) -> str:
+    """The URL of the lake that the stages share, by option or else by variable.
+
+    :raises SettingsError: neither says it. Retry: no.
+    """
+    found = given or variables.get(LAKE_VARIABLE)
+    if not found:
+        raise SettingsError(f"where is the lake? Give --lake URL or set {LAKE_VARIABLE}")
+    return found
+
+
 @dataclass(frozen=True)
 class Settings:
     """URLs of the lifecycle database, of the lake the stages share, and of each environment's lake.

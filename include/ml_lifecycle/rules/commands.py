@@ -47,12 +47,10 @@ def docs(arguments: argparse.Namespace) -> int:
     """Build the site and say where it is."""
     from ml_lifecycle.adapters.data_docs import build_data_docs, stored_reports
     from ml_lifecycle.adapters.lake import Lake
-    from ml_lifecycle.settings import LAKE_VARIABLE, SettingsError
+    from ml_lifecycle.settings import lake_url
 
-    url = arguments.lake or os.environ.get(LAKE_VARIABLE)
-    if not url:
-        raise SettingsError(f"where is the lake? Give --lake URL or set {LAKE_VARIABLE}")
-    reports = stored_reports(Lake(url), arguments.model, arguments.last)
+    lake = Lake(lake_url(arguments.lake, os.environ))
+    reports = stored_reports(lake, arguments.model, arguments.last)
     page = build_data_docs(reports, arguments.into)
     print(f"{page}: {len(reports)} validations of {arguments.model}")
     return 0

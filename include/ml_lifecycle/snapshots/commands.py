@@ -105,11 +105,7 @@ def collect_snapshots(arguments: argparse.Namespace) -> int:
 
 
 def _lake(url: str | None) -> Lake:
-    """:raises SettingsError: nobody says where it is. Retry: no."""
     from ml_lifecycle.adapters.lake import Lake
-    from ml_lifecycle.settings import LAKE_VARIABLE, SettingsError
+    from ml_lifecycle.settings import lake_url
 
-    found = url or os.environ.get(LAKE_VARIABLE)
-    if not found:
-        raise SettingsError(f"where is the lake? Give --lake URL or set {LAKE_VARIABLE}")
-    return Lake(found)
+    return Lake(lake_url(url, os.environ))
