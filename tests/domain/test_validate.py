@@ -19,6 +19,7 @@ from ml_lifecycle.records import RuleResult, Run, Snapshot, Validation, from_jso
 from ml_lifecycle.spec.contract import Contract
 from ml_lifecycle.stages.ingest import ingest
 from ml_lifecycle.stages.validate import latest_validated, raise_if_halted, validate
+from ml_lifecycle.stages.validation_measures import PIECE_ROWS, in_pieces
 
 JANUARY = run("2013-01-01", "2013-02-01")
 FEBRUARY = run("2013-02-01", "2013-03-01", run_id="run_2")
@@ -283,6 +284,15 @@ def test_distribution_is_compared_with_the_last_validated_snapshot(lake: Lake) -
     assert "no values" in str(march["psi", "value"].error) or "at least one row" in str(
         march["psi", "value"].error
     )
+
+
+@pytest.mark.parametrize("sizes", [[PIECE_ROWS * 2 + 5], [7] * 3 + [PIECE_ROWS], [100_000] * 4, []])
+def test_what_a_sketch_tells_does_not_depend_on_how_rows_come(sizes: list[int]) -> None:
+    rows = pl.DataFrame({"x": range(sum(sizes))})
+    batches = (rows.slice(sum(sizes[:n]), size) for n, size in enumerate(sizes))
+    pieces = list(in_pieces(batches))
+    assert [piece.height for piece in pieces[:-1]] == [PIECE_ROWS] * (len(pieces) - 1)
+    assert not pieces or pl.concat(pieces).equals(rows)
 
 
 def test_a_backfill_does_not_see_later_snapshots(lake: Lake) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from typing import Literal
 
 import polars as pl
 
 from ml_lifecycle.adapters.tables import TIMESTAMP
 from ml_lifecycle.profiles.distance import missing_share, psi
-from ml_lifecycle.profiles.profile import ProfileError, make_profile
+from ml_lifecycle.profiles.profile import Columns, ProfileError, profile_batches
 from ml_lifecycle.records import ColumnSpec, Interval, Run
 from ml_lifecycle.spec.contract import Contract, ContractField
 from ml_lifecycle.spec.source import Source
 from ml_lifecycle.spec.types import format_duration
 from ml_lifecycle.stages.validation_rules import Measure
 
-_PROFILED_TYPES = {
+# Rows that a profile is made of at a time.
+PIECE_ROWS = 131_072
+_PROFILED_TYPES: dict[pl.DataType, Literal["int", "float", "string", "bool"]] = {
     pl.Int64(): "int",
     pl.Float64(): "float",
     pl.String(): "string",
@@ -39,8 +43,7 @@ def measures(
         found += _shares(item, rows)
     if previous is not None:
         current = rows if source.event_time is None else rows.filter(_within(source.event_time, run.interval))
-        for item in contract.fields:
-            found += _distribution(item, current, previous)
+        found += _distributions(contract, current, previous)
     return found
 
 
@@ -127,39 +130,62 @@ def _shares(item: ContractField, rows: pl.LazyFrame) -> list[Measure]:
     ]
 
 
-def _distribution(item: ContractField, current: pl.LazyFrame, previous: pl.LazyFrame) -> list[Measure]:
-    """Shift and rise of the missing share since the last validated snapshot."""
-    asked = item.distribution
-    if asked is None:
-        return []
-    shift, rise, error = None, None, None
-    try:
-        shift, rise = _shift(item.name, current, previous, with_psi=asked.max_psi is not None)
-    except (ProfileError, pl.exceptions.ColumnNotFoundError) as raised:
-        error = str(raised)
-    halts = asked.severity == "halt"
+def _distributions(contract: Contract, current: pl.LazyFrame, previous: pl.LazyFrame) -> list[Measure]:
+    """Shift and rise of the missing share since the last validated snapshot, of every field that asks."""
+    asked = {item.name: item.distribution for item in contract.fields if item.distribution is not None}
+    before, now = previous.collect_schema(), current.collect_schema()
+    errors = {name: _not_comparable(name, before, now) for name in asked}
+    columns = [
+        ColumnSpec(name, _PROFILED_TYPES[now[name]], nullable=True) for name in asked if errors[name] is None
+    ]
+    then, since = _profiled(previous, columns), _profiled(current, columns)
     found = []
-    if asked.max_psi is not None:
-        text = f"a PSI of at most {asked.max_psi:g}"
-        found.append(Measure("psi", item.name, halts, text, shift, max=asked.max_psi, error=error))
-    if (limit := asked.max_missing_increase) is not None:
-        text = f"a missing share risen by at most {limit:g}"
-        found.append(Measure("missing_increase", item.name, halts, text, rise, max=limit, error=error))
+    for name, rules in asked.items():
+        shift, rise, error, halts = None, None, errors[name], rules.severity == "halt"
+        if error is None:
+            try:
+                rise = missing_share(since[name]) - missing_share(then[name])
+                shift = psi(then[name], since[name]) if rules.max_psi is not None else None
+            except ProfileError as raised:
+                error = str(raised)
+        if rules.max_psi is not None:
+            text = f"a PSI of at most {rules.max_psi:g}"
+            found.append(Measure("psi", name, halts, text, shift, max=rules.max_psi, error=error))
+        if (limit := rules.max_missing_increase) is not None:
+            text = f"a missing share risen by at most {limit:g}"
+            found.append(Measure("missing_increase", name, halts, text, rise, max=limit, error=error))
     return found
 
 
-def _shift(
-    name: str, current: pl.LazyFrame, previous: pl.LazyFrame, *, with_psi: bool
-) -> tuple[float | None, float]:
-    before, now = (frame.select(name).collect(engine="streaming") for frame in (previous, current))
-    kinds = {_PROFILED_TYPES.get(frame.schema[name]) for frame in (before, now)}
-    if len(kinds) > 1 or None in kinds:
-        raise ProfileError(
+def _not_comparable(name: str, before: pl.Schema, now: pl.Schema) -> str | None:
+    """Why a column cannot be compared; None if it can."""
+    if name not in before or name not in now:
+        return f"the column is missing in {'this' if name not in now else 'the last validated'} snapshot"
+    if before[name] != now[name] or now[name] not in _PROFILED_TYPES:
+        return (
             f"a distribution needs numbers, text or booleans of one type on both sides, "
-            f"not {before.schema[name]} and {now.schema[name]}"
+            f"not {before[name]} and {now[name]}"
         )
-    columns = [ColumnSpec(name, kinds.pop(), nullable=True)]  # type: ignore[arg-type]
-    reference = make_profile(before, columns)
-    profile = make_profile(now, columns)
-    rise = missing_share(profile.columns[name]) - missing_share(reference.columns[name])
-    return (psi(reference.columns[name], profile.columns[name]) if with_psi else None), rise
+    return None
+
+
+def _profiled(rows: pl.LazyFrame, columns: Sequence[ColumnSpec]) -> Columns:
+    """Profiles of some columns, made piece by piece: memory does not grow with the rows."""
+    if not columns:
+        return {}
+    chosen = rows.select(column.name for column in columns)
+    batches = chosen.collect_batches(maintain_order=True, engine="streaming")
+    return profile_batches(in_pieces(batches), columns).columns
+
+
+def in_pieces(batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The same rows in pieces of one size: what a sketch tells would else depend on the machine's threads."""
+    held: list[pl.DataFrame] = []
+    for batch in batches:
+        held.append(batch)
+        while sum(frame.height for frame in held) >= PIECE_ROWS:
+            joined = pl.concat(held)
+            yield joined.head(PIECE_ROWS)
+            held = [joined.tail(-PIECE_ROWS)]
+    if held:
+        yield pl.concat(held)
