@@ -18,6 +18,7 @@ def contract(field: dict[str, Any], rules: dict[str, Any]) -> Contract:
     return Contract.model_validate({"name": "t", "version": "1", "fields": fields, **rules})
 
 
+WARM = {"when": [{"field": "y", "op": "above", "value": 30}], "min": 0}
 BREAKING: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"min": 0}),
     ({"min": 0}, {"min": 1}),
@@ -34,6 +35,9 @@ BREAKING: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"type": "boolean"}, {"type": "boolean", "min_share": 0.1}),
     ({"type": "boolean", "min_share": 0.1}, {"type": "boolean", "min_share": 0.2}),
     ({"allowed_values": [1, 2]}, {"allowed_values": [1]}),
+    ({}, {"conditional": [WARM]}),
+    ({"conditional": [WARM]}, {"conditional": [{**WARM, "min": 1}]}),
+    ({"conditional": [{**WARM, "severity": "warn"}]}, {"conditional": [WARM]}),
     ({"severity": "warn"}, {}),
     ({}, {"distribution": {"max_psi": 0.2, "severity": "halt"}}),
     ({"distribution": {"max_psi": 0.2}}, {"distribution": {"max_psi": 0.2, "severity": "halt"}}),
@@ -85,6 +89,7 @@ def test_stricter_tables_break_and_looser_ones_do_not(old: dict[str, Any], new: 
         {"min": 0, "severity": "warn"},
         {"distribution": {"max_psi": 0.2}},
         {"pii": True},
+        {"conditional": [{**WARM, "severity": "warn"}]},
     ],
 )
 def test_what_only_warns_does_not_break(new: dict[str, Any]) -> None:

@@ -112,6 +112,39 @@ def test_fields_compared_with_another_of_their_row(check: Check) -> None:
     assert errors["at_least"] == "could not be computed: the column is missing"
 
 
+def test_rules_for_some_rows_alone(check: Check) -> None:
+    where = [{"field": "paid", "op": "is", "value": True}, {"field": "to", "op": "not_in", "value": ["JFK"]}]
+    fields = [
+        {"name": "paid", "type": "boolean"},
+        {"name": "to", "type": "string"},
+        {
+            "name": "fare",
+            "type": "float",
+            "conditional": [{"when": where, "nullable": False, "min": 1, "severity": "warn"}],
+        },
+    ]
+    contract = Contract.model_validate({"name": "t", "version": "1", "fields": fields})
+    frame = pl.DataFrame(
+        {
+            "paid": [True, True, True, True, None, False],
+            "to": ["LGA", "LGA", "JFK", None, "LGA", "LGA"],
+            "fare": [None, 0.5, None, None, None, 0.0],
+        }
+    )
+    checked = check(row_batch("some", contract, column_types(frame), frame.lazy()))
+    found = {result.rule: result for result in checked.results if result.field == "fare"}
+    assert found["max_missing"].passed  # of all rows at least one has a fare
+    assert found["not_null"].observed == "1 of 2 (50.00%), e.g. None"
+    assert found["range"].observed == "1 of 2 (50.00%), e.g. 0.5"
+    assert found["range"].expected == "1 to inf where paid is true and to not in JFK"
+    assert not found["range"].halts
+    assert not checked.offending
+    without = check(row_batch("lack", contract, {"fare": "double", "to": "int64"}, frame.lazy()))
+    assert {result.error for result in without.results if result.rule == "range"} == {
+        "could not be computed: the column is missing (paid)"
+    }
+
+
 def test_rules_that_cannot_be_computed_have_not_passed(check: Check) -> None:
     field = {"type": "float", "min": 0, "nullable": False}
     results = check_field(check, ["a", None], **field)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ml_lifecycle.adapters.expectations import Expectations
 from ml_lifecycle.adapters.tables import column_types
 from ml_lifecycle.rules import one_pass
+from ml_lifecycle.rules.conditions import comparison, nullity
 from ml_lifecycle.rules.duplicates import find_duplicates
 from ml_lifecycle.rules.patterns import lacks_pattern, translate
 from ml_lifecycle.rules.rule import Batch, Checked, Rule
@@ -60,28 +61,67 @@ def frames(draw: st.DrawFn) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
+def rules_of(draw: st.DrawFn, name: str) -> dict[str, Any]:
+    """Rules that a column's values can be held to."""
+    values, kind = COLUMNS[name][0], name.removeprefix("other ")
+    rules: dict[str, Any] = {"severity": draw(st.sampled_from(["halt", "warn"]))}
+    rules["nullable"] = draw(st.booleans())
+    if rules["nullable"]:
+        rules["max_missing"] = draw(st.none() | st.sampled_from((0, 0.25, 1 / 3, 0.5, 1)))
+    if kind in ("integer", "float"):
+        low, high = draw(FINITE), draw(FINITE)
+        if low is not None and high is not None and low > high:
+            low, high = high, low
+        rules |= {"min": low, "max": high}
+    if kind in ("integer", "float", "string", "boolean") and draw(st.booleans()):
+        rules["allowed_values"] = draw(st.lists(known(values), min_size=1, max_size=3))
+    if name in COMPARED:
+        rules[draw(st.sampled_from(["at_least", "above"]))] = f"other {name}"
+    if kind == "string":
+        rules["pattern"] = draw(st.sampled_from(PATTERNS))
+    return rules
+
+
+def known(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """What a contract can name: NaN is no value."""
+    return values.filter(lambda value: value == value)
+
+
+# Each comparison with the types it can be made in.
+OPERATORS = [
+    *((op, kind) for op in ("missing", "present") for kind in COLUMNS),
+    *((op, kind) for op in ("is", "is_not") for kind in ("integer", "float", "string", "boolean")),
+    *((op, kind) for op in ("in", "not_in") for kind in ("integer", "float", "string")),
+    *((op, kind) for op in ("above", "at_least", "below", "at_most") for kind in ("integer", "float")),
+]
+
+
+@st.composite
+def conditions(draw: st.DrawFn) -> dict[str, Any]:
+    op, name = draw(st.sampled_from(OPERATORS))
+    if op in ("missing", "present"):
+        return {"field": name, "op": op}
+    # No YAML holds an infinity, nor can Great Expectations write one into a query.
+    value = known(COLUMNS[name][0]).filter(lambda one: one not in (math.inf, -math.inf))
+    several = op in ("in", "not_in")
+    return {
+        "field": name,
+        "op": op,
+        "value": draw(st.lists(value, min_size=1, max_size=3) if several else value),
+    }
+
+
 @st.composite
 def contracts(draw: st.DrawFn) -> Contract:
     fields = []
-    for name, (values, _) in COLUMNS.items():
-        kind = name.removeprefix("other ")
-        severity = draw(st.sampled_from(["halt", "warn"]))
-        field: dict[str, Any] = {"name": name, "type": kind, "severity": severity}
-        field["nullable"] = draw(st.booleans())
-        if field["nullable"]:
-            field["max_missing"] = draw(st.none() | st.sampled_from((0, 0.25, 1 / 3, 0.5, 1)))
-        if kind in ("integer", "float"):
-            low, high = draw(FINITE), draw(FINITE)
-            if low is not None and high is not None and low > high:
-                low, high = high, low
-            field |= {"min": low, "max": high}
-        if kind in ("integer", "float", "string", "boolean") and draw(st.booleans()):
-            known = values.filter(lambda value: value == value)  # NaN is no value
-            field["allowed_values"] = draw(st.lists(known, min_size=1, max_size=3))
-        if name in COMPARED:
-            field[draw(st.sampled_from(["at_least", "above"]))] = f"other {name}"
-        if kind == "string":
-            field["pattern"] = draw(st.sampled_from(PATTERNS))
+    for name in COLUMNS:
+        field = {"name": name, "type": name.removeprefix("other "), **rules_of(draw, name)}
+        if draw(st.booleans()):
+            when = draw(st.lists(conditions(), min_size=1, max_size=2))
+            ruled = {**rules_of(draw, name), "when": when}
+            if ruled["nullable"]:
+                ruled["max_missing"] = ruled["max_missing"] or 0.75  # so that there is a rule at all
+            field["conditional"] = [ruled]
         fields.append(field)
     return Contract.model_validate({"name": "t", "version": "1", "fields": fields})
 
@@ -198,6 +238,32 @@ EDGES: list[tuple[str, list[Any], Any, dict[str, Any], int | None]] = [
     ("BeUnique", list(range(30)) * 2, pl.Int64, {}, 60),
     ("NotBeNull", [math.nan, None, math.inf], pl.Float64, {}, 2),
     ("NotBeNull", ["", None], pl.String, {"mostly": 0.5}, 1),
+    *(
+        ("NotBeNull", [*values, None], dtype, {"row_condition": met}, unexpected)
+        for values, dtype, met, unexpected in (
+            ([1, 2, 3], pl.Int64, nullity("x", is_null=True), 1),
+            ([1, 2, 3], pl.Int64, nullity("x", is_null=False), 0),
+            ([1, 2, 3], pl.Int64, comparison("x", ">", 3), 0),
+            ([2**53, 2**53 + 1], pl.Int64, comparison("x", "==", 2**53 + 1), 0),
+            (["", "é", "'\"\\\n"], pl.String, comparison("x", "IN", ["'\"\\\n"]), 0),
+            ([math.nan], pl.Float64, nullity("x", is_null=True), 2),
+        )
+    ),
+    ("BeBetween", [1, 2, 3], pl.Int64, {"max_value": 1, "row_condition": comparison("x", ">=", 2)}, 2),
+    (
+        "BeBetween",
+        [-0.0, math.inf],
+        pl.Float64,
+        {"max_value": 1, "row_condition": comparison("x", "==", 0)},
+        0,
+    ),
+    (
+        "BeInSet",
+        [True, False, None],
+        pl.Boolean,
+        {"value_set": [], "row_condition": comparison("x", "==", False)},
+        1,
+    ),
 ]
 
 

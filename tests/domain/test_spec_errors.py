@@ -266,6 +266,22 @@ CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
         "min: 0, max: 1000",
         "allowed_values: [1, 2], min_share: 0.6",
     ),
+    *(
+        (f"condition: {name}", "contract.yaml", "max: 1000}", f"max: 1000, conditional: [{rules}]}}")
+        for name, rules in {
+            "no such field": "{when: [{field: page, op: is, value: 1}], min: 1}",
+            "no such operator": "{when: [{field: pages, op: ==, value: 1}], min: 1}",
+            "value of another type": "{when: [{field: visit_id, op: is, value: 1}], min: 1}",
+            "operator of another type": "{when: [{field: visit_id, op: above, value: a}], min: 1}",
+            "moments are not compared": "{when: [{field: visited_at, op: is, value: a}], min: 1}",
+            "no list": "{when: [{field: pages, op: in, value: 1}], min: 1}",
+            "no value": "{when: [{field: pages, op: is}], min: 1}",
+            "a value too many": "{when: [{field: pages, op: missing, value: 1}], min: 1}",
+            "no rule": "{when: [{field: pages, op: missing}]}",
+            "rule of another type": "{when: [{field: pages, op: missing}], pattern: a}",
+            "compared with no field": "{when: [{field: pages, op: missing}], above: page}",
+        }.items()
+    ),
     ("value of another type", "contract.yaml", "min: 0, max: 1000", "allowed_values: [1, two]"),
     ("list in a list of values", "contract.yaml", "min: 0, max: 1000", "allowed_values: [1, [2]]"),
     ("field listed twice", "contract.yaml", "name: pages", "name: visit_id"),

@@ -363,13 +363,15 @@ def test_great_expectations_itself_comes_to_the_same(lake: Lake) -> None:
 
 def test_data_docs_are_built_from_stored_reports(lake: Lake, tmp_path: Path) -> None:
     write(lake, "a.parquet", events("2013-01-01", 31 * 4))
-    judge(lake, contract("events", fields(max=1)))
+    late = {"when": [{"field": "id", "op": "above", "value": 9}], "min": 5}
+    judge(lake, contract("events", fields(max=1, conditional=[late])))
     site = tmp_path / "site"
     assert main(["validation", "docs", "demo", "--lake", lake.root, "--into", str(site)]) == 0
     assert "events.rows" in (site / "index.html").read_text()
     pages = {page.name: page.read_text() for page in site.rglob("validations/**/*.html")}
     assert "less than or equal to" in pages["events.rows.html"]
     assert "119 unexpected values found" in pages["events.rows.html"]
+    assert "10 unexpected values found" in pages["events.rows.html"]  # of the 10th to the 19th
 
 
 def test_data_docs_need_a_validation(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:

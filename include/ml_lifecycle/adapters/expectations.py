@@ -14,8 +14,8 @@ from ml_lifecycle.rules.rule import MAX_SAMPLED_ROWS, Batch, Checked, checked
 if TYPE_CHECKING:
     import pandas
 
-# As floats, which pandas makes of integers beside nulls, larger ones look alike.
-_EXACT = 2**53
+# As floats, which pandas makes of integers beside nulls, it and the next look alike.
+_INEXACT = 2**53
 
 
 class Expectations:
@@ -75,6 +75,6 @@ def _as_pandas(frame: pl.DataFrame) -> pandas.DataFrame:
 
     converted = frame.to_pandas()
     for column in frame:
-        if column.dtype.is_integer() and not column.is_between(-_EXACT, _EXACT).all():
+        if column.dtype.is_integer() and not column.is_between(-_INEXACT, _INEXACT, closed="none").all():
             converted[column.name] = pandas.Series(column.to_list(), dtype=object)
     return converted

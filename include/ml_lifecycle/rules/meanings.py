@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.rules.conditions import met
 from ml_lifecycle.rules.patterns import lacks_pattern
 from ml_lifecycle.rules.rule import Rule
 
@@ -31,11 +32,15 @@ class OfRows:
     :param columns: rows without a value in any of them are missing
     :param unexpected: true for rows that break the rule; null or false where one is missing
     :param judges_missing: whether missing rows are what it is about; else they are left out
+    :param where: true for the rows it is about; None for all
+    :param rows: what these rows are called, the same name for the same rows
     """
 
     columns: tuple[str, ...]
     unexpected: pl.Expr
     judges_missing: bool = False
+    where: pl.Expr | None = None
+    rows: str = "rows"
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,11 @@ class Distinct:
 class OfTable:
     """One number or value of the whole table, and what it must be.
 
-    :param met: whether the value, null for a table without any, is as it should be
+    :param holds: whether the value, null for a table without any, is as it should be
     """
 
     value: pl.Expr
-    met: Callable[[Any], bool]
+    holds: Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,12 @@ def meaning_of(rule: Rule, schema: pl.Schema) -> Meaning:
 
     :raises MeaningError: a column is not there or has a type that the rule cannot judge. Retry: no.
     """
-    return _MEANINGS[rule.expectation](rule.arguments, schema)
+    meaning = _MEANINGS[rule.expectation](rule.arguments, schema)
+    condition = rule.arguments.get("row_condition")
+    if condition is None or not isinstance(meaning, OfRows):
+        return meaning
+    where = met(condition, lambda column: value_of(column, schema))
+    return replace(meaning, unexpected=meaning.unexpected & where, where=where, rows=f"rows {condition}")
 
 
 def offending_rows(rule: Rule, frame: pl.LazyFrame, limit: int) -> pl.DataFrame | None:
@@ -167,10 +177,10 @@ def _distinct(arguments: Arguments, schema: pl.Schema) -> Distinct:
 def _largest(arguments: Arguments, schema: pl.Schema) -> OfTable:
     low, high = arguments.get("min_value"), arguments.get("max_value")
 
-    def met(value: Any) -> bool:
+    def holds(value: Any) -> bool:
         return value is not None and (low is None or value >= low) and (high is None or value <= high)
 
-    return OfTable(value_of(arguments["column"], schema).max(), met)
+    return OfTable(value_of(arguments["column"], schema).max(), holds)
 
 
 def _exists(arguments: Arguments, schema: pl.Schema) -> OfColumns:

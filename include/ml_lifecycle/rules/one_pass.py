@@ -47,7 +47,7 @@ def check(batch: Batch) -> Checked:
             found[index] = meaning.success, meaning.result, None
         elif isinstance(meaning, OfTable):
             value = measured[f"value {index}"]
-            found[index] = meaning.met(value), {"observed_value": finite(value)}, None
+            found[index] = meaning.holds(value), {"observed_value": finite(value)}, None
         elif isinstance(meaning, Distinct):
             found[index], samples[index] = _duplicates(batch, rule, meaning)
         else:
@@ -62,35 +62,32 @@ def _measure(frame: pl.LazyFrame, meanings: Mapping[int, Meaning], schema: pl.Sc
         if isinstance(meaning, OfTable):
             asked[f"value {index}"] = meaning.value
         elif isinstance(meaning, OfRows):
-            asked["rows"] = pl.len()
-            if meaning.judges_missing:
-                continue  # it is the number of missing rows
-            asked[f"unexpected {index}"] = meaning.unexpected.sum()
-    for columns in _judged_columns(meanings):
-        values = [value_of(column, schema) for column in columns]
-        asked[_missing(columns)] = (
-            values[0].null_count()
-            if len(values) == 1
-            else pl.any_horizontal([value.is_null() for value in values]).sum()
-        )
+            where = meaning.where
+            asked[meaning.rows] = pl.len() if where is None else where.sum()
+            missing = _missing(meaning)
+            if missing not in asked:
+                values = [value_of(column, schema) for column in meaning.columns]
+                if where is None and len(values) == 1:
+                    asked[missing] = values[0].null_count()
+                else:
+                    null = pl.any_horizontal([value.is_null() for value in values])
+                    asked[missing] = (null if where is None else null & where).sum()
+            if not meaning.judges_missing:  # that is the number of missing rows
+                asked[f"unexpected {index}"] = meaning.unexpected.sum()
     if not asked:
         return {}
     named = [expr.alias(name) for name, expr in asked.items()]
     return frame.select(named).collect(engine="streaming").row(0, named=True)
 
 
-def _judged_columns(meanings: Mapping[int, Meaning]) -> set[tuple[str, ...]]:
-    return {meaning.columns for meaning in meanings.values() if isinstance(meaning, OfRows)}
-
-
-def _missing(columns: tuple[str, ...]) -> str:
-    return f"missing {columns!r}"
+def _missing(meaning: OfRows) -> str:
+    return f"missing {meaning.columns!r} of {meaning.rows}"
 
 
 def _of_rows(
     batch: Batch, rule: Rule, meaning: OfRows, measured: Mapping[str, Any], index: int
 ) -> tuple[Found, pl.DataFrame | None]:
-    rows, missing = measured["rows"], measured[_missing(meaning.columns)]
+    rows, missing = measured[meaning.rows], measured[_missing(meaning)]
     if meaning.judges_missing:
         unexpected, missing = missing, None
     else:

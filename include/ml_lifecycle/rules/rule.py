@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from ml_lifecycle.records import RuleResult
+from ml_lifecycle.rules.conditions import columns_of
 
 MAX_SAMPLED_ROWS = 1000
 _EXAMPLES = 3
@@ -43,7 +44,12 @@ class Rule:
     def columns(self) -> tuple[str, ...]:
         """Those that its arguments name."""
         named = (self.arguments.get(name) for name in ("column", "column_A", "column_B"))
-        return (*(name for name in named if name is not None), *self.arguments.get("column_list", ()))
+        of_rows = columns_of(self.arguments.get("row_condition"))
+        return (
+            *(name for name in named if name is not None),
+            *self.arguments.get("column_list", ()),
+            *of_rows,
+        )
 
     def result(self, **measured: Any) -> RuleResult:
         """The rule's result, with what was measured."""

@@ -8,10 +8,12 @@ retraining would stop it.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from ml_lifecycle.spec.problems import suggest
 from ml_lifecycle.spec.types import FieldError, Name, PositiveDuration, Strict, Text, VersionText
 
 RuleSeverity = Literal["halt", "warn"]
@@ -38,6 +40,91 @@ class Distribution(Strict):
     severity: RuleSeverity = "warn"
 
 
+Operator = Literal[
+    "is", "is_not", "in", "not_in", "above", "at_least", "below", "at_most", "missing", "present"
+]
+
+
+class Condition(Strict):
+    """What a row must hold in one field. A row that lacks a value meets ``missing`` alone.
+
+    :param field: a field of the same contract
+    :param op: how it is compared; ``missing`` and ``present`` take no value
+    :param value: what it is compared with, for ``in`` and ``not_in`` a list
+    """
+
+    field: Text
+    op: Operator
+    value: Scalar | tuple[Scalar, ...] | None = None
+
+    @model_validator(mode="after")
+    def _value_fits_the_operator(self) -> Condition:
+        several = isinstance(self.value, tuple)
+        if self.op in ("missing", "present"):
+            if self.value is not None:
+                raise FieldError("value", f"{self.op!r} takes none")
+        elif self.op in ("in", "not_in"):
+            if not several or not self.value:
+                raise FieldError("value", f"{self.op!r} needs a list of values")
+        elif self.value is None or several:
+            raise FieldError("value", f"{self.op!r} needs one value")
+        return self
+
+    @property
+    def values(self) -> tuple[Scalar, ...]:
+        """What it is compared with."""
+        if self.value is None:
+            return ()
+        return self.value if isinstance(self.value, tuple) else (self.value,)
+
+    @property
+    def words(self) -> str:
+        """The condition as it stands in messages."""
+        shown = (str(one).lower() if isinstance(one, bool) else str(one) for one in self.values)
+        return " ".join([self.field, self.op.replace("_", " "), ", ".join(shown)]).rstrip()
+
+    def misfit(self, kind: FieldType) -> tuple[str, str] | None:
+        """What is wrong, and why, if a field of this type cannot be compared so."""
+        if self.op in ("missing", "present"):
+            return None
+        if kind not in _VALUE_TYPES:
+            return "op", f"{self.op!r} cannot be used with type {kind}: use missing or present"
+        ordered, listed = self.op in ("above", "at_least", "below", "at_most"), self.op in ("in", "not_in")
+        if (ordered and kind not in ("integer", "float")) or (listed and kind == "boolean"):
+            return "op", f"{self.op!r} cannot be used with type {kind}"
+        odd = _odd_value(self.values, kind)
+        return None if odd is None else ("value", odd)
+
+
+class Conditional(Strict):
+    """Rules of a field for the rows alone that meet every condition.
+
+    :param when: conditions, all of which must be met
+    :param nullable: whether some of these rows' values may be missing
+    :param max_missing: largest share of nulls among these rows, 0 to 1
+    :param pattern: regular expression that the whole of each value must match
+    :param at_least: another field of its type: never more than this one in a row that has both
+    :param above: another field of its type: always less than this one in a row that has both
+    :param severity: what a broken rule does: halt the run, or warn
+    """
+
+    when: tuple[Condition, ...] = Field(min_length=1, max_length=20)
+    nullable: bool = True
+    max_missing: float | None = Field(default=None, ge=0, le=1)
+    min: float | None = None
+    max: float | None = None
+    allowed_values: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
+    pattern: str | None = None
+    at_least: Text | None = None
+    above: Text | None = None
+    severity: RuleSeverity = "halt"
+
+    @property
+    def words(self) -> str:
+        """Which rows it is about."""
+        return "where " + " and ".join(condition.words for condition in self.when)
+
+
 class ContractField(Strict):
     """One column: its type and the rules its values must meet.
 
@@ -49,6 +136,7 @@ class ContractField(Strict):
     :param above: another field of its type: always less than this one in a row that has both
     :param min_share: smallest share of the rows with a value that each allowed value, or true and false, must
         hold in the whole table: class balance of a label, representation of a group
+    :param conditional: further rules, for the rows that meet a condition
     :param severity: what a broken rule of this field does: halt the run, or warn
     :param pii: whether it holds personal data: its values stay out of messages and reports, and are masked
         in the quarantine
@@ -66,6 +154,7 @@ class ContractField(Strict):
     at_least: Text | None = None
     above: Text | None = None
     min_share: float | None = Field(default=None, gt=0, le=1)
+    conditional: tuple[Conditional, ...] = ()
     distribution: Distribution | None = None
     severity: RuleSeverity = "halt"
     pii: bool = False
@@ -111,11 +200,36 @@ class ContractField(Strict):
             return self
         if self.type not in _VALUE_TYPES:
             raise FieldError("allowed_values", f"cannot be used with type {self.type}")
-        types, expected = _VALUE_TYPES[self.type]
-        for value in self.allowed_values:
-            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-                raise FieldError("allowed_values", f"must be {expected} for type {self.type}, not {value!r}")
+        if odd := _odd_value(self.allowed_values, self.type):
+            raise FieldError("allowed_values", odd)
         return self
+
+    @model_validator(mode="after")
+    def _conditional_rules_fit_the_type(self) -> ContractField:
+        for number, conditional in enumerate(self.conditional):
+            if conditional == Conditional(when=conditional.when, severity=conditional.severity):
+                raise FieldError("conditional", "states no rule beside its condition", number)
+            try:
+                self.under(conditional)
+            except ValidationError as error:
+                reason = cast(FieldError, error.errors()[0]["ctx"]["error"])
+                raise FieldError("conditional", reason.message, number, *reason.path) from error
+        return self
+
+    def under(self, conditional: Conditional) -> ContractField:
+        """The field as ``conditional`` alone describes it."""
+        rules = conditional.model_dump(exclude={"when"})
+        if conditional.nullable and conditional.max_missing is None:
+            rules["max_missing"] = 1  # only the field itself asks for at least one value
+        return ContractField(name=self.name, type=self.type, pii=self.pii, **rules)
+
+
+def _odd_value(values: Iterable[Scalar], kind: FieldType) -> str | None:
+    types, expected = _VALUE_TYPES[kind]
+    for value in values:
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            return f"must be {expected} for type {kind}, not {value!r}"
+    return None
 
 
 class Freshness(Strict):
@@ -172,15 +286,34 @@ class Contract(Strict):
     def _compared_fields_are_of_one_type(self) -> Contract:
         types = {field.name: field.type for field in self.fields}
         for number, field in enumerate(self.fields):
-            for key in ("at_least", "above"):
-                other = getattr(field, key)
-                if other is None:
-                    continue
-                if other == field.name or other not in types:
-                    raise FieldError("fields", f"names no other field: {other!r}", number, key)
-                if types[other] != field.type:
-                    message = f"needs a field of type {field.type}, {other} is {types[other]}"
-                    raise FieldError("fields", message, number, key)
+            ruled: list[tuple[tuple[str | int, ...], str | None, str | None]]
+            ruled = [((number,), field.at_least, field.above)]
+            for place, one in enumerate(field.conditional):
+                ruled.append(((number, "conditional", place), one.at_least, one.above))
+            for path, *others in ruled:
+                for key, other in zip(("at_least", "above"), others, strict=True):
+                    if other is None:
+                        continue
+                    if other == field.name or other not in types:
+                        raise FieldError("fields", f"names no other field: {other!r}", *path, key)
+                    if types[other] != field.type:
+                        message = f"needs a field of type {field.type}, {other} is {types[other]}"
+                        raise FieldError("fields", message, *path, key)
+        return self
+
+    @model_validator(mode="after")
+    def _conditions_can_be_told(self) -> Contract:
+        types = {field.name: field.type for field in self.fields}
+        for number, field in enumerate(self.fields):
+            for place, conditional in enumerate(field.conditional):
+                for at, condition in enumerate(conditional.when):
+                    path = (number, "conditional", place, "when", at)
+                    if condition.field not in types:
+                        near = "; ".join(suggest(condition.field, list(types)))
+                        message = f"no field {condition.field!r}: {near}"
+                        raise FieldError("fields", message, *path, "field")
+                    if odd := condition.misfit(types[condition.field]):
+                        raise FieldError("fields", odd[1], *path, odd[0])
         return self
 
 

@@ -92,18 +92,18 @@ def diff_contracts(old: Contract, new: Contract) -> Iterator[Change]:
             yield Change(("fields", number), f"field {name} is gone", True, gone=True)
     for name, (number, item) in after.items():
         if name in before:
-            yield from _field_changes(number, before[name][1], item)
+            yield from _field_changes(("fields", number), before[name][1], item)
         else:
             yield Change(("fields", number), f"field {name} is new", item.severity == "halt")
     yield from _table_changes(old, new)
 
 
-def _field_changes(number: int, old: ContractField, new: ContractField) -> Iterator[Change]:
+def _field_changes(place: Path, old: ContractField, new: ContractField, where: str = "") -> Iterator[Change]:
     halts = new.severity == "halt"
 
     def change(key: str, stricter: bool, was: object, now: object) -> Change:
-        text = f"{new.name}: {key} was {_shown(was)} and is {_shown(now)}"
-        return Change(("fields", number, key), text, stricter and halts)
+        text = f"{new.name}{where}: {key} was {_shown(was)} and is {_shown(now)}"
+        return Change((*place, key), text, stricter and halts)
 
     if old.type != new.type:
         wider = (old.type, new.type) == ("integer", "float")
@@ -130,7 +130,23 @@ def _field_changes(number: int, old: ContractField, new: ContractField) -> Itera
         yield change("severity", halts, old.severity, new.severity)
     if old.pii != new.pii:
         yield change("pii", False, old.pii, new.pii)
-    yield from _rule_changes(("fields", number, "distribution"), new.name, old.distribution, new.distribution)
+    yield from _conditional_changes(place, old, new)
+    yield from _rule_changes((*place, "distribution"), new.name, old.distribution, new.distribution)
+
+
+def _conditional_changes(place: Path, old: ContractField, new: ContractField) -> Iterator[Change]:
+    """Rules of the same rows are compared with each other, whatever their order."""
+    before, after = ({frozenset(one.when): one for one in item.conditional} for item in (old, new))
+    for number, one in enumerate(new.conditional):
+        path, was = (*place, "conditional", number), before.get(frozenset(one.when))
+        if was is None:
+            yield Change(path, f"{new.name}: has new rules {one.words}", one.severity == "halt")
+        else:
+            yield from _field_changes(path, old.under(was), new.under(one), f" {one.words}")
+    for number, one in enumerate(old.conditional):
+        if frozenset(one.when) not in after:
+            path = (*place, "conditional", number)
+            yield Change(path, f"{new.name}: is not judged {one.words} any more", False, gone=True)
 
 
 # Whether a new limit lets less pass than the old one.

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from ml_lifecycle.adapters.tables import ARROW_NAMES
+from ml_lifecycle.rules.conditions import comparison, every, nullity
 from ml_lifecycle.rules.rule import Batch, Rule
-from ml_lifecycle.spec.contract import Contract, ContractField, RuleSeverity
+from ml_lifecycle.spec.contract import Condition, Contract, ContractField, RuleSeverity
 
 
 def type_batch(source: str, contract: Contract, columns: Mapping[str, str], known: Iterable[str]) -> Batch:
@@ -54,23 +55,78 @@ def row_batch(source: str, contract: Contract, columns: Mapping[str, str], frame
     """Missing values, ranges, allowed values and patterns of the rows in ``frame``."""
     rules: list[Rule] = []
     for item in contract.fields:
-        blocked = _blocked(item, columns)
-        for rule in _value_rules(source, item):
-            # What depends on the type cannot be computed without it; missing values can.
-            typed = rule.rule not in ("not_null", "max_missing")
-            if item.name not in columns or (typed and blocked is not None):
-                rule = Rule(source, rule.rule, rule.field, rule.halts, rule.expected, blocked=blocked)
-            rules.append(rule)
-    rules += _order_rules(source, contract, columns)
+        rules += _field_rules(source, item, columns)
+    rules += _order_rules(source, contract.fields, contract, columns)
+    rules += _conditional_rules(source, contract, columns)
     used = {column: None for rule in rules if rule.blocked is None for column in rule.columns}
     return Batch(f"{source}.rows", frame, tuple(used), tuple(rules), of_source=True)
 
 
-def _order_rules(source: str, contract: Contract, columns: Mapping[str, str]) -> list[Rule]:
-    """Fields that are compared with another of their row."""
+def _field_rules(source: str, item: ContractField, columns: Mapping[str, str]) -> list[Rule]:
+    """A field's rules about its own values."""
+    blocked, rules = _blocked(item, columns), []
+    for rule in _value_rules(source, item):
+        # What depends on the type cannot be computed without it; missing values can.
+        typed = rule.rule not in ("not_null", "max_missing")
+        if item.name not in columns or (typed and blocked is not None):
+            rule = Rule(source, rule.rule, rule.field, rule.halts, rule.expected, blocked=blocked)
+        rules.append(rule)
+    return rules
+
+
+def _conditional_rules(source: str, contract: Contract, columns: Mapping[str, str]) -> list[Rule]:
+    """The rules that some rows alone must keep, which Great Expectations calls a row condition."""
     by_name = {item.name: item for item in contract.fields}
     rules = []
     for item in contract.fields:
+        for conditional in item.conditional:
+            alone = item.under(conditional)
+            condition = every([one for asked in conditional.when for one in _row_condition(asked)])
+            named = [by_name[asked.field] for asked in conditional.when]
+            blocked = next((f"{why} ({one.name})" for one in named if (why := _blocked(one, columns))), None)
+            for rule in (
+                *_field_rules(source, alone, columns),
+                *_order_rules(source, [alone], contract, columns),
+            ):
+                rules.append(
+                    replace(
+                        rule,
+                        expected=f"{rule.expected} {conditional.words}",
+                        arguments={**rule.arguments, "row_condition": condition},
+                        blocked=rule.blocked or blocked,
+                    )
+                )
+    return rules
+
+
+_SIGNS = {
+    "is": "==",
+    "is_not": "!=",
+    "in": "IN",
+    "not_in": "NOT_IN",
+    "above": ">",
+    "at_least": ">=",
+    "below": "<",
+    "at_most": "<=",
+}
+
+
+def _row_condition(asked: Condition) -> list[dict[str, Any]]:
+    """A condition as Great Expectations has it; on pandas a null passes where something is not."""
+    if asked.op in ("missing", "present"):
+        return [nullity(asked.field, is_null=asked.op == "missing")]
+    value = list(asked.value) if isinstance(asked.value, tuple) else asked.value
+    compared = comparison(asked.field, _SIGNS[asked.op], value)
+    return [nullity(asked.field, is_null=False), compared] if "not" in asked.op else [compared]
+
+
+def _order_rules(
+    source: str, fields: Iterable[ContractField], contract: Contract, columns: Mapping[str, str]
+) -> list[Rule]:
+    """Fields that are compared with another of their row."""
+    by_name = {item.name: item for item in contract.fields}
+    rules = []
+    for item in fields:
         for kind, other in (("at_least", item.at_least), ("above", item.above)):
             if other is None:
                 continue
