@@ -19,6 +19,7 @@ def contract(field: dict[str, Any], rules: dict[str, Any]) -> Contract:
 
 
 WARM = {"when": [{"field": "y", "op": "above", "value": 30}], "min": 0}
+IDS = {"contract": "t", "field": "id"}
 BREAKING: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"min": 0}),
     ({"min": 0}, {"min": 1}),
@@ -36,6 +37,9 @@ BREAKING: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"type": "boolean", "min_share": 0.1}, {"type": "boolean", "min_share": 0.2}),
     ({"allowed_values": [1, 2]}, {"allowed_values": [1]}),
     ({}, {"conditional": [WARM]}),
+    ({"type": "integer"}, {"type": "integer", "references": IDS}),
+    ({"type": "integer", "references": {**IDS, "max_unknown": 0.1}}, {"type": "integer", "references": IDS}),
+    ({"type": "integer", "references": {**IDS, "severity": "warn"}}, {"type": "integer", "references": IDS}),
     ({"conditional": [WARM]}, {"conditional": [{**WARM, "min": 1}]}),
     ({"conditional": [{**WARM, "severity": "warn"}]}, {"conditional": [WARM]}),
     ({"severity": "warn"}, {}),

@@ -20,9 +20,10 @@ from ml_lifecycle.rules import one_pass
 from ml_lifecycle.rules.conditions import comparison, nullity
 from ml_lifecycle.rules.duplicates import find_duplicates
 from ml_lifecycle.rules.patterns import lacks_pattern, translate
+from ml_lifecycle.rules.references import find_unknown
 from ml_lifecycle.rules.rule import Batch, Checked, Rule
-from ml_lifecycle.spec.contract import Contract
-from ml_lifecycle.stages.validation_rules import row_batch, type_batch, unique_batch
+from ml_lifecycle.spec.contract import Contract, ContractField
+from ml_lifecycle.stages.validation_rules import reference_batch, row_batch, type_batch, unique_batch
 
 LIMIT = 20
 HUGE = (2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63))
@@ -204,6 +205,25 @@ def test_any_contract_on_any_rows(
         compare(named(alone), expectations)
         beside = unique_batch("t", "unique", fields, "warn", both[0], [], hidden=False, older=both[1])
         compare(named(beside), expectations)
+
+
+@settings(max_examples=15, phases=[Phase.explicit, Phase.generate])
+@given(data=st.data(), share=st.sampled_from((0, 0.25, 0.5)), kind=st.sampled_from(("integer", "string")))
+def test_values_of_another_table(
+    expectations: Expectations, data: st.DataObject, share: float, kind: str
+) -> None:
+    drawn, dtype = COLUMNS[kind]
+    one, other = (pl.Series(data.draw(st.lists(st.none() | drawn, max_size=12)), dtype=dtype) for _ in "ab")
+    references = {"contract": "o", "field": "y", "max_unknown": share}
+    item = ContractField.model_validate({"name": "x", "type": kind, "references": references})
+    frame, known = pl.LazyFrame({"x": one, "row": range(len(one))}), pl.LazyFrame({"y": other})
+    compare(named(reference_batch("t", item, frame, known, None)), expectations)
+    unknown = [value is not None and value not in other.to_list() for value in one]
+    for at_once in (1, 3, 100):
+        found = find_unknown(frame, known, "x", limit=5, at_once=at_once)
+        assert (found.unknown, found.missing) == (sum(unknown), one.null_count())
+        if found.sample is not None:
+            assert found.sample["row"].to_list() == [n for n, lacks in enumerate(unknown) if lacks][:5]
 
 
 def rule(expectation: str, column: str | None = "x", **arguments: Any) -> Rule:

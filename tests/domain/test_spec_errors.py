@@ -282,6 +282,31 @@ CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
             "compared with no field": "{when: [{field: pages, op: missing}], above: page}",
         }.items()
     ),
+    *(
+        (f"reference: {name}", "contract.yaml", "max: 1000}", f"max: 1000, references: {{{rules}}}}}")
+        for name, rules in {
+            "no such contract": "contract: visit, field: visit_id",
+            "no such field": "contract: visits, field: page",
+            "another type": "contract: visits, field: visit_id",
+            "no field": "contract: visits",
+            "no share": "contract: visits, field: pages, max_unknown: 5",
+        }.items()
+    ),
+    (
+        "reference: of a time",
+        "contract.yaml",
+        "type: timestamp",
+        "type: timestamp, references: {contract: visits, field: visited_at}",
+    ),
+    (
+        "reference: to no source",
+        "contract.yaml",
+        None,
+        "contracts:\n  - name: visits\n    version: 1\n    fields:\n"
+        "      - {name: visit_id, type: string, references: {contract: others, field: id}}\n"
+        "      - {name: visited_at, type: timestamp}\n"
+        "  - {name: others, version: 1, fields: [{name: id, type: string}]}\n",
+    ),
     ("value of another type", "contract.yaml", "min: 0, max: 1000", "allowed_values: [1, two]"),
     ("list in a list of values", "contract.yaml", "min: 0, max: 1000", "allowed_values: [1, [2]]"),
     ("field listed twice", "contract.yaml", "name: pages", "name: visit_id"),

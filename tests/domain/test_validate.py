@@ -295,6 +295,67 @@ def test_what_a_sketch_tells_does_not_depend_on_how_rows_come(sizes: list[int]) 
     assert not pieces or pl.concat(pieces).equals(rows)
 
 
+FLEET = spec(
+    events={"uri": "raw/events/*.parquet", "event_time": "at", "keys": ["id"], "contract": "events"},
+    planes={"uri": "raw/planes.parquet", "contract": "planes"},
+    more={"uri": "raw/more.parquet", "contract": "planes"},
+)
+
+
+def fleet(lake: Lake, *planes: int, tail: str = "integer", **references: Any) -> dict[str, Contract]:
+    """Events whose ``value`` must be one of the planes, of which the last is in a table of its own."""
+    write(lake, "planes.parquet", pl.DataFrame({"tail": planes[:-1]}))
+    write(lake, "more.parquet", pl.DataFrame({"tail": planes[-1:]}))
+    looked_up = {"contract": "planes", "field": "tail", **references}
+    declared = [*fields()[:2], {"name": "value", "type": "integer", "references": looked_up}]
+    return contract("events", declared) | contract("planes", [{"name": "tail", "type": tail}])
+
+
+def test_values_are_looked_up_in_other_tables(lake: Lake) -> None:
+    write(lake, "events/1.parquet", events("2013-01-01", 8, value=pl.Series([0, 1, 2, None] * 2)))
+    assert not judge(lake, fleet(lake, 0, 1, 2), model=FLEET).failed
+    broken = judge(lake, fleet(lake, 0, 1, 3), model=FLEET)
+    found = failed(broken)["references", "value"]
+    assert (found.expected, found.observed) == ("a value of planes.tail", "2 of 8 (25.00%), e.g. 2")
+    assert found.unexpected_rows == 2
+    with lake.open(f"quarantine/demo/{broken.snapshot_digest}/events.parquet") as file:
+        assert pl.read_parquet(file.read())["id"].to_list() == [2, 6]
+    assert not judge(lake, fleet(lake, 0, 1, 3, max_unknown=0.34), model=FLEET).failed
+    warned = judge(lake, fleet(lake, 0, 1, 3, max_unknown=0.33, severity="warn"), model=FLEET)
+    assert failed(warned)["references", "value"].expected == "a value of planes.tail, but for 33.00%"
+    assert not warned.halted
+
+
+def test_only_new_rows_are_looked_up_unless_the_other_table_has_lost_some(lake: Lake) -> None:
+    def looked_up(validation: Validation) -> int:
+        report = lake.read_json(validation.report_path)["great_expectations"]["events.references.value"]
+        (outcome,) = report["results"]
+        assert outcome["expectation_config"]["kwargs"]["value_set"] == {"$PARAMETER": "planes.tail"}
+        return int(outcome["result"]["element_count"])
+
+    write(lake, "events/1.parquet", events("2013-01-01", 8, value=pl.lit(1)))
+    assert looked_up(judge(lake, fleet(lake, 1, 9), model=FLEET)) == 8
+    write(lake, "events/2.parquet", events("2013-02-01", 4, value=pl.lit(9), id=pl.col("id") + 10))
+    assert looked_up(judge(lake, fleet(lake, 1, 9), FEBRUARY, FLEET)) == 4
+    march = run("2013-02-01", "2013-03-01", as_of="2013-03-02")
+    retired = judge(lake, fleet(lake, 2, 9), march, FLEET)
+    assert looked_up(retired) == 12
+    assert failed(retired)["references", "value"].unexpected_rows == 8
+
+
+def test_what_cannot_be_looked_up_has_not_passed(lake: Lake) -> None:
+    write(lake, "events/1.parquet", events("2013-01-01", 8, value=pl.lit(1)))
+    contracts = fleet(lake, 1, 2)
+    write(lake, "more.parquet", pl.DataFrame({"tail": ["1"]}))
+    contracts |= contract("planes", [{"name": "tail", "type": "string"}])
+    error = failed(judge(lake, contracts, model=FLEET))["references", "value"].error
+    assert error == "could not be computed: the column is string, not integer (more.tail)"
+    alone = spec(events=FLEET.sources["events"].model_dump(mode="json"))
+    assert "no source has contract planes" in str(
+        failed(judge(lake, contracts, model=alone))["references", "value"].error
+    )
+
+
 def test_a_backfill_does_not_see_later_snapshots(lake: Lake) -> None:
     write(lake, "1.parquet", events("2013-01-01", 59 * 4))
     contracts = contract("events", fields())
@@ -364,7 +425,11 @@ def test_great_expectations_itself_comes_to_the_same(lake: Lake) -> None:
 def test_data_docs_are_built_from_stored_reports(lake: Lake, tmp_path: Path) -> None:
     write(lake, "a.parquet", events("2013-01-01", 31 * 4))
     late = {"when": [{"field": "id", "op": "above", "value": 9}], "min": 5}
-    judge(lake, contract("events", fields(max=1, conditional=[late])))
+    itself = {"contract": "events", "field": "id"}
+    declared = fields(max=1, conditional=[late])
+    declared[0]["references"] = itself
+    for engine in ("polars", "great_expectations"):
+        judge(lake, contract("events", declared, engine=engine))
     site = tmp_path / "site"
     assert main(["validation", "docs", "demo", "--lake", lake.root, "--into", str(site)]) == 0
     assert "events.rows" in (site / "index.html").read_text()
@@ -372,6 +437,8 @@ def test_data_docs_are_built_from_stored_reports(lake: Lake, tmp_path: Path) -> 
     assert "less than or equal to" in pages["events.rows.html"]
     assert "119 unexpected values found" in pages["events.rows.html"]
     assert "10 unexpected values found" in pages["events.rows.html"]  # of the 10th to the 19th
+    assert "events.id" in pages["events.references.id.html"]
+    assert not any("$PARAMETER" in page or "$mostly" in page for page in pages.values())
 
 
 def test_data_docs_need_a_validation(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -48,6 +49,16 @@ def stored_reports(lake: Lake, model: str, last: int) -> list[StoredReport]:
     return sorted(reports, key=lambda report: report.as_of)[-last:]
 
 
+def _with_named_sets(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with sets that are handed over when a suite runs as their names: pages know no such sets."""
+    shown = deepcopy(dict(report))
+    for outcome in shown["results"]:
+        given = outcome["expectation_config"]["kwargs"]
+        if isinstance(named := given.get("value_set"), dict):
+            given["value_set"] = list(named.values())
+    return shown
+
+
 def build_data_docs(reports: Iterable[StoredReport], folder: Path) -> Path:
     """Write the site into ``folder``; returns its first page."""
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
@@ -64,7 +75,7 @@ def build_data_docs(reports: Iterable[StoredReport], folder: Path) -> Path:
         for name, value in report.batches.items():
             if not value:
                 continue  # no rule of it could be computed
-            result = expectationSuiteValidationResultSchema.load(value)
+            result = expectationSuiteValidationResultSchema.load(_with_named_sets(value))
             result.meta["run_id"] = run
             key = ValidationResultIdentifier(ExpectationSuiteIdentifier(name), run, name)
             context.validation_results_store.set(key, result)

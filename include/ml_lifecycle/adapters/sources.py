@@ -28,7 +28,8 @@ from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.adapters.landed import Landings
 from ml_lifecycle.adapters.tables import POLARS_TYPES, TIMESTAMP
 from ml_lifecycle.errors import SourceError, SourceNotReadyError
-from ml_lifecycle.spec.contract import Contract, FieldType
+from ml_lifecycle.spec.contract import Contract
+from ml_lifecycle.spec.contract_rules import FieldType
 from ml_lifecycle.spec.source import Source
 
 StorageOptions = Mapping[str, Mapping[str, Any]]

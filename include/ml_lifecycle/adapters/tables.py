@@ -17,7 +17,7 @@ import polars as pl
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.errors import SourceError
 from ml_lifecycle.records import Snapshot, SnapshotFile, SnapshotTable, digest_of
-from ml_lifecycle.spec.contract import FieldType
+from ml_lifecycle.spec.contract_rules import FieldType
 
 TIMESTAMP = pl.Datetime("us", "UTC")
 

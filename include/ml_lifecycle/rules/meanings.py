@@ -16,7 +16,8 @@ import polars as pl
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.rules.conditions import met
 from ml_lifecycle.rules.patterns import lacks_pattern
-from ml_lifecycle.rules.rule import Rule
+from ml_lifecycle.rules.references import find_unknown
+from ml_lifecycle.rules.rule import Batch, Rule
 
 Arguments = Mapping[str, Any]
 
@@ -73,7 +74,14 @@ class OfColumns:
     result: dict[str, Any]
 
 
-Meaning = OfRows | Distinct | OfTable | OfColumns
+@dataclass(frozen=True)
+class LookedUp:
+    """Every value of the column is one of another table's; rows without one are left out."""
+
+    columns: tuple[str, ...]
+
+
+Meaning = OfRows | Distinct | OfTable | OfColumns | LookedUp
 
 
 def meaning_of(rule: Rule, schema: pl.Schema) -> Meaning:
@@ -89,10 +97,13 @@ def meaning_of(rule: Rule, schema: pl.Schema) -> Meaning:
     return replace(meaning, unexpected=meaning.unexpected & where, where=where, rows=f"rows {condition}")
 
 
-def offending_rows(rule: Rule, frame: pl.LazyFrame, limit: int) -> pl.DataFrame | None:
-    """The first rows that break the rule; None for rules that are not about rows."""
+def offending_rows(batch: Batch, rule: Rule, limit: int) -> pl.DataFrame | None:
+    """The first rows of the batch that break the rule; None for rules that are not about rows."""
+    frame = batch.rows
     schema = frame.collect_schema()
     meaning = meaning_of(rule, schema)
+    if isinstance(meaning, LookedUp) and batch.known is not None:
+        return find_unknown(frame, batch.known, meaning.columns[0], limit=limit).sample
     if not isinstance(meaning, OfRows | Distinct):
         return None
     if isinstance(meaning, Distinct):  # what is missing is the same, whatever it is written as
@@ -141,9 +152,11 @@ def _bound(bound: float, dtype: pl.DataType, whole: Callable[[float], int]) -> p
     return pl.lit(whole(bound) if dtype.is_integer() and math.isfinite(bound) else float(bound))
 
 
-def _in_set(arguments: Arguments, schema: pl.Schema) -> OfRows:
+def _in_set(arguments: Arguments, schema: pl.Schema) -> OfRows | LookedUp:
     column = arguments["column"]
     value = value_of(column, schema)
+    if isinstance(arguments["value_set"], Mapping):  # the name of a set, which the batch brings along
+        return LookedUp((column,))
     try:
         known = pl.Series(arguments["value_set"], dtype=schema[column])
     except (TypeError, pl.exceptions.PolarsError) as error:

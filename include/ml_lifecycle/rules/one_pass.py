@@ -14,6 +14,7 @@ import polars as pl
 from ml_lifecycle.rules.duplicates import find_duplicates
 from ml_lifecycle.rules.meanings import (
     Distinct,
+    LookedUp,
     Meaning,
     MeaningError,
     OfColumns,
@@ -22,6 +23,7 @@ from ml_lifecycle.rules.meanings import (
     meaning_of,
     value_of,
 )
+from ml_lifecycle.rules.references import find_unknown
 from ml_lifecycle.rules.report import Found, counts, finite, mostly, suite_result
 from ml_lifecycle.rules.rule import MAX_SAMPLED_ROWS, Batch, Checked, Rule, checked
 
@@ -50,6 +52,8 @@ def check(batch: Batch) -> Checked:
             found[index] = meaning.holds(value), {"observed_value": finite(value)}, None
         elif isinstance(meaning, Distinct):
             found[index], samples[index] = _duplicates(batch, rule, meaning)
+        elif isinstance(meaning, LookedUp):
+            found[index], samples[index] = _unknown(batch, rule, meaning)
         else:
             found[index], samples[index] = _of_rows(batch, rule, meaning, measured, index)
     return checked(batch, suite_result(batch, found), samples.get)
@@ -112,6 +116,14 @@ def _duplicates(batch: Batch, rule: Rule, meaning: Distinct) -> tuple[Found, pl.
     if len(meaning.columns) > 1:
         values = [dict(zip(meaning.columns, row, strict=True)) for row in values]
     return (success, counts(found.rows, found.missing, found.duplicated, values), None), found.sample
+
+
+def _unknown(batch: Batch, rule: Rule, meaning: LookedUp) -> tuple[Found, pl.DataFrame | None]:
+    assert batch.known is not None
+    found = find_unknown(batch.frame, batch.known, meaning.columns[0], limit=MAX_SAMPLED_ROWS)
+    success = mostly(found.rows, found.missing, found.unknown, rule.arguments.get("mostly", 1))
+    values = _values(found.sample, meaning.columns)
+    return (success, counts(found.rows, found.missing, found.unknown, values), None), found.sample
 
 
 def _values(sample: pl.DataFrame | None, columns: tuple[str, ...]) -> list[Any]:

@@ -70,6 +70,7 @@ class Batch:
     :param columns: those the rules read; an engine need look at no others
     :param of_source: whether the rows are the source's own, so that offending ones can be quarantined
     :param older: rows judged before; those with the values of a row in ``frame`` are judged again beside it
+    :param known: the one column of another table in which a rule looks values up
     """
 
     name: str
@@ -78,6 +79,7 @@ class Batch:
     rules: tuple[Rule, ...]
     of_source: bool = False
     older: pl.LazyFrame | None = None
+    known: pl.LazyFrame | None = None
 
     @property
     def rows(self) -> pl.LazyFrame:

@@ -8,121 +8,24 @@ retraining would stop it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Literal, cast
 
 from pydantic import Field, ValidationError, model_validator
 
+from ml_lifecycle.spec.contract_rules import (
+    VALUE_TYPES,
+    Conditional,
+    Distribution,
+    FieldType,
+    References,
+    RuleSeverity,
+    Scalar,
+    odd_value,
+)
 from ml_lifecycle.spec.problems import suggest
 from ml_lifecycle.spec.types import FieldError, Name, PositiveDuration, Strict, Text, VersionText
 
-RuleSeverity = Literal["halt", "warn"]
 Engine = Literal["polars", "great_expectations"]
-FieldType = Literal["string", "integer", "float", "boolean", "timestamp", "date"]
-Scalar = str | int | float | bool
-_VALUE_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "string": ((str,), "text (quote it)"),
-    "integer": ((int,), "whole numbers"),
-    "float": ((int, float), "numbers"),
-    "boolean": ((bool,), "true or false"),
-}
-
-
-class Distribution(Strict):
-    """How far a field may move from the last validated snapshot.
-
-    :param max_psi: population stability index, 10 quantile bins of the earlier snapshot
-    :param max_missing_increase: rise of the null share, absolute
-    """
-
-    max_psi: float | None = Field(default=None, gt=0)
-    max_missing_increase: float | None = Field(default=None, gt=0, le=1)
-    severity: RuleSeverity = "warn"
-
-
-Operator = Literal[
-    "is", "is_not", "in", "not_in", "above", "at_least", "below", "at_most", "missing", "present"
-]
-
-
-class Condition(Strict):
-    """What a row must hold in one field. A row that lacks a value meets ``missing`` alone.
-
-    :param field: a field of the same contract
-    :param op: how it is compared; ``missing`` and ``present`` take no value
-    :param value: what it is compared with, for ``in`` and ``not_in`` a list
-    """
-
-    field: Text
-    op: Operator
-    value: Scalar | tuple[Scalar, ...] | None = None
-
-    @model_validator(mode="after")
-    def _value_fits_the_operator(self) -> Condition:
-        several = isinstance(self.value, tuple)
-        if self.op in ("missing", "present"):
-            if self.value is not None:
-                raise FieldError("value", f"{self.op!r} takes none")
-        elif self.op in ("in", "not_in"):
-            if not several or not self.value:
-                raise FieldError("value", f"{self.op!r} needs a list of values")
-        elif self.value is None or several:
-            raise FieldError("value", f"{self.op!r} needs one value")
-        return self
-
-    @property
-    def values(self) -> tuple[Scalar, ...]:
-        """What it is compared with."""
-        if self.value is None:
-            return ()
-        return self.value if isinstance(self.value, tuple) else (self.value,)
-
-    @property
-    def words(self) -> str:
-        """The condition as it stands in messages."""
-        shown = (str(one).lower() if isinstance(one, bool) else str(one) for one in self.values)
-        return " ".join([self.field, self.op.replace("_", " "), ", ".join(shown)]).rstrip()
-
-    def misfit(self, kind: FieldType) -> tuple[str, str] | None:
-        """What is wrong, and why, if a field of this type cannot be compared so."""
-        if self.op in ("missing", "present"):
-            return None
-        if kind not in _VALUE_TYPES:
-            return "op", f"{self.op!r} cannot be used with type {kind}: use missing or present"
-        ordered, listed = self.op in ("above", "at_least", "below", "at_most"), self.op in ("in", "not_in")
-        if (ordered and kind not in ("integer", "float")) or (listed and kind == "boolean"):
-            return "op", f"{self.op!r} cannot be used with type {kind}"
-        odd = _odd_value(self.values, kind)
-        return None if odd is None else ("value", odd)
-
-
-class Conditional(Strict):
-    """Rules of a field for the rows alone that meet every condition.
-
-    :param when: conditions, all of which must be met
-    :param nullable: whether some of these rows' values may be missing
-    :param max_missing: largest share of nulls among these rows, 0 to 1
-    :param pattern: regular expression that the whole of each value must match
-    :param at_least: another field of its type: never more than this one in a row that has both
-    :param above: another field of its type: always less than this one in a row that has both
-    :param severity: what a broken rule does: halt the run, or warn
-    """
-
-    when: tuple[Condition, ...] = Field(min_length=1, max_length=20)
-    nullable: bool = True
-    max_missing: float | None = Field(default=None, ge=0, le=1)
-    min: float | None = None
-    max: float | None = None
-    allowed_values: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
-    pattern: str | None = None
-    at_least: Text | None = None
-    above: Text | None = None
-    severity: RuleSeverity = "halt"
-
-    @property
-    def words(self) -> str:
-        """Which rows it is about."""
-        return "where " + " and ".join(condition.words for condition in self.when)
 
 
 class ContractField(Strict):
@@ -137,6 +40,7 @@ class ContractField(Strict):
     :param min_share: smallest share of the rows with a value that each allowed value, or true and false, must
         hold in the whole table: class balance of a label, representation of a group
     :param conditional: further rules, for the rows that meet a condition
+    :param references: the field of another contract in which every value must be found
     :param severity: what a broken rule of this field does: halt the run, or warn
     :param pii: whether it holds personal data: its values stay out of messages and reports, and are masked
         in the quarantine
@@ -155,6 +59,7 @@ class ContractField(Strict):
     above: Text | None = None
     min_share: float | None = Field(default=None, gt=0, le=1)
     conditional: tuple[Conditional, ...] = ()
+    references: References | None = None
     distribution: Distribution | None = None
     severity: RuleSeverity = "halt"
     pii: bool = False
@@ -174,6 +79,8 @@ class ContractField(Strict):
         for key in ("at_least", "above"):
             if getattr(self, key) is not None and self.type in ("string", "boolean"):
                 raise FieldError(key, f"cannot be used with type {self.type}")
+        if self.references is not None and self.type not in ("string", "integer"):
+            raise FieldError("references", f"needs type string or integer, not {self.type}")
         if self.min_share is not None and not self.shared_by:
             raise FieldError("min_share", "needs allowed_values, or type boolean")
         if self.min_share is not None and self.min_share * len(self.shared_by) > 1:
@@ -198,9 +105,9 @@ class ContractField(Strict):
     def _allowed_values_fit_the_type(self) -> ContractField:
         if self.allowed_values is None:
             return self
-        if self.type not in _VALUE_TYPES:
+        if self.type not in VALUE_TYPES:
             raise FieldError("allowed_values", f"cannot be used with type {self.type}")
-        if odd := _odd_value(self.allowed_values, self.type):
+        if odd := odd_value(self.allowed_values, self.type):
             raise FieldError("allowed_values", odd)
         return self
 
@@ -222,14 +129,6 @@ class ContractField(Strict):
         if conditional.nullable and conditional.max_missing is None:
             rules["max_missing"] = 1  # only the field itself asks for at least one value
         return ContractField(name=self.name, type=self.type, pii=self.pii, **rules)
-
-
-def _odd_value(values: Iterable[Scalar], kind: FieldType) -> str | None:
-    types, expected = _VALUE_TYPES[kind]
-    for value in values:
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            return f"must be {expected} for type {kind}, not {value!r}"
-    return None
 
 
 class Freshness(Strict):
@@ -330,6 +229,28 @@ class ContractFile(Strict):
         names = [contract.name for contract in self.all]
         if len(set(names)) != len(names):
             raise FieldError("contracts", "two have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _references_lead_somewhere(self) -> ContractFile:
+        known = {contract.name: contract for contract in self.all}
+        for number, contract in enumerate(self.all):
+            for place, item in enumerate(contract.fields):
+                if (asked := item.references) is None:
+                    continue
+                root = ("contracts", number) if self.contracts else ("contract",)
+                path = (*root[1:], "fields", place, "references")
+                if asked.contract not in known:
+                    near = "; ".join(suggest(asked.contract, list(known)))
+                    raise FieldError(root[0], f"no contract {asked.contract!r}: {near}", *path, "contract")
+                types = {other.name: other.type for other in known[asked.contract].fields}
+                if asked.field not in types:
+                    near = "; ".join(suggest(asked.field, list(types)))
+                    message = f"contract {asked.contract} has no field {asked.field!r}: {near}"
+                    raise FieldError(root[0], message, *path, "field")
+                if types[asked.field] != item.type:
+                    message = f"needs a field of type {item.type}, {asked.words} is {types[asked.field]}"
+                    raise FieldError(root[0], message, *path, "field")
         return self
 
     @property

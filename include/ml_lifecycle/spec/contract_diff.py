@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_lifecycle.errors import SpecError
 from ml_lifecycle.spec.contract import Contract, ContractField, ContractFile
+from ml_lifecycle.spec.contract_rules import References
 from ml_lifecycle.spec.loader import Parsed, read_spec
 from ml_lifecycle.spec.problems import Problem, spec_error
 from ml_lifecycle.spec.types import format_duration
@@ -131,7 +132,27 @@ def _field_changes(place: Path, old: ContractField, new: ContractField, where: s
     if old.pii != new.pii:
         yield change("pii", False, old.pii, new.pii)
     yield from _conditional_changes(place, old, new)
+    yield from _reference_changes((*place, "references"), new.name, old.references, new.references)
     yield from _rule_changes((*place, "distribution"), new.name, old.distribution, new.distribution)
+
+
+def _reference_changes(
+    path: Path, name: str, old: References | None, new: References | None
+) -> Iterator[Change]:
+    if new is None:
+        if old is not None:
+            yield Change(path, f"{name}: is not looked up in {old.words} any more", False)
+        return
+    halts = new.severity == "halt"
+    if old is None or old.words != new.words:
+        yield Change(path, f"{name}: must be found in {new.words}", halts)
+        return
+    if old.max_unknown != new.max_unknown:
+        text = f"{name}: max_unknown was {_shown(old.max_unknown)} and is {_shown(new.max_unknown)}"
+        yield Change((*path, "max_unknown"), text, halts and new.max_unknown < old.max_unknown)
+    if old.severity != new.severity:
+        text = f"{name}: severity of references was {old.severity} and is {new.severity}"
+        yield Change((*path, "severity"), text, halts)
 
 
 def _conditional_changes(place: Path, old: ContractField, new: ContractField) -> Iterator[Change]:

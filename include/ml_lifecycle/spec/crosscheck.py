@@ -65,6 +65,7 @@ def check_contracts(model: Parsed[ModelSpec], contracts: Parsed[ContractFile]) -
             )
         else:
             yield from _check_columns(model, name, by_name[source.contract])
+            yield from _check_references(model, name, by_name[source.contract])
 
 
 def check_python(source: SourceFile, data: bytes, function: str | None) -> Iterator[Problem]:
@@ -97,6 +98,18 @@ def _check_columns(model: Parsed[ModelSpec], name: str, contract: Contract) -> I
                 ("sources", name, *path),
                 f"contract {contract.name!r} has no field {column!r}",
                 suggest(column, columns),
+            )
+
+
+def _check_references(model: Parsed[ModelSpec], name: str, contract: Contract) -> Iterator[Problem]:
+    """Whatever the contract refers to, a source of the model has."""
+    had = {source.contract for source in model.value.sources.values()}
+    for item in contract.fields:
+        if item.references is not None and item.references.contract not in had:
+            yield model.problem(
+                ("sources", name, "contract"),
+                f"{contract.name}.{item.name} refers to {item.references.words}, and no source has "
+                f"contract {item.references.contract!r}",
             )
 
 

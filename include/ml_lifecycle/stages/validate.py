@@ -2,11 +2,12 @@
 
 **Which rows.** Missing values, ranges, sets, patterns and uniqueness are judged on the partitions that
 are new since the last validated snapshot, uniqueness against the older rows too; on all rows where there
-is no such snapshot or the contract has changed since. Types are judged on the table, freshness on its
-newest row against ``as_of`` (newest ``known_at`` where declared, else newest event), volume on every whole
-UTC day of the interval, distributions on the interval's rows against all rows of the last validated
-snapshot. Without a volume rule the interval must hold at least one row. Sources with ``keys`` must not
-hold two rows with the same keys and event time, contract or not.
+is no such snapshot or the contract has changed since. Values that another table must hold are looked for in
+all of it, and those of all rows where it has lost or replaced a partition. Types are judged on the table,
+freshness on its newest row against ``as_of`` (newest ``known_at`` where declared, else newest event), volume
+on every whole UTC day of the interval, distributions on the interval's rows against all rows of the last
+validated snapshot. Without a volume rule the interval must hold at least one row. Sources with ``keys`` must
+not hold two rows with the same keys and event time, contract or not.
 
 **What a broken rule does.** A rule that cannot be computed has not passed and says why. Where a rule that
 halts is broken, up to 1,000 of its rows are written to ``quarantine/<model>/<snapshot>/<source>.parquet``
@@ -19,7 +20,7 @@ Great Expectations on pandas in memory: with the same verdicts and counts, and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -34,6 +35,7 @@ from ml_lifecycle.records import (
     Record,
     RuleResult,
     Snapshot,
+    SnapshotFile,
     Validation,
     digest_of,
     from_json,
@@ -42,15 +44,18 @@ from ml_lifecycle.records import (
 )
 from ml_lifecycle.rules import one_pass
 from ml_lifecycle.rules.rule import Batch, Checked
-from ml_lifecycle.spec.contract import Contract, Engine, RuleSeverity
+from ml_lifecycle.spec.contract import Contract, Engine
+from ml_lifecycle.spec.contract_rules import RuleSeverity
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.source import Source
 from ml_lifecycle.stages.ingest import contract_of
 from ml_lifecycle.stages.validation_measures import measures, rows_by_day
 from ml_lifecycle.stages.validation_report import quarantine_path, render_html, write_quarantine
 from ml_lifecycle.stages.validation_rules import (
+    blocked_values,
     day_batch,
     measure_batch,
+    reference_batch,
     row_batch,
     type_batch,
     unique_batch,
@@ -177,8 +182,8 @@ def _judge(
     for name, contract in _contracts(spec, contracts).items():
         same = contract is not None and met.get(name) == digest_of(contract.model_dump(mode="json"))
         baseline = previous if same or contract is None else None
-        source_batches = _Source(name, spec.sources[name], contract, lake, snapshot, previous, baseline)
-        for batch in source_batches.batches():
+        source = _Source(name, spec.sources, contract, lake, snapshot, previous, baseline)
+        for batch in source.batches():
             checked = check("polars" if contract is None else contract.engine, batch)
             results.extend(checked.results)
             reports[batch.name] = checked.report
@@ -247,27 +252,30 @@ def _contracts_met(lake: Lake, previous: Snapshot | None) -> dict[str, str]:
 class _Source:
     """One source of the snapshot with everything its rules need.
 
+    :param sources: all there are; its references lead to others
     :param previous: the last validated snapshot, which distributions are compared with
     :param baseline: the same, where its rows met this very contract and need no second look
     """
 
     name: str
-    source: Source
+    sources: Mapping[str, Source]
     contract: Contract | None
     lake: Lake
     snapshot: Snapshot
     previous: Snapshot | None
     baseline: Snapshot | None
 
+    @property
+    def source(self) -> Source:
+        return self.sources[self.name]
+
     def batches(self) -> list[Batch]:
         """The source's rules, by what they look at."""
         table = self.snapshot.tables[self.name]
-        known = set()
-        if self.baseline is not None and self.name in self.baseline.tables:
-            known = {file.digest for file in self.baseline.tables[self.name].files}
+        known = self._judged(self.name)
         new = [file for file in table.files if file.digest not in known]
         old = [file for file in table.files if file.digest in known]
-        batches = self._whole_table_batches()
+        batches = [*self._whole_table_batches(), *self._reference_batches(new)]
         if not new:
             return batches
         new_rows = scan_files(self.lake, table, new)
@@ -275,6 +283,41 @@ class _Source:
         if self.contract is not None:
             batches.append(row_batch(self.name, self.contract, table.columns, new_rows))
         return batches + self._unique_batches(new_rows, old_rows)
+
+    def _judged(self, source: str) -> set[str]:
+        """Digests of the files that a source had when this one's rows were judged last."""
+        if self.baseline is None or source not in self.baseline.tables:
+            return set()
+        return {file.digest for file in self.baseline.tables[source].files}
+
+    def _reference_batches(self, new: Sequence[SnapshotFile]) -> list[Batch]:
+        """Fields that are looked up in other sources; for all rows where one of those has lost some."""
+        tables, batches = self.snapshot.tables, []
+        table = tables[self.name]
+        for item in self.contract.fields if self.contract is not None else ():
+            if (asked := item.references) is None:
+                continue
+            others = [name for name, source in self.sources.items() if source.contract == asked.contract]
+            held = {file.digest for name in others for file in tables[name].files}
+            lost = any(not self._judged(name) <= held for name in others)
+            files = table.files if lost else new
+            if not files:
+                continue
+            blocked = blocked_values(item, table.columns)
+            wanted = item.model_copy(update={"name": asked.field})  # of the same type, as is checked
+            for name in others:
+                if blocked is None and (why := blocked_values(wanted, tables[name].columns)):
+                    blocked = f"{why} ({name}.{asked.field})"
+            if not others:
+                blocked = f"could not be computed: no source has contract {asked.contract}"
+            known = None
+            if blocked is None:
+                known = pl.concat(
+                    read_table(self.lake, self.snapshot, name).select(asked.field) for name in others
+                )
+            rows = scan_files(self.lake, table, files)
+            batches.append(reference_batch(self.name, item, rows, known, blocked))
+        return batches
 
     def _whole_table_batches(self) -> list[Batch]:
         if self.contract is None:

@@ -16,7 +16,8 @@ import polars as pl
 from ml_lifecycle.adapters.tables import ARROW_NAMES
 from ml_lifecycle.rules.conditions import comparison, every, nullity
 from ml_lifecycle.rules.rule import Batch, Rule
-from ml_lifecycle.spec.contract import Condition, Contract, ContractField, RuleSeverity
+from ml_lifecycle.spec.contract import Contract, ContractField
+from ml_lifecycle.spec.contract_rules import Condition, RuleSeverity
 
 
 def type_batch(source: str, contract: Contract, columns: Mapping[str, str], known: Iterable[str]) -> Batch:
@@ -64,7 +65,7 @@ def row_batch(source: str, contract: Contract, columns: Mapping[str, str], frame
 
 def _field_rules(source: str, item: ContractField, columns: Mapping[str, str]) -> list[Rule]:
     """A field's rules about its own values."""
-    blocked, rules = _blocked(item, columns), []
+    blocked, rules = blocked_values(item, columns), []
     for rule in _value_rules(source, item):
         # What depends on the type cannot be computed without it; missing values can.
         typed = rule.rule not in ("not_null", "max_missing")
@@ -83,7 +84,9 @@ def _conditional_rules(source: str, contract: Contract, columns: Mapping[str, st
             alone = item.under(conditional)
             condition = every([one for asked in conditional.when for one in _row_condition(asked)])
             named = [by_name[asked.field] for asked in conditional.when]
-            blocked = next((f"{why} ({one.name})" for one in named if (why := _blocked(one, columns))), None)
+            blocked = next(
+                (f"{why} ({one.name})" for one in named if (why := blocked_values(one, columns))), None
+            )
             for rule in (
                 *_field_rules(source, alone, columns),
                 *_order_rules(source, [alone], contract, columns),
@@ -143,13 +146,14 @@ def _order_rules(
                     "ExpectColumnPairValuesAToBeGreaterThanB",
                     arguments,
                     () if any(one.pii for one in both) else (item.name, other),
-                    _blocked(both[0], columns) or _blocked(both[1], columns),
+                    blocked_values(both[0], columns) or blocked_values(both[1], columns),
                 )
             )
     return rules
 
 
-def _blocked(item: ContractField, columns: Mapping[str, str]) -> str | None:
+def blocked_values(item: ContractField, columns: Mapping[str, str]) -> str | None:
+    """Why rules about the values cannot be computed; None if they can."""
     if item.name not in columns:
         return "could not be computed: the column is missing"
     found = columns[item.name]
@@ -246,6 +250,31 @@ def unique_batch(
     )
     name = f"{source}.{rule}.{'+'.join(fields)}"
     return Batch(name, frame, tuple(fields), (planned,), of_source=True, older=older)
+
+
+def reference_batch(
+    source: str, item: ContractField, frame: pl.LazyFrame, known: pl.LazyFrame | None, blocked: str | None
+) -> Batch:
+    """Every value of a field is one of ``known``.
+
+    :param blocked: why it cannot be computed
+    """
+    asked = item.references
+    assert asked is not None
+    rest = f", but for {asked.max_unknown:.2%}" if asked.max_unknown else ""
+    rule = Rule(
+        *(source, "references", item.name, asked.severity == "halt", f"a value of {asked.words}{rest}"),
+        "ExpectColumnValuesToBeInSet",
+        {
+            "column": item.name,
+            "value_set": {"$PARAMETER": asked.words},
+            "mostly": 1 - asked.max_unknown,
+        },
+        () if item.pii else (item.name,),
+        blocked,
+    )
+    name = f"{source}.references.{item.name}"
+    return Batch(name, frame, (item.name,), (rule,), of_source=True, known=known)
 
 
 @dataclass(frozen=True)
