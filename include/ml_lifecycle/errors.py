@@ -35,6 +35,10 @@ class DataHaltedError(LifecycleError):
     """A contract rule that halts was broken; the snapshot is quarantined. Retry: no, the data must change."""
 
 
+class ContractBreaksError(LifecycleError):
+    """A contract breaks the last one under the same major version. Retry: no, raise it or take that back."""
+
+
 class FeatureError(LifecycleError):
     """Features cannot be built or read as declared: a missing view, column or key. Retry: no."""
 

@@ -237,7 +237,7 @@ def test_only_partitions_new_since_the_last_validated_snapshot_are_judged(lake: 
     unchanged = judge(lake, contracts, FEBRUARY)
     observed = lake.read_json(unchanged.report_path)["great_expectations"]["events.rows"]["results"]
     assert {one["result"]["element_count"] for one in observed if "element_count" in one["result"]} == {112}
-    stricter = failed(judge(lake, contract("events", fields(max=10)), FEBRUARY))
+    stricter = failed(judge(lake, contract("events", fields(max=10), version="2"), FEBRUARY))
     assert stricter["range", "value"].unexpected_rows == 31 * 4 - 41
 
 
@@ -277,7 +277,7 @@ def test_distribution_is_compared_with_the_last_validated_snapshot(lake: Lake) -
     psi = failed(moved)["psi", "value"].observed
     assert isinstance(psi, float)
     assert psi > 5
-    strict = contract("events", fields(distribution={**asked, "severity": "halt"}))
+    strict = contract("events", fields(distribution={**asked, "severity": "halt"}), version="2")
     assert judge(lake, strict, FEBRUARY).halted
     # A later interval without rows cannot be compared.
     march = failed(judge(lake, contracts, run("2013-03-01", "2013-04-01")))

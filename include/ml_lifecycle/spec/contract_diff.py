@@ -16,6 +16,7 @@ from typing import Any
 from ml_lifecycle.errors import SpecError
 from ml_lifecycle.spec.contract import Contract, ContractField, ContractFile
 from ml_lifecycle.spec.contract_rules import References
+from ml_lifecycle.spec.explain import show_path
 from ml_lifecycle.spec.loader import Parsed, read_spec
 from ml_lifecycle.spec.problems import Problem, spec_error
 from ml_lifecycle.spec.types import format_duration
@@ -57,6 +58,23 @@ def diff_files(old: FilePath, new: FilePath) -> list[tuple[Problem, bool]]:
                 file, base = (before, known[name][0]) if change.gone else (after, found[name][0])
                 changes.append((_problem(file, (*base, *change.path), change.text), change.breaks))
     return changes
+
+
+def breaking_changes(old: Contract, new: Contract, written: Parsed[ContractFile] | None) -> list[str]:
+    """What breaks from ``old`` to ``new``, at its line of the file that ``new`` is written in.
+
+    :param written: None where that is not known; each change then begins with its path below the contract
+    """
+    changes = [change for change in diff_contracts(old, new) if change.breaks]
+    if written is None:
+        return [f"{show_path(change.path)}: {change.text}" for change in changes]
+    base, _ = _by_name(written.value)[new.name]
+    # What is gone has no line of its own any more.
+    paths = (change.path[:1] if change.gone else change.path for change in changes)
+    return [
+        _problem(written, (*base, *path), change.text).text
+        for path, change in zip(paths, changes, strict=True)
+    ]
 
 
 def _read(path: FilePath) -> Parsed[ContractFile]:

@@ -40,6 +40,7 @@ class ModelFolder:
     """A model folder that passed every check.
 
     :param contracts: by name
+    :param contract_file: the file that they stand in
     :param spec_digest: of what ``model.yaml`` means, whatever its comments and formatting
     :param code_digest: of :func:`pack_folder`'s bytes
     """
@@ -47,6 +48,7 @@ class ModelFolder:
     path: Path
     spec: ModelSpec
     contracts: dict[str, Contract]
+    contract_file: Parsed[ContractFile]
     spec_digest: str
     code_digest: str
 
@@ -103,6 +105,7 @@ def load_folder(path: str | os.PathLike[str]) -> ModelFolder:
         path=reading.path,
         spec=model.value,
         contracts={contract.name: contract for contract in contracts.value.all},
+        contract_file=contracts,
         spec_digest=digest_of(model.value.model_dump(mode="json")),
         code_digest=sha256(_pack(reading.files)),
     )

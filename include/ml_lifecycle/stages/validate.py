@@ -14,6 +14,9 @@ halts is broken, up to 1,000 of its rows are written to ``quarantine/<model>/<sn
 (fields marked ``pii`` masked), and the operator stops with :func:`raise_if_halted`. Otherwise the snapshot
 becomes the last validated one of its ``as_of``.
 
+**A changed contract** that breaks the last one must say so by its version, or nothing is judged: see
+:mod:`ml_lifecycle.stages.contract_versions`.
+
 **Who judges.** Polars in one streaming pass, or, where the contract says ``engine: great_expectations``,
 Great Expectations on pandas in memory: with the same verdicts and counts, and a report in the same format.
 """
@@ -44,10 +47,12 @@ from ml_lifecycle.records import (
 )
 from ml_lifecycle.rules import one_pass
 from ml_lifecycle.rules.rule import Batch, Checked
-from ml_lifecycle.spec.contract import Contract, Engine
+from ml_lifecycle.spec.contract import Contract, ContractFile, Engine
 from ml_lifecycle.spec.contract_rules import RuleSeverity
+from ml_lifecycle.spec.loader import Parsed
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.source import Source
+from ml_lifecycle.stages.contract_versions import contract_digest, keep_contracts, refuse_breaking
 from ml_lifecycle.stages.ingest import contract_of
 from ml_lifecycle.stages.validation_measures import measures, rows_by_day
 from ml_lifecycle.stages.validation_report import quarantine_path, render_html, write_quarantine
@@ -79,18 +84,22 @@ def validate(
     lake: Lake,
     snapshot: Snapshot,
     previous: Snapshot | None,
+    written: Parsed[ContractFile] | None = None,
 ) -> Validation:
     """Judge ``snapshot``; a rerun returns the finished validation.
 
     :param contracts: by name
     :param previous: the last validated snapshot before the run, see :func:`latest_validated`
+    :param written: the file that the contracts stand in; an error about one shows the lines
+    :raises ContractBreaksError: a contract breaks the one that ``previous`` met, and its major version is not
+        larger. Retry: no.
     :raises SpecError: a source names a contract that does not exist. Retry: no.
     """
     run = snapshot.run
-    digests = {
-        name: digest_of(contract.model_dump(mode="json") if contract is not None else None)
-        for name, contract in _contracts(spec, contracts).items()
-    }
+    by_source = _contracts(spec, contracts)
+    met = _contracts_met(lake, previous)
+    refuse_breaking(lake, run.model, met, by_source, written)
+    digests = {name: contract_digest(contract) for name, contract in by_source.items()}
     digest = digest_of(
         {
             "rules": _RULES_VERSION,
@@ -107,9 +116,10 @@ def validate(
     if lake.exists(path):
         validation = replace(from_json(Validation, lake.read_json(path)), run=run)
     else:
-        validation = _judge(spec, contracts, lake, snapshot, previous, digest)
+        validation = _judge(spec, by_source, lake, snapshot, previous, met, digest)
         lake.write_json(path, to_json(validation))
     if not validation.halted:
+        keep_contracts(lake, run.model, by_source)
         _remember(lake, Validated(snapshot, digests))
     return validation
 
@@ -167,21 +177,20 @@ def _contracts(spec: ModelSpec, contracts: Mapping[str, Contract]) -> dict[str, 
 
 def _judge(
     spec: ModelSpec,
-    contracts: Mapping[str, Contract],
+    contracts: Mapping[str, Contract | None],
     lake: Lake,
     snapshot: Snapshot,
     previous: Snapshot | None,
+    met: Mapping[str, str],
     digest: str,
 ) -> Validation:
     """Check every source, then write the report and, if halted, the quarantine."""
-    met = _contracts_met(lake, previous)
     check = _checks()
     results: list[RuleResult] = []
     reports: dict[str, object] = {}
     offending: list[tuple[RuleResult, pl.DataFrame]] = []
-    for name, contract in _contracts(spec, contracts).items():
-        same = contract is not None and met.get(name) == digest_of(contract.model_dump(mode="json"))
-        baseline = previous if same or contract is None else None
+    for name, contract in contracts.items():
+        baseline = previous if contract is None or met.get(name) == contract_digest(contract) else None
         source = _Source(name, spec.sources, contract, lake, snapshot, previous, baseline)
         for batch in source.batches():
             checked = check("polars" if contract is None else contract.engine, batch)
@@ -215,7 +224,7 @@ def _judge(
     if validation.halted:
         hidden = {
             name: {item.name for item in contract.fields if item.pii}
-            for name, contract in _contracts(spec, contracts).items()
+            for name, contract in contracts.items()
             if contract is not None
         }
         write_quarantine(lake, validation, offending, hidden)

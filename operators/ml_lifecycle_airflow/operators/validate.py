@@ -31,6 +31,7 @@ class ValidateOperator(StageOperator):
         """Return the verdict.
 
         :raises DataHaltedError: a rule that halts was broken. Retry: no.
+        :raises ContractBreaksError: the contract breaks the last one under the same major version. Retry: no.
         """
         from ml_lifecycle.records import Snapshot
         from ml_lifecycle.stages.validate import latest_validated, raise_if_halted, validate
@@ -38,7 +39,8 @@ class ValidateOperator(StageOperator):
         lake = resources.lake()
         snapshot = resources.received(Snapshot, self.snapshot, context)
         previous = latest_validated(lake, resources.spec.name, snapshot.run.as_of)
-        validation = validate(resources.spec, resources.model.contracts, lake, snapshot, previous)
+        model = resources.model
+        validation = validate(model.spec, model.contracts, lake, snapshot, previous, model.contract_file)
         for result in validation.failed:
             self.log.warning(
                 "%s.%s %s: expected %s, observed %s",
