@@ -17,10 +17,11 @@ import polars as pl
 from ml_lifecycle.adapters.tables import POLARS_TYPES
 from ml_lifecycle.errors import FeatureError, SpecError, TrainingError
 from ml_lifecycle.records import TaskType
+from ml_lifecycle.spec.feature_fields import can_become, contract_says, field_mark
 from ml_lifecycle.spec.folder import FolderReading, error_place, load_module
 from ml_lifecycle.spec.loader import Parsed
 from ml_lifecycle.spec.model import ModelSpec
-from ml_lifecycle.spec.problems import Problem, suggest
+from ml_lifecycle.spec.problems import Problem, SourceFile, suggest
 from ml_lifecycle.spec.types import format_duration
 
 _MOMENT = "event_timestamp"
@@ -232,7 +233,16 @@ class _Features:
             return
         for column in columns:
             if column not in schema:
-                yield self._in_code(f"table {table!r} lacks column {column!r}", suggest(column, list(schema)))
+                message = f"table {table!r} lacks column {column!r}"
+                yield self._at_field(table, column, message, suggest(column, list(schema)))
+        for column, declared in columns.items():
+            held = schema.get(column)
+            keys_and_moments = column in self.spec.labels.keys or isinstance(declared, pl.Datetime)
+            if declared is None or held is None or keys_and_moments:
+                continue
+            if not can_become(held, declared):
+                message = f"field {column!r} is declared as {declared}, and table {table!r} holds {held}"
+                yield self._at_field(table, column, message, contract_says(self.reading.contracts, column))
         if columns.keys() <= schema.keys():
             casts = [pl.col(name).cast(dtype) for name, dtype in columns.items() if dtype is not None]
             try:
@@ -291,6 +301,15 @@ class _Features:
             elif not (schema[column].is_numeric() or schema[column] == pl.Boolean):
                 message = f"column {column!r} of table {table!r} is {schema[column]}, not a number"
                 yield self.model.problem(where, message)
+
+    def _at_field(self, table: str, column: str, message: str, hints: list[str]) -> Problem:
+        """A problem with what a feature view declares; without a place where the code makes its fields."""
+        data = self.reading.files["features.py"]
+        mark = field_mark(data, table, column)
+        if mark is None:
+            return self._in_code(message, hints)
+        shown = str(self.reading.path / "features.py")
+        return SourceFile(shown, data.decode("utf-8", errors="replace")).problem(mark, message, hints)
 
     def _in_code(self, message: str, hints: list[str] | None = None) -> Problem:
         lines = [f"{self.reading.path / 'features.py'}: {message}", *(f"  {hint}" for hint in hints or [])]

@@ -115,7 +115,20 @@ CASES: list[tuple[str, str, str, str, list[str]]] = [
         "features.py",
         'count.alias("orders_closed")',
         'count.alias("orders_close")',
-        ["table 'customer_orders' lacks column 'orders_closed'", "did you mean 'orders_close'?"],
+        [
+            "features.py:24:20: table 'customer_orders' lacks column 'orders_closed'",
+            "did you mean 'orders_close'?",
+        ],
+    ),
+    (
+        "a feature fed from a contract's field of another type",
+        "contract.yaml",
+        "{name: channel, type: string, max_missing: 0.05, allowed_values: [web, app, shop]}",
+        "{name: channel, type: integer}",
+        [
+            "field 'last_channel' is declared as String, and table 'customer_orders' holds Int64",
+            "features.py:27:20",
+        ],
     ),
     (
         "a table by another name",
@@ -251,6 +264,27 @@ def test_a_mistake_is_told(tmp_path: Path, file: str, old: str, new: str, told: 
     assert read_folder(folder).problems == (), "reading the files does not find it"
     problems = [problem.text for problem in rehearsed(folder).problems]
     assert any(all(part in problem for part in told) for problem in problems), problems
+
+
+def test_a_feature_of_another_type_than_its_contract_s_field_is_shown_at_both_places(tmp_path: Path) -> None:
+    folder = new_folder("returns", tmp_path)
+    edit(
+        folder,
+        "features.py",
+        'Field(name="mean_amount", dtype=Float64)',
+        'Field(name="channel", dtype=Float64)',
+    )
+    edit(folder, "features.py", '.alias("last_channel"),', '.alias("last_channel"), "channel",')
+    (problem,) = rehearsed(folder).problems
+    lines = problem.text.splitlines()
+    assert lines[0] == (
+        f"{folder}/features.py:26:20: field 'channel' is declared as Float64, "
+        "and table 'customer_orders' holds String"
+    )
+    line = 1 + (folder / "contract.yaml").read_text().splitlines().index(
+        "    - {name: channel, type: string, max_missing: 0.05, allowed_values: [web, app, shop]}"
+    )
+    assert lines[-1] == f"  contract orders has channel as string: {folder}/contract.yaml:{line}:29"
 
 
 @pytest.mark.parametrize("task", ["regression", "multiclass"])

@@ -1,0 +1,69 @@
+"""Feature views' fields held against the columns that are made for them, and where in the code they stand."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import polars as pl
+
+from ml_lifecycle.spec.contract import ContractFile
+from ml_lifecycle.spec.loader import Parsed
+from ml_lifecycle.spec.yaml12 import Mark
+
+
+def can_become(made: pl.DataType, declared: pl.DataType) -> bool:
+    """Whether every value of a column can become one of a field without changing what it says."""
+    if made == pl.Null or made == declared:
+        return True
+    if declared.is_float():
+        return made.is_numeric() or made == pl.Boolean
+    if declared.is_integer():
+        return made.is_integer() or made == pl.Boolean
+    return declared == pl.String and made in (pl.Categorical, pl.Enum)
+
+
+def field_mark(source: bytes, table: str, name: str) -> Mark | None:
+    """Where ``Field(name="<name>", …)`` stands, first of all in the view of the table's name."""
+    found = []
+    for view in _calls(ast.parse(source), "FeatureView"):
+        for field in _calls(view, "Field"):
+            if (given := _argument(field, "name")) is not None and given.value == name:
+                mark = Mark(given.lineno, given.col_offset + 1, len(ast.unparse(given)))
+                named = _argument(view, "name")
+                found.append((named is None or named.value != table, mark))
+    return min(found)[1] if found else None
+
+
+def contract_says(contracts: Parsed[ContractFile] | None, name: str) -> list[str]:
+    """What contracts say of columns of this name, a line each, with their places."""
+    if contracts is None:
+        return []
+    lines = []
+    single = contracts.value.contract is not None
+    for number, contract in enumerate(contracts.value.all):
+        base = ("contract",) if single else ("contracts", number)
+        for place, item in enumerate(contract.fields):
+            if item.name == name:
+                mark = contracts.document.value_mark((*base, "fields", place, "type"))
+                where = f"{contracts.source.shown}:{mark.line}:{mark.column}"
+                lines.append(f"contract {contract.name} has {name} as {item.type}: {where}")
+    return lines
+
+
+def _calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = (
+                node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+            )
+            if called == name:
+                yield node
+
+
+def _argument(call: ast.Call, name: str) -> ast.Constant | None:
+    """A literal argument by its keyword."""
+    for keyword in call.keywords:
+        if keyword.arg == name and isinstance(keyword.value, ast.Constant):
+            return keyword.value
+    return None
