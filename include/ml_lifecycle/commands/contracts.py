@@ -29,6 +29,24 @@ def _diff(arguments: argparse.Namespace) -> int:
     return min(len(breaking), 1)
 
 
+def _sample_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("contract", type=Path, help="a contract.yaml")
+    parser.add_argument("--rows", type=_count, default=100, help="of each contract; default: %(default)s")
+    parser.add_argument("--into", type=Path, default=Path("samples"), help="default: %(default)s")
+    parser.add_argument("--bad", action="store_true", help="also a row a rule that breaks that rule alone")
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    """``<contract>.parquet``, and with ``--bad`` ``<contract>.bad.parquet``."""
+    from ml_lifecycle.spec.contract_sample import write_samples
+    from ml_lifecycle.spec.loader import load_contracts
+
+    contracts = load_contracts(arguments.contract)
+    for line in write_samples(contracts, arguments.rows, arguments.into, bad=arguments.bad):
+        print(line)
+    return 0
+
+
 def _docs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the model's name")
     lake_argument(parser)
@@ -59,6 +77,12 @@ COMMANDS = (
         "show what changed between two contract files; exits with 1 if a change breaks",
         _diff_arguments,
         _diff,
+    ),
+    Command(
+        "contract sample",
+        "write rows at the edges of what a contract allows, to test with",
+        _sample_arguments,
+        _sample,
     ),
     Command(
         "validation docs",
