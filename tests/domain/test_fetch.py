@@ -291,7 +291,7 @@ def test_an_empty_table_has_not_arrived_and_a_dead_database_neither(shop: Shop, 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"uri": "raw/*.parquet"}, "exactly one of uri, sql and http"),
+        ({"uri": "raw/*.parquet"}, "exactly one of uri, sql, http and kafka"),
         ({"sql": None}, "it has none"),
         ({"connection": None}, "needs connection"),
         ({"keys": ()}, "a row fetched twice is known"),

@@ -57,18 +57,23 @@ class Landing(Record):
         return self.newest
 
 
-class Landings:
-    """The landings of one source.
+# Of what is fetched, what says how it is read and what is done in need, and not which rows there are.
+_MANNERS = {"overlap", "overlap_numbers", "chunk_rows", "unreadable", "lost"}
 
-    :param definition: what is fetched from where; a source that is declared otherwise starts anew
-    """
+
+def landed_folder(name: str, source: Source) -> str:
+    """Where a source's fetched rows are; one that fetches other rows, or from elsewhere, has another."""
+    assert source.fetched is not None
+    definition = {"connection": source.connection, **source.fetched.model_dump(mode="json", exclude=_MANNERS)}
+    return f"landed/{safe_name(name)}-{digest_of(definition)[:16]}"
+
+
+class Landings:
+    """The landings of one source; one that is declared otherwise starts anew."""
 
     def __init__(self, lake: Lake, name: str, source: Source) -> None:
-        assert source.fetched is not None
-        how = source.fetched.model_dump(mode="json", exclude={"overlap", "overlap_numbers", "chunk_rows"})
-        definition = {"connection": source.connection, **how}
         self._lake = lake
-        self._folder = f"landed/{safe_name(name)}-{digest_of(definition)[:16]}"
+        self._folder = landed_folder(name, source)
 
     def current(self) -> list[Landing]:
         """Those whose rows count, in their order."""

@@ -26,6 +26,7 @@ import pyarrow.parquet
 
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.adapters.landed import Landings
+from ml_lifecycle.adapters.landed_topic import TopicLandings
 from ml_lifecycle.adapters.tables import POLARS_TYPES, TIMESTAMP
 from ml_lifecycle.errors import SourceError, SourceNotReadyError
 from ml_lifecycle.spec.contract import Contract, FieldType
@@ -97,10 +98,13 @@ def list_files(name: str, source: Source, lake: Lake, storage_options: StorageOp
 
 
 def _landed_files(name: str, source: Source, lake: Lake) -> list[SourceFile]:
-    files = [
-        SourceFile(landing.path, landing.digest, lake.full_path(landing.path), lake.filesystem)
-        for landing in Landings(lake, name, source).current()
-    ]
+    landed: list[tuple[str, str]]
+    if source.kafka is not None:
+        topic = TopicLandings(lake, name, source).current()
+        landed = [(one.path, one.digest) for one in topic if one.path is not None and one.digest is not None]
+    else:
+        landed = [(one.path, one.digest) for one in Landings(lake, name, source).current()]
+    files = [SourceFile(path, digest, lake.full_path(path), lake.filesystem) for path, digest in landed]
     if not files:
         raise SourceNotReadyError(f"source {name!r}: nothing was fetched that has a row")
     return files

@@ -1,4 +1,4 @@
-"""Fetch: what is new in a database or an API → files in the lake, which ingest reads like any others.
+"""Fetch: what is new in a database, an API or a topic → files in the lake, which ingest reads as any others.
 
 Whoever ingests fetches first. Killed anywhere and called again it goes on from the last chunk that is whole;
 two at once fetch the same, and equal rows count once. Nothing is written where nothing is new.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from typing import Any
 
 import httpx
 import polars as pl
@@ -17,19 +18,22 @@ from ml_lifecycle.adapters.databases import chunks
 from ml_lifecycle.adapters.http_api import read_pages
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.landed import Cursor, Landings
+from ml_lifecycle.adapters.landed_topic import TopicLandings
 from ml_lifecycle.errors import SourceError
 from ml_lifecycle.spec.model import ModelSpec
-from ml_lifecycle.spec.source import Http, Sql
+from ml_lifecycle.spec.source import Http, Source, Sql
 
-Origins = Mapping[str, Callable[[], Engine | httpx.Client]]
-"""Opens a database, or an API, by connection id."""
+Origin = Engine | httpx.Client | Mapping[str, Any]
+"""A database, an API, or librdkafka's configuration of the way to brokers."""
+Origins = Mapping[str, Callable[[], Origin]]
+"""Opens one by connection id."""
 
 
 def fetch(spec: ModelSpec, lake: Lake, origins: Origins) -> dict[str, int]:
     """Bring what was fetched before up to now; source → new rows.
 
     :raises SourceNotReadyError: an origin does not answer. Retry: yes.
-    :raises SourceError: it refuses, or its cursor is none. Retry: no.
+    :raises SourceError: it refuses, its cursor is none, or records cannot be read or were lost. Retry: no.
     """
     fetched = {}
     for name, source in spec.sources.items():
@@ -38,12 +42,23 @@ def fetch(spec: ModelSpec, lake: Lake, origins: Origins) -> dict[str, int]:
         assert source.connection is not None  # the spec says so
         if source.connection not in origins:
             raise SourceError(f"source {name!r}: its connection {source.connection!r} is not given")
-        origin = origins[source.connection]()
-        try:
-            fetched[name] = _fetch(source.fetched, Landings(lake, name, source), origin, f"source {name!r}")
-        finally:
-            origin.close() if isinstance(origin, httpx.Client) else origin.dispose()
+        fetched[name] = _fetch_source(name, source, lake, origins[source.connection]())
     return fetched
+
+
+def _fetch_source(name: str, source: Source, lake: Lake, origin: Origin) -> int:
+    what = f"source {name!r}"
+    if source.kafka is not None:
+        from ml_lifecycle.stages.fetch_topic import fetch_topic  # imports librdkafka, which few have
+
+        assert isinstance(origin, Mapping)
+        return fetch_topic(source, TopicLandings(lake, name, source), origin, what)
+    assert isinstance(source.fetched, Sql | Http)
+    assert isinstance(origin, Engine | httpx.Client)
+    try:
+        return _fetch(source.fetched, Landings(lake, name, source), origin, what)
+    finally:
+        origin.close() if isinstance(origin, httpx.Client) else origin.dispose()
 
 
 def _fetch(how: Sql | Http, landings: Landings, origin: Engine | httpx.Client, what: str) -> int:

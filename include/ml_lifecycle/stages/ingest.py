@@ -71,7 +71,7 @@ UNDATED = "undated"
 _PARTITION_FORMATS = {"day": "%Y-%m-%d", "month": "%Y-%m", "year": "%Y"}
 _PARTITION = "__partition__"
 # Of a source what says where its rows are, and not how they are read.
-_PLACES = {"uri", "connection", "contract", "sql", "http"}
+_PLACES = {"uri", "connection", "contract", "sql", "http", "kafka"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def ingest(
 
     :param contracts: by name; CSV columns are read as the types they declare
     :param storage_options: fsspec's, by the connection id that a source names
-    :param origins: of sources with ``sql`` or ``http``, by the connection id that a source names
+    :param origins: of sources with ``sql``, ``http`` or ``kafka``, by the connection id that a source names
     :raises SourceNotReadyError: a source has no files, or does not answer. Retry: yes.
     :raises SourceError: a file is torn, or a value is not of its column's type. Retry: no.
     """
