@@ -155,10 +155,12 @@ def declared_types(source: Source, contract: Contract | None) -> dict[str, Field
 def read_file(name: str, source: Source, contract: Contract | None, file: SourceFile) -> pl.DataFrame:
     """The file's rows in canonical types, in no particular order.
 
-    A typed column of another kind than declared is left as it is, for the validation to report.
+    Columns have the names they have now, of ``source.renamed``. A typed column of another kind than declared,
+    which cannot be that without losing a value, is left as it is: for :func:`merge_column_types` where other
+    files have it as declared, and else for the validation to report.
 
-    :raises SourceError: the file is torn, lacks a column the source names, or holds text that is not of
-        its column's type. Retry: no, the file must be replaced.
+    :raises SourceError: the file is torn, lacks a column the source names, holds text that is not of its
+        column's type, or changes columns in a way that halts. Retry: no, the file must be replaced.
     :raises SourceNotReadyError: the file has gone. Retry: yes.
     """
     try:
@@ -167,11 +169,13 @@ def read_file(name: str, source: Source, contract: Contract | None, file: Source
         raise SourceError(
             f"source {name!r}: {file.name} is torn or no {source.format} file: {error}"
         ) from error
+    raw = _present_names(raw, source, f"source {name!r}: {file.name}")
     if lacking := [column for column in _needed(source) if column not in raw.columns]:
         raise SourceError(
             f"source {name!r}: {file.name} has no column {', '.join(map(repr, lacking))}; "
             f"it has {', '.join(raw.columns) or 'none'}"
         )
+    _check_evolution(raw.columns, source, contract, f"source {name!r}: {file.name}")
     types = declared_types(source, contract)
     hidden = {field.name for field in contract.fields if field.pii} if contract is not None else set()
     first_row = 2 if source.format == "csv" else 1
@@ -194,6 +198,34 @@ def read_file(name: str, source: Source, contract: Contract | None, file: Source
                 "but must hold timestamps or dates"
             )
     return frame
+
+
+def _present_names(raw: pl.DataFrame, source: Source, where: str) -> pl.DataFrame:
+    """The columns by the names they have now."""
+    now = {
+        former: name for name, names in source.renamed.items() for former in names if former in raw.columns
+    }
+    for name in now.values():
+        if len(both := [column for column in raw.columns if now.get(column, column) == name]) > 1:
+            raise SourceError(
+                f"{where} has {' and '.join(both)}, which are one column by the source's `renamed`"
+            )
+    return raw.rename(now)
+
+
+def _check_evolution(columns: Sequence[str], source: Source, contract: Contract | None, where: str) -> None:
+    if contract is None:
+        return
+    listed = [field.name for field in contract.fields]
+    added = [column for column in columns if column not in listed and column not in _needed(source)]
+    removed = [column for column in listed if column not in columns]
+    for change, found in (("added", added), ("removed", removed)):
+        if found and getattr(source.evolution, change) == "halt":
+            verb = "has" if change == "added" else "lacks"
+            raise SourceError(
+                f"{where} {verb} {', '.join(found)}, and evolution.{change} is halt: change the contract "
+                f"{contract.name!r}, say renamed, or allow it"
+            )
 
 
 def _needed(source: Source) -> list[str]:
@@ -290,12 +322,17 @@ def _canonical(column: pl.Series, kind: FieldType | None, where: str) -> pl.Seri
     target = POLARS_TYPES[kind]
     lossless = (
         column.dtype == pl.Null
-        or (column.dtype == pl.Int64 and kind == "float")
+        or (column.dtype == pl.Int64 and kind == "float" and _exact_as_float(column))
+        or (column.dtype == pl.Int64 and kind == "string")
         or (column.dtype == pl.Date and kind == "timestamp")
         or (column.dtype == pl.Float64 and kind == "integer" and _all_whole(column))
         or (column.dtype == TIMESTAMP and kind == "date" and (column == column.dt.truncate("1d")).all())
     )
     return column.cast(target) if lossless else column
+
+
+def _exact_as_float(column: pl.Series) -> bool:
+    return bool((column.abs() <= int(_WHOLE_DOUBLE)).all())
 
 
 def _all_whole(column: pl.Series) -> bool:

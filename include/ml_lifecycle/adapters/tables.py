@@ -51,25 +51,36 @@ def column_types(frame: pl.DataFrame) -> dict[str, str]:
     return {name: _ARROW_BY_POLARS[dtype] for name, dtype in frame.schema.items()}
 
 
-def merge_column_types(files: Iterable[tuple[str, Mapping[str, str]]]) -> dict[str, str]:
+def merge_column_types(
+    files: Iterable[tuple[str, Mapping[str, str]]],
+    declared: Mapping[str, FieldType] | None = None,
+    *,
+    widen: bool = True,
+) -> dict[str, str]:
     """The columns of a table whose files hold ``(file, columns)``: all of them, each with one type.
 
     Integers beside floats make floats; a column that is null everywhere is text.
 
+    :param declared: columns' types: where files differ, the one that is not of its declared type is named
+    :param widen: False refuses integers beside floats
     :raises SourceError: two files have types that do not go together. Retry: no.
     """
     merged: dict[str, tuple[str, str]] = {}
     for file, columns in files:
         for name, found in columns.items():
             known, known_file = merged.get(name, (found, file))
+            wanted = (declared or {}).get(name)
             if known == _NULL:
                 known, known_file = found, file
-            elif {known, found} == {"int64", "double"}:
+            elif {known, found} == {"int64", "double"} and wanted is None and widen:
                 known = "double"
             elif found not in (known, _NULL):
+                advice = "declare its type in the source's contract, or make the files agree"
+                if wanted is not None:
+                    wrong = file if found != ARROW_NAMES[wanted] else known_file
+                    advice = f"the contract says {wanted}, and {wrong} has a value that is none"
                 raise SourceError(
-                    f"column {name!r} is {known} in {known_file} but {found} in {file}; "
-                    "declare its type in the source's contract, or make the files agree"
+                    f"column {name!r} is {known} in {known_file} but {found} in {file}; {advice}"
                 )
             merged[name] = (known, known_file)
     return {name: "string" if kind == _NULL else kind for name, (kind, _) in sorted(merged.items())}

@@ -109,6 +109,21 @@ class Kafka(Strict):
         return self
 
 
+class Evolution(Strict):
+    """What a source's files may do to its columns as time goes by; what halts names the file.
+
+    Changes that could lose a value always halt: docs/data.md has them all.
+
+    :param added: a file has a column that its contract does not list
+    :param removed: a file lacks a column that its contract lists; in its rows that is null
+    :param widened: whole numbers in one file and fractions in another, where no contract says which
+    """
+
+    added: Literal["allow", "halt"] = "allow"
+    removed: Literal["allow", "halt"] = "allow"
+    widened: Literal["allow", "halt"] = "allow"
+
+
 class Source(Strict):
     """Where rows come from.
 
@@ -125,6 +140,8 @@ class Source(Strict):
         with the newest ``known_at`` stays; name ``known_at`` here as well to keep every revision. Features
         of a source that is revised need them all: for a moment before a revision the former row counts
     :param null_values: texts that mean a missing value in CSV
+    :param renamed: former names of columns: ``{price: [cost, amount]}`` reads as ``price`` what older files
+        call ``cost`` or ``amount``
     :param contract: name of its contract in ``contract.yaml``; None leaves it unchecked
     """
 
@@ -139,6 +156,8 @@ class Source(Strict):
     keys: tuple[Text, ...] = ()
     partition: Literal["day", "month", "year"] = "month"
     null_values: tuple[str, ...] = ("",)
+    renamed: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
+    evolution: Evolution = Evolution()
     contract: Name | None = None
 
     @property
@@ -161,6 +180,19 @@ class Source(Strict):
             raise FieldError("format", f"goes with uri: what {place} gives has types already")
         if not isinstance(self.fetched, Kafka) and self.fetched.cursor is not None and not self.keys:
             raise FieldError("keys", f"are needed with {place}.cursor: by them a row fetched twice is known")
+        return self
+
+    @model_validator(mode="after")
+    def _a_column_was_one_column(self) -> Source:
+        former = [name for names in self.renamed.values() for name in names]
+        for name in former:
+            if former.count(name) > 1 or name in self.renamed:
+                raise FieldError(
+                    "renamed", f"{name!r} can be the former name of one column only, and no present one"
+                )
+        for change in ("added", "removed"):
+            if self.contract is None and getattr(self.evolution, change) == "halt":
+                raise FieldError("evolution", f"{change}: halt needs a contract, which lists the columns")
         return self
 
     @model_validator(mode="after")

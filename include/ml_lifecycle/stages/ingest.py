@@ -262,10 +262,12 @@ class _SourceReader:
         self.contract = contract
         self.lake = lake
         self.run = run
+        self.types = declared_types(source, contract)
         self.definition = digest_of(
             {
                 "source": source.model_dump(mode="json", exclude=_PLACES),
-                "types": declared_types(source, contract),
+                "types": self.types,
+                "columns": _listed(source, contract),
             }
         )
 
@@ -289,7 +291,11 @@ class _SourceReader:
             spill = _Spill(Path(folder))
             read = {file.name: self._read_file(file, spill) for file in files if file.name not in kept}
             now = {**kept, **read}
-            columns = merge_column_types((name, now[name].columns) for name in sorted(now))
+            columns = merge_column_types(
+                ((name, now[name].columns) for name in sorted(now)),
+                self.types,
+                widen=self.source.evolution.widened == "allow",
+            )
             touched = _changed_parts(base.files, now)
             grown = {label for label in touched & base_files.keys() if _only_grew(label, base.files, now)}
             for label in grown:
@@ -362,6 +368,12 @@ class _SourceReader:
         # A key that is null in all of a partition's rows has no column there.
         first = dict.fromkeys((self.source.event_time, self.source.known_at, *self.source.keys))
         return canonical_order(rows, [column for column in first if column in rows.columns])
+
+
+def _listed(source: Source, contract: Contract | None) -> list[str]:
+    """The columns that files are held against one by one."""
+    held = "halt" in (source.evolution.added, source.evolution.removed)
+    return sorted(field.name for field in contract.fields) if contract is not None and held else []
 
 
 def _changed_parts(before: Mapping[str, FileReading], now: Mapping[str, FileReading]) -> set[str]:
