@@ -29,6 +29,7 @@ from ml_lifecycle.adapters.landed import Landings
 from ml_lifecycle.adapters.landed_topic import TopicLandings
 from ml_lifecycle.adapters.tables import POLARS_TYPES, TIMESTAMP
 from ml_lifecycle.errors import SourceError, SourceNotReadyError
+from ml_lifecycle.personal import personal_columns, without_values
 from ml_lifecycle.spec.contract import Contract, FieldType
 from ml_lifecycle.spec.source import Source
 
@@ -167,7 +168,7 @@ def read_file(name: str, source: Source, contract: Contract | None, file: Source
         raw = _READERS[source.format](source, file)
     except _TORN as error:
         raise SourceError(
-            f"source {name!r}: {file.name} is torn or no {source.format} file: {error}"
+            f"source {name!r}: {file.name} is torn or no {source.format} file: {without_values(str(error))}"
         ) from error
     raw = _present_names(raw, source, f"source {name!r}: {file.name}")
     if lacking := [column for column in _needed(source) if column not in raw.columns]:
@@ -177,7 +178,7 @@ def read_file(name: str, source: Source, contract: Contract | None, file: Source
         )
     _check_evolution(raw.columns, source, contract, f"source {name!r}: {file.name}")
     types = declared_types(source, contract)
-    hidden = {field.name for field in contract.fields if field.pii} if contract is not None else set()
+    hidden = personal_columns([contract] if contract is not None else [])
     first_row = 2 if source.format == "csv" else 1
     columns = []
     for column in raw.iter_columns():

@@ -86,6 +86,11 @@ def merge_column_types(
     return {name: "string" if kind == _NULL else kind for name, (kind, _) in sorted(merged.items())}
 
 
+def types_of(values: Iterable[object]) -> str:
+    """The types of some values in words, missing ones left out."""
+    return " and ".join(sorted({type(value).__name__ for value in values if value is not None})) or "nothing"
+
+
 def canonical_order(frame: pl.DataFrame, first: Sequence[str]) -> pl.DataFrame:
     """Columns and rows in an order that depends on the rows alone: ``first``, then all others by name."""
     order = [*first, *sorted(set(frame.columns) - set(first))]

@@ -50,8 +50,8 @@ class ContractField(Strict):
     :param min_share: smallest share of the rows with a value that each allowed value, or true and false, must
         hold in the whole table: class balance of a label, representation of a group
     :param severity: what a broken rule of this field does: halt the run, or warn
-    :param pii: whether it holds personal data: its values stay out of messages and reports, and are masked
-        in the quarantine
+    :param pii: whether it holds personal data: its values, and those of features and keys of its name, stay
+        out of messages, records and reports
     """
 
     name: Text

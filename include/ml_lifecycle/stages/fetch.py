@@ -125,7 +125,7 @@ def _before(newest: Cursor, how: Sql | Http, what: str) -> Cursor:
         moment = datetime.fromisoformat(newest) - how.overlap
     except ValueError as error:
         raise SourceError(
-            f"{what}: {how.cursor} is text such as {newest!r}; a cursor is a time or a whole number"
+            f"{what}: {how.cursor} is text that is no time; a cursor is a time or a whole number"
         ) from error
     return moment.isoformat(newest[10:11] or " ") if len(newest) > 10 else moment.date().isoformat()
 
