@@ -11,12 +11,12 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from io import BytesIO
 from typing import ClassVar
 
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake, safe_name, sha256
+from ml_lifecycle.adapters.parquet import parquet_bytes
 from ml_lifecycle.records import Record, digest_of, from_json, to_json
 from ml_lifecycle.spec.source import Source
 
@@ -94,11 +94,11 @@ class Landings:
 
         :param newest: the highest cursor of these and all before
         """
-        return self._write(_parquet(rows), rows.height, newest)
+        return self._write(parquet_bytes(rows), rows.height, newest)
 
     def replace(self, rows: pl.DataFrame) -> Landing:
         """Keep rows in place of all before; if they are the same, those stay."""
-        data = _parquet(rows)
+        data = parquet_bytes(rows)
         if (now := self.current()) and now[-1].digest == sha256(data):
             return now[-1]
         return self._write(data, rows.height, None)
@@ -133,9 +133,3 @@ class Landings:
 
 def _text_of(cursor: Cursor) -> str:
     return cursor.isoformat() if isinstance(cursor, date) else str(cursor)
-
-
-def _parquet(rows: pl.DataFrame) -> bytes:
-    buffer = BytesIO()
-    rows.write_parquet(buffer, compression="zstd")
-    return buffer.getvalue()

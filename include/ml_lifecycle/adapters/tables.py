@@ -7,7 +7,6 @@ missing value is null: NaN counts as missing, and a column that a file lacks is 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 
@@ -15,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.parquet import parquet_bytes
 from ml_lifecycle.errors import SourceError
 from ml_lifecycle.records import Snapshot, SnapshotFile, SnapshotTable, digest_of
 from ml_lifecycle.spec.contract import FieldType
@@ -125,9 +125,7 @@ def _column_digest(column: pl.Series) -> str:
 
 def write_parquet(lake: Lake, path: str, frame: pl.DataFrame) -> str:
     """Write a frame to the lake atomically; returns ``path``."""
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd", statistics=True)
-    return lake.write_bytes(path, buffer.getvalue())
+    return lake.write_bytes(path, parquet_bytes(frame))
 
 
 def write_rows(lake: Lake, partition: str, frame: pl.DataFrame, event_time: str | None) -> SnapshotFile:
