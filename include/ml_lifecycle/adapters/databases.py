@@ -11,7 +11,7 @@ import polars as pl
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from ml_lifecycle.adapters.landed import Cursor
+from ml_lifecycle.adapters.cursors import Cursor
 from ml_lifecycle.adapters.tables import types_of
 from ml_lifecycle.errors import SourceError, SourceNotReadyError
 from ml_lifecycle.spec.source import Sql

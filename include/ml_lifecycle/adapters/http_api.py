@@ -10,7 +10,7 @@ import httpx
 import polars as pl
 import tenacity
 
-from ml_lifecycle.adapters.landed import Cursor
+from ml_lifecycle.adapters.cursors import Cursor
 from ml_lifecycle.adapters.tables import types_of
 from ml_lifecycle.errors import SourceError, SourceNotReadyError
 from ml_lifecycle.spec.source import Http

@@ -10,17 +10,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
 from typing import ClassVar
 
 import polars as pl
 
+from ml_lifecycle.adapters.cursors import Cursor, cursor_text, read_cursor
 from ml_lifecycle.adapters.lake import Lake, safe_name, sha256
 from ml_lifecycle.adapters.parquet import parquet_bytes
 from ml_lifecycle.records import Record, digest_of, from_json, to_json
 from ml_lifecycle.spec.source import Source
-
-Cursor = datetime | date | int | str
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,7 @@ class Landing(Record):
     @property
     def cursor(self) -> Cursor | None:
         """The highest cursor, as the database gave it."""
-        if self.newest is None:
-            return None
-        match self.kind:
-            case "datetime":
-                return datetime.fromisoformat(self.newest)
-            case "date":
-                return date.fromisoformat(self.newest)
-            case "int":
-                return int(self.newest)
-        return self.newest
+        return None if self.newest is None else read_cursor(self.newest, str(self.kind))
 
 
 # Of what is fetched, what says how it is read and what is done in need, and not which rows there are.
@@ -123,13 +112,9 @@ class Landings:
             path=self._lake.write_bytes(f"{stem}.parquet", data),
             rows=rows,
             digest=sha256(data),
-            newest=None if newest is None else _text_of(newest),
+            newest=None if newest is None else cursor_text(newest),
             kind=None if newest is None else type(newest).__name__,
             whole=newest is None,
         )
         self._lake.write_json(f"{stem}.json", to_json(landing))
         return landing
-
-
-def _text_of(cursor: Cursor) -> str:
-    return cursor.isoformat() if isinstance(cursor, date) else str(cursor)
