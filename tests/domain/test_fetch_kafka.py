@@ -138,6 +138,12 @@ def test_time_may_be_a_field_and_what_is_nested_becomes_columns(brokers: Brokers
     assert rows["tags"].to_list() == ['["a", "ä"]', None]
 
 
+def test_a_field_that_no_record_of_a_chunk_has_is_null(brokers: Brokers, events: Events) -> None:
+    brokers.put("orders", {"id": 1}, {"id": 2, "when": "2013-01-05T10:00:00Z"})
+    rows = events.rows(timestamp=None, chunk_rows=1, source={"event_time": "when"}).sort("id")
+    assert rows["when"].to_list() == [None, datetime(2013, 1, 5, 10, tzinfo=UTC)]
+
+
 def test_text_is_one_column(brokers: Brokers, events: Events) -> None:
     brokers.put("orders", "früh".encode(), b"12")
     assert sorted(events.rows(format="text")["value"]) == ["12", "früh"]
@@ -242,6 +248,12 @@ def test_a_record_that_cannot_be_read_is_named_and_nothing_is_lost(
     kept = pl.read_parquet(events.lake.read_bytes(aside))
     assert kept.select("partition", "offset", "value").rows() == [(1, 1, value)]
     assert said in kept["reason"][0]
+
+
+def test_a_record_without_any_column_is_no_row(brokers: Brokers, events: Events) -> None:
+    brokers.put("orders", {})
+    with pytest.raises(SourceError, match="offset 0: its value has no field"):
+        events.fetch(timestamp=None, source={"event_time": None})
 
 
 def test_a_column_has_one_type_for_ever_but_whole_numbers_may_get_fractions(

@@ -50,14 +50,12 @@ def decode(
     records: Sequence[Message],
     kafka: Kafka,
     kinds: Mapping[str, FieldType],
-    needed: Sequence[str],
     what: str,
 ) -> Decoded:
     """The rows of some records, by partition and offset.
 
     :param kinds: the types that columns had before: a value of another one is unreadable, but whole numbers
         beside fractions, which make fractions
-    :param needed: columns that are there even if no record has them
     :raises SourceError: a record cannot be read, and the source does not say to set it aside. Retry: no.
     """
     now, tombstones = dict(kinds), 0
@@ -81,7 +79,7 @@ def decode(
             aside.append((*place, record.key(), record.value(), str(error)))
         else:
             rows.append(row)
-    names = dict.fromkeys((*needed, *(name for row in rows for name in row)))
+    names = dict.fromkeys(name for row in rows for name in row)
     columns = [_column(name, [row.get(name) for row in rows], now.get(name)) for name in names]
     return Decoded(pl.DataFrame(columns), now, tombstones, pl.DataFrame(aside, schema=_ASIDE, orient="row"))
 
@@ -112,6 +110,8 @@ def _row(record: Message, kafka: Kafka) -> dict[str, Any]:
     row = {"value": text} if kafka.format == "text" else _fields(text)
     if both := sorted(own.keys() & row.keys()):
         raise _UnreadableError(f"its value has {', '.join(both)} too, as the source calls columns of its own")
+    if not own and not row:
+        raise _UnreadableError("its value has no field")
     return {**own, **row}
 
 

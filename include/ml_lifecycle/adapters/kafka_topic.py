@@ -100,11 +100,14 @@ class Topic:
             client = AdminClient(self._admin_config)
             asked = client.describe_topics(TopicCollection([self.name]), request_timeout=_ANSWER_SECONDS)
             try:
-                return str(asked[self.name].result().topic_id)
+                found = asked[self.name].result().topic_id
             except KafkaException as error:
                 if error.args[0].code() == KafkaError._UNSUPPORTED_FEATURE:
                     return None
                 raise
+        # Brokers before 2.8 say zero of every topic.
+        known = found.get_most_significant_bits() or found.get_least_significant_bits()
+        return str(found) if known else None
 
     def spans(self) -> dict[int, Span]:
         """Every partition, as it is now.

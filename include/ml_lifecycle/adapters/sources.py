@@ -171,6 +171,11 @@ def read_file(name: str, source: Source, contract: Contract | None, file: Source
             f"source {name!r}: {file.name} is torn or no {source.format} file: {without_values(str(error))}"
         ) from error
     raw = _present_names(raw, source, f"source {name!r}: {file.name}")
+    if source.kafka is not None:
+        # No record of a chunk need have a field, and what was kept once cannot be replaced.
+        raw = raw.with_columns(
+            pl.lit(None).alias(name) for name in _needed(source) if name not in raw.columns
+        )
     if lacking := [column for column in _needed(source) if column not in raw.columns]:
         raise SourceError(
             f"source {name!r}: {file.name} has no column {', '.join(map(repr, lacking))}; "

@@ -30,7 +30,6 @@ def fetch_topic(source: Source, landings: TopicLandings, config: Mapping[str, An
     """
     kafka = source.kafka
     assert kafka is not None
-    needed = [name for name in (source.event_time, source.known_at, *source.keys) if name is not None]
     fetched = 0
     with Topic(config, kafka.topic, what) as topic:
         # The landings before the brokers: these then have all that those have, if they have it still.
@@ -42,7 +41,7 @@ def fetch_topic(source: Source, landings: TopicLandings, config: Mapping[str, An
         while not finished:
             finished = True
             for chunk in topic.read(begin, end, kafka.chunk_rows):
-                decoded = decode(chunk.records, kafka, last.kinds if last is not None else {}, needed, what)
+                decoded = decode(chunk.records, kafka, last.kinds if last is not None else {}, what)
                 reached = Reached(topic_id, begin, chunk.offsets, lost)
                 landing = landings.add(last, decoded, reached)
                 if landing is None:  # another fetch was first: on from where it is
