@@ -179,11 +179,15 @@ class Validation(Record):
 
 @dataclass(frozen=True)
 class ColumnSpec:
-    """A named, typed model input. Nullable floats are NaN; a null string is the empty string."""
+    """A named, typed model input. Nullable floats are NaN; a null string is the empty string.
+
+    :param personal: a contract marks it ``pii``: its values stand in no report
+    """
 
     name: str
     type: Literal["float", "int", "string", "bool"]
     nullable: bool = False
+    personal: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,7 @@ class TrainingSet(Record):
     entity keys.
 
     :param label_column: the label's name in the files
+    :param personal: columns of the files, keys and label included, whose values stand in no report
     :param train_end: no training row's event time is at or after it
     :param holdout: the holdout's event times; it starts an embargo (the label delay) after ``train_end``
     """
@@ -213,6 +218,7 @@ class TrainingSet(Record):
     columns: tuple[ColumnSpec, ...]
     label_column: str
     entity_keys: tuple[str, ...]
+    personal: tuple[str, ...] = ()
 
     @property
     def registry_path(self) -> str:

@@ -147,6 +147,22 @@ def test_an_api_is_asked_as_its_connection_says(connect: Connect) -> None:
         client()
 
 
+def test_brokers_are_configured_as_airflow_s_kafka_hooks_are(connect: Connect) -> None:
+    def config(**fields: Any) -> Any:
+        connect("events", conn_type="kafka", **fields)
+        source = Source.model_validate({"kafka": {"topic": "orders"}, "connection": "events"})
+        spec = with_query("other").model_copy(update={"sources": {"orders": source}})
+        (make,) = source_origins(spec).values()
+        return make()
+
+    extra = {"bootstrap.servers": "b:9092", "security.protocol": "SASL_SSL", "group.id": "mine"}
+    assert config(extra=extra) == extra
+    with pytest.raises(ConnectionIncompleteError, match=r"'events' needs \{.bootstrap.servers.: .\}"):
+        config(host="b:9092")
+    with pytest.raises(ValueError, match="callback_allowlist is empty"):
+        config(extra={**extra, "oauth_cb": "os.system"})
+
+
 def test_mlflow_is_an_url_or_host_and_port(connect: Connect) -> None:
     connect("m", conn_type="ml_lifecycle_mlflow", host="http://127.0.0.1", port=5001)
     assert MlflowHook("m").get_conn() == "http://127.0.0.1:5001"

@@ -263,7 +263,7 @@ def test_types_that_databases_have(database_url: str, tmp_path: Path) -> None:
         ({"query": "SELECT id, id FROM orders", "cursor": None}, "gives id more than once"),
         ({"query": "SELEC id FROM orders"}, "the database (does not take the query|cannot be read now)"),
         ({"query": "SELECT id, at, value, NULL AS changed FROM orders"}, "1 rows have no changed"),
-        ({"query": "SELECT id, at, value, 'soon' AS changed FROM orders"}, "changed is text such as 'soon'"),
+        ({"query": "SELECT id, at, value, 'soon' AS changed FROM orders"}, "changed is text that is no time"),
     ],
 )
 def test_a_query_that_cannot_be_fetched_is_said(shop: Shop, sql: dict[str, Any], said: str) -> None:
@@ -291,7 +291,7 @@ def test_an_empty_table_has_not_arrived_and_a_dead_database_neither(shop: Shop, 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"uri": "raw/*.parquet"}, "exactly one of uri, sql and http"),
+        ({"uri": "raw/*.parquet"}, "exactly one of uri, sql, http and kafka"),
         ({"sql": None}, "it has none"),
         ({"connection": None}, "needs connection"),
         ({"keys": ()}, "a row fetched twice is known"),

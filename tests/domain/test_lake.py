@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import fsspec
+import polars as pl
+import pyarrow.parquet
 import pytest
 from s3_kit import S3Store
 
@@ -18,6 +20,8 @@ from ml_lifecycle.adapters.lake import (
     safe_name,
     sha256,
 )
+from ml_lifecycle.adapters.parquet import ROW_GROUP_ROWS, writing_parquet
+from ml_lifecycle.adapters.tables import write_parquet
 from ml_lifecycle.errors import IntegrityError, NoSpaceError, ServerUnavailableError, UnsafeNameError
 
 
@@ -284,3 +288,21 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
     writer.join()
     assert seen <= whole
     assert os.listdir(tmp_path / "lake") == ["current"]
+
+
+def test_files_are_written_in_groups_that_readers_can_leave_out(tmp_path: Path) -> None:
+    """Snapshots, landings, training sets and references; :func:`writing_parquet` writes scores alike."""
+    rows = pl.DataFrame({"at": range(2 * ROW_GROUP_ROWS + 1), "name": "x"})
+    lake = Lake(str(tmp_path))
+    write_parquet(lake, "whole.parquet", rows)
+    table = rows.to_arrow()
+    with writing_parquet(lake, "batches.parquet", table.schema) as output:
+        for batch in table.combine_chunks().to_batches():
+            output.write(batch)
+    for name in ("whole", "batches"):
+        footer = pyarrow.parquet.read_metadata(tmp_path / f"{name}.parquet")
+        groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+        assert max(group.num_rows for group in groups) <= ROW_GROUP_ROWS
+        assert len(groups) == 3
+        assert {group.column(0).compression for group in groups} == {"ZSTD"}
+        assert all(group.column(0).statistics.has_min_max for group in groups)

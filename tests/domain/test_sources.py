@@ -147,7 +147,7 @@ def test_typed_columns_become_canonical(tmp_path: Path) -> None:
         }
     )
     put(tmp_path, "a.parquet", frame)
-    declared = {"whole": "integer", "text_number": "integer", "nothing": "float", "count": "string"}
+    declared = {"whole": "integer", "text_number": "integer", "nothing": "float", "count": "boolean"}
     row = read(tmp_path, "a.parquet", declared, format="parquet")
     assert row.to_dicts() == [
         {
@@ -159,7 +159,7 @@ def test_typed_columns_become_canonical(tmp_path: Path) -> None:
             "whole": 3,
             "text_number": 4,
             "nothing": None,
-            "count": 1,  # not text, which is for the validation to say
+            "count": 1,  # no truth, which is for the validation to say
         }
     ]
     assert row.schema["nothing"] == pl.Float64

@@ -37,6 +37,7 @@ environments:
   staging: {server: a, lake: b, online_store: c}
   production: {server: d, lake: e, online_store: f}
 """
+URI = "    uri: landing/visits/*.parquet\n"
 CONTRACT = """\
 contract:
   name: visits
@@ -140,6 +141,11 @@ CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
     ("template in the image", "model.yaml", "training:\n", "training:\n  image: '{{ var.value.secret }}'\n"),
     ("newline in a user's name", "model.yaml", "users: [admin]", 'users: ["admin\\n"]'),
     ("NUL in a path", "model.yaml", "uri: landing/visits/*.parquet", 'uri: "landing\\0"'),
+    ("two places", "model.yaml", "    event_time", "    kafka: {topic: visits}\n    event_time"),
+    ("topic without brokers", "model.yaml", URI, "    kafka: {topic: visits}\n"),
+    ("topic's policy", "model.yaml", URI, "    connection: c\n    kafka: {topic: t, lost: ignore}\n"),
+    ("topic's tombstones", "model.yaml", URI, "    connection: c\n    kafka: {topic: t, deleted: gone}\n"),
+    ("topic's key", "model.yaml", URI, "    connection: c\n    kafka: {topics: visits}\n"),
     ("path that leaves the lake", "model.yaml", "landing/visits/*.parquet", "../../etc/*.parquet"),
     ("name with a look-alike", "model.yaml", "name: churn", "name: \u0441hurn"),
     ("long name", "model.yaml", "name: churn", f"name: {'churn' * 40}"),

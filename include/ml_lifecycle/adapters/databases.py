@@ -9,9 +9,10 @@ from uuid import UUID
 
 import polars as pl
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from ml_lifecycle.adapters.landed import Cursor
+from ml_lifecycle.adapters.cursors import Cursor
+from ml_lifecycle.adapters.tables import types_of
 from ml_lifecycle.errors import SourceError, SourceNotReadyError
 from ml_lifecycle.spec.source import Sql
 
@@ -58,19 +59,20 @@ def _statement(engine: Engine, sql: Sql, since: Cursor | None) -> tuple[str, Map
 
 def _frame(names: Sequence[str], rows: Sequence[Sequence[Any]], what: str) -> pl.DataFrame:
     columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-    try:
-        return pl.DataFrame([_column(name, values) for name, values in columns.items()])
-    except (TypeError, pl.exceptions.PolarsError, OverflowError) as error:
-        raise SourceError(f"{what}: a column holds values of several types: {error}") from error
+    return pl.DataFrame([_column(name, values, what) for name, values in columns.items()])
 
 
-def _column(name: str, values: Sequence[Any]) -> pl.Series:
+def _column(name: str, values: Sequence[Any], what: str) -> pl.Series:
     if any(isinstance(value, UUID) for value in values):
         values = [None if value is None else str(value) for value in values]
     # SQLite has no type of its own for whole numbers in a column of floats.
     if {type(value) for value in values} == {int, float}:
         values = [float(value) for value in values]
-    return pl.Series(name, values)
+    try:
+        return pl.Series(name, values)
+    except (TypeError, pl.exceptions.PolarsError, OverflowError) as error:
+        # Polars says which value: it may be personal data.
+        raise SourceError(f"{what}: column {name!r} holds {types_of(values)}, and not one type") from error
 
 
 @contextmanager
@@ -79,6 +81,9 @@ def _told(what: str) -> Iterator[None]:
         yield
     except (OperationalError, InterfaceError) as error:
         raise SourceNotReadyError(f"{what}: the database cannot be read now: {error.orig}") from error
+    except DataError as error:
+        code = getattr(error.orig, "pgcode", None) or type(error.orig).__name__  # its text quotes the value
+        raise SourceError(f"{what}: the query cannot make of a value what it asks for ({code})") from error
     except DBAPIError as error:
         raise SourceError(f"{what}: the database does not take the query: {error.orig}") from error
     except SQLAlchemyError as error:

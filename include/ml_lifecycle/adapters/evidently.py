@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from ml_lifecycle.personal import told
 from ml_lifecycle.profiles.profile import as_profiled
 from ml_lifecycle.records import ColumnSpec, Finding, TaskType
 
@@ -56,7 +57,9 @@ def drift_report(
     :raises ValueError: no column is left. Retry: no.
     """
     before, now = as_profiled(reference, columns), as_profiled(current, columns)
-    left_out = {
+    # Its pages show categories, and where bins begin and end.
+    left_out = {column.name: "it holds personal data" for column in columns if column.personal}
+    left_out |= {
         column.name: f"no value in the {side}"
         for side, frame in (("training rows", before), ("window", now))
         for column in columns
@@ -100,7 +103,7 @@ def _failure(report: Callable[[Sequence[ColumnSpec]], EvidentlyReport], column: 
     try:
         report([column])
     except Exception as error:  # noqa: BLE001 - the reason is what is asked for
-        return f"{type(error).__name__}: {error}"
+        return told(error)
     return None
 
 

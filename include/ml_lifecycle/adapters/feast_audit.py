@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,6 +12,7 @@ from feast import FeatureStore, FeatureView
 
 from ml_lifecycle.adapters.feast_repo import Features, historical_features
 from ml_lifecycle.adapters.feast_store import source_columns
+from ml_lifecycle.personal import masked
 
 _RELATIVE = 1e-6  # Float32 values are rounded once more on their way through the online store
 
@@ -24,8 +26,11 @@ class Difference:
     online: object
     offline: object
 
-    def __str__(self) -> str:
-        return f"{self.feature} of {self.key}: {self.online!r} online, {self.offline!r} offline"
+    def shown(self, personal: Collection[str]) -> str:
+        """In words, without the values of columns that hold personal data."""
+        name = self.feature.split(":", 1)[1]
+        online, offline = (masked({name: value}, personal)[name] for value in (self.online, self.offline))
+        return f"{self.feature} of {masked(self.key, personal)}: {online!r} online, {offline!r} offline"
 
 
 def compare(

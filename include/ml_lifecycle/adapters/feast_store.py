@@ -43,6 +43,7 @@ from feast.utils import (
 )
 
 from ml_lifecycle.adapters.as_of import TIMESTAMP, Table, batches, in_microseconds, join_as_of
+from ml_lifecycle.adapters.parquet import COMPRESSION, COMPRESSION_LEVEL, ROW_GROUP_ROWS
 from ml_lifecycle.errors import FeatureError
 
 
@@ -115,9 +116,14 @@ class AsOfRetrievalJob(RetrievalJob):  # type: ignore[misc]  # Feast has no type
                 rows = self._declared(part.to_arrow())
                 if writer is None:
                     writer = opened.enter_context(
-                        pq.ParquetWriter(temporary, rows.schema, compression="zstd")
+                        pq.ParquetWriter(
+                            temporary,
+                            rows.schema,
+                            compression=COMPRESSION,
+                            compression_level=COMPRESSION_LEVEL,
+                        )
                     )
-                writer.write_table(rows)
+                writer.write_table(rows, ROW_GROUP_ROWS)
                 written += rows.num_rows
         return written
 
@@ -289,7 +295,12 @@ class AsOfOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast has no type
             schema = old.collect_schema()
             rows = pl.concat([old, rows.select(schema.names()).cast(schema)])
         with _replacing(path) as temporary:
-            rows.sink_parquet(temporary)
+            rows.sink_parquet(
+                temporary,
+                compression=COMPRESSION,
+                compression_level=COMPRESSION_LEVEL,
+                row_group_size=ROW_GROUP_ROWS,
+            )
         if progress:
             progress(table.num_rows)
 

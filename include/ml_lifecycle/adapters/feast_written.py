@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,6 +34,7 @@ from ml_lifecycle.adapters.feast_repo import (
     without_password,
 )
 from ml_lifecycle.errors import CanaryError, OnlineStoreUnavailableError
+from ml_lifecycle.personal import masked
 
 _VIEW, _LAST, _BEGUN = "materialised", "last", "begun"
 _FIELDS = ("snapshot_path", "code_digest", "as_of", "since")
@@ -59,11 +60,14 @@ class OnlineWriter:
 
     :param folder: an empty folder, for the repositories
     :param online_store: URL, ``sqlite:////absolute/path.db`` or ``redis://host:port/database``
+    :param personal: columns whose values stand in no error
     :raises OnlineStoreUnavailableError: it cannot be opened, read or written now. Retry: yes.
     """
 
-    def __init__(self, features: Features, folder: Path, online_store: str) -> None:
-        self._features = features
+    def __init__(
+        self, features: Features, folder: Path, online_store: str, personal: Collection[str] = ()
+    ) -> None:
+        self._features, self._personal = features, personal
         self._online_store, self._shown = online_store, without_password(online_store)
         memory = folder / "memory"
         memory.mkdir()
@@ -165,10 +169,17 @@ class OnlineWriter:
                 continue
             if event == moment and (view.batch_source.created_timestamp_column or self._is_late(written)):
                 continue
+            of, wrote, reads = (
+                masked(one, self._personal)
+                for one in (
+                    {key: row[key] for key in keys},
+                    dict(zip(names, values, strict=True)),
+                    dict(zip(names, found, strict=True)),
+                )
+            )
             raise CanaryError(
-                f"{view.name} of {[row[key] for key in keys]} was written to {self._shown} as "
-                f"{dict(zip(names, values, strict=True))} at {row[EVENT]}, and is read as "
-                f"{dict(zip(names, found, strict=True))}"
+                f"{view.name} of {list(of.values())} was written to {self._shown} as {wrote} at "
+                f"{row[EVENT]}, and is read as {reads}"
             )
 
     def _is_late(self, written: Written) -> bool:

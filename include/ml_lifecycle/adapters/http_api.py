@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
 import polars as pl
 import tenacity
 
-from ml_lifecycle.adapters.landed import Cursor
+from ml_lifecycle.adapters.cursors import Cursor
+from ml_lifecycle.adapters.tables import types_of
 from ml_lifecycle.errors import SourceError, SourceNotReadyError
 from ml_lifecycle.spec.source import Http
 
@@ -60,7 +61,16 @@ def read_pages(
     try:
         return pl.json_normalize(rows, infer_schema_length=None) if rows else pl.DataFrame()
     except (TypeError, pl.exceptions.PolarsError) as error:
-        raise SourceError(f"{what}: a column holds values of several types: {error}") from error
+        # Polars says which value: it may be personal data.
+        raise SourceError(f"{what}: {_mixed(rows)}") from error
+
+
+def _mixed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which columns hold values of several types."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    held = {name: types_of([row.get(name) for row in rows]) for name in names}
+    several = [f"column {name!r} holds {types}" for name, types in held.items() if " and " in types]
+    return f"{'; '.join(several) or 'a column within a column holds several types'}, and not one type"
 
 
 def _answers(

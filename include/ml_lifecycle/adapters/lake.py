@@ -6,17 +6,14 @@ stores a put is atomic by itself. Readers never see half a file.
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
 import io
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -25,22 +22,14 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from ml_lifecycle.errors import (
-    IntegrityError,
-    LifecycleError,
-    NoSpaceError,
-    ServerUnavailableError,
-    UnsafeNameError,
-)
+from ml_lifecycle.adapters.local_files import PIECE, create_file, no_room_said, replace_file, replacing
+from ml_lifecycle.errors import IntegrityError, LifecycleError, ServerUnavailableError, UnsafeNameError
 
 if TYPE_CHECKING:
     import polars as pl
 
 # A folder where a file should be, or a file where a folder should be, is a missing file too.
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-# EFBIG: a limit on the size of files, as ulimit -f sets one.
-_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-_PIECE = 2**20
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,199}")
 
 
@@ -174,7 +163,7 @@ class Lake:
         """
         full = self.full_path(path)
         if self._local:
-            _replace(full, io.BytesIO(data))
+            replace_file(full, io.BytesIO(data))
         else:
             self._fs.pipe_file(full, data)
         return path
@@ -183,12 +172,28 @@ class Lake:
         """Write ``value`` as readable JSON with sorted keys; returns ``path``."""
         return self.write_bytes(path, json_bytes(value))
 
+    def create_json(self, path: str, value: Any) -> bool:
+        """Write ``value`` where nothing is yet; of several who do so at once one gets True, and stays.
+
+        Stores that cannot put on that condition (of S3's kin most can) look first, and then put.
+
+        :raises NoSpaceError: the disk is full. Retry: yes, when there is room.
+        """
+        full, data = self.full_path(path), json_bytes(value)
+        if self._local:
+            return create_file(full, data)
+        try:
+            self._fs.pipe_file(full, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
     def put_file(self, path: str, local: str | os.PathLike[str]) -> str:
         """Copy a local file in atomically; returns ``path``. Errors as in :meth:`write_bytes`."""
         full = self.full_path(path)
         if self._local:
             with open(local, "rb") as file:
-                _replace(full, file)
+                replace_file(full, file)
         else:
             self._fs.put_file(os.fspath(local), full)
         return path
@@ -201,7 +206,7 @@ class Lake:
         """
         full = self.full_path(path)
         if self._local:
-            with _replacing(full) as file:
+            with replacing(full) as file:
                 yield file
             return
         # A store's own file would be closed, and thereby be there, after an error as well.
@@ -223,7 +228,7 @@ class Lake:
                 raise LakeFileMissingError(f"no file {path!r} in {self.url}") from error
         hashed = hashlib.sha256()
         with self.open(path) as source:
-            while piece := source.read(_PIECE):
+            while piece := source.read(PIECE):
                 hashed.update(piece)
         return hashed.hexdigest()
 
@@ -237,7 +242,7 @@ class Lake:
         """
         hashed = hashlib.sha256()
         with self.open(path) as source, no_room_said(local), open(local, "wb") as target:
-            while piece := source.read(_PIECE):
+            while piece := source.read(PIECE):
                 hashed.update(piece)
                 target.write(piece)
         if (actual := hashed.hexdigest()) != digest:
@@ -329,20 +334,6 @@ class Lake:
 
 
 @contextmanager
-def no_room_said(target: str | os.PathLike[str]) -> Iterator[None]:
-    """:raises NoSpaceError: what is written within found the disk full. Retry: yes, when there is room."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise NoSpaceError(
-            f"no room for {os.fspath(target)}: {error.strerror}. "
-            "Nothing was changed; make room, then try again"
-        ) from error
-
-
-@contextmanager
 def outage_said() -> Iterator[None]:
     """For who goes on once a lake answers again; what is missing or not permitted is no outage.
 
@@ -360,32 +351,3 @@ def _outages() -> tuple[type[Exception], ...]:
     # s3fs lets these two through as they are; where they can be raised, botocore is loaded.
     aws = sys.modules.get("botocore.exceptions")
     return (OSError,) if aws is None else (OSError, aws.ConnectionError, aws.HTTPClientError)
-
-
-def _replace(full: str, content: BinaryIO) -> None:
-    """Put ``content`` where ``full`` is, all of it or nothing, and on the disk before it is seen."""
-    with _replacing(full) as file:
-        shutil.copyfileobj(content, file, _PIECE)
-
-
-@contextmanager
-def _replacing(full: str) -> Iterator[BinaryIO]:
-    """A file that is where ``full`` is once the block has ended, and on the disk before it is seen."""
-    parent = os.path.dirname(full)
-    temporary = f"{parent}/.{uuid.uuid4().hex}.tmp"
-    try:
-        with no_room_said(full):
-            os.makedirs(parent, exist_ok=True)
-            with open(temporary, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, full)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-    directory = os.open(parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -10,17 +10,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
-from io import BytesIO
 from typing import ClassVar
 
 import polars as pl
 
+from ml_lifecycle.adapters.cursors import Cursor, cursor_text, read_cursor
 from ml_lifecycle.adapters.lake import Lake, safe_name, sha256
+from ml_lifecycle.adapters.parquet import parquet_bytes
 from ml_lifecycle.records import Record, digest_of, from_json, to_json
 from ml_lifecycle.spec.source import Source
-
-Cursor = datetime | date | int | str
 
 
 @dataclass(frozen=True)
@@ -45,30 +43,26 @@ class Landing(Record):
     @property
     def cursor(self) -> Cursor | None:
         """The highest cursor, as the database gave it."""
-        if self.newest is None:
-            return None
-        match self.kind:
-            case "datetime":
-                return datetime.fromisoformat(self.newest)
-            case "date":
-                return date.fromisoformat(self.newest)
-            case "int":
-                return int(self.newest)
-        return self.newest
+        return None if self.newest is None else read_cursor(self.newest, str(self.kind))
+
+
+# Of what is fetched, what says how it is read and what is done in need, and not which rows there are.
+_MANNERS = {"overlap", "overlap_numbers", "chunk_rows", "unreadable", "lost"}
+
+
+def landed_folder(name: str, source: Source) -> str:
+    """Where a source's fetched rows are; one that fetches other rows, or from elsewhere, has another."""
+    assert source.fetched is not None
+    definition = {"connection": source.connection, **source.fetched.model_dump(mode="json", exclude=_MANNERS)}
+    return f"landed/{safe_name(name)}-{digest_of(definition)[:16]}"
 
 
 class Landings:
-    """The landings of one source.
-
-    :param definition: what is fetched from where; a source that is declared otherwise starts anew
-    """
+    """The landings of one source; one that is declared otherwise starts anew."""
 
     def __init__(self, lake: Lake, name: str, source: Source) -> None:
-        assert source.fetched is not None
-        how = source.fetched.model_dump(mode="json", exclude={"overlap", "overlap_numbers", "chunk_rows"})
-        definition = {"connection": source.connection, **how}
         self._lake = lake
-        self._folder = f"landed/{safe_name(name)}-{digest_of(definition)[:16]}"
+        self._folder = landed_folder(name, source)
 
     def current(self) -> list[Landing]:
         """Those whose rows count, in their order."""
@@ -89,11 +83,11 @@ class Landings:
 
         :param newest: the highest cursor of these and all before
         """
-        return self._write(_parquet(rows), rows.height, newest)
+        return self._write(parquet_bytes(rows), rows.height, newest)
 
     def replace(self, rows: pl.DataFrame) -> Landing:
         """Keep rows in place of all before; if they are the same, those stay."""
-        data = _parquet(rows)
+        data = parquet_bytes(rows)
         if (now := self.current()) and now[-1].digest == sha256(data):
             return now[-1]
         return self._write(data, rows.height, None)
@@ -118,19 +112,9 @@ class Landings:
             path=self._lake.write_bytes(f"{stem}.parquet", data),
             rows=rows,
             digest=sha256(data),
-            newest=None if newest is None else _text_of(newest),
+            newest=None if newest is None else cursor_text(newest),
             kind=None if newest is None else type(newest).__name__,
             whole=newest is None,
         )
         self._lake.write_json(f"{stem}.json", to_json(landing))
         return landing
-
-
-def _text_of(cursor: Cursor) -> str:
-    return cursor.isoformat() if isinstance(cursor, date) else str(cursor)
-
-
-def _parquet(rows: pl.DataFrame) -> bytes:
-    buffer = BytesIO()
-    rows.write_parquet(buffer, compression="zstd")
-    return buffer.getvalue()

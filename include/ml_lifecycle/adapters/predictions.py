@@ -16,6 +16,7 @@ from typing import TypeVar
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.personal import told
 from ml_lifecycle.records import Interval
 
 T = TypeVar("T")
@@ -115,7 +116,7 @@ class PredictionWindow:
             try:
                 yield collect([path])
             except pl.exceptions.PolarsError as error:
-                self.unreadable[path] = f"{type(error).__name__}: {error}"
+                self.unreadable[path] = told(error)
 
 
 @dataclass(frozen=True)

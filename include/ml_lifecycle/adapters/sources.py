@@ -24,10 +24,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from ml_lifecycle.adapters.canonical import BadText, canonical, utc
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.adapters.landed import Landings
-from ml_lifecycle.adapters.tables import POLARS_TYPES, TIMESTAMP
+from ml_lifecycle.adapters.landed_topic import TopicLandings
+from ml_lifecycle.adapters.tables import TIMESTAMP
 from ml_lifecycle.errors import SourceError, SourceNotReadyError
+from ml_lifecycle.personal import personal_columns, without_values
 from ml_lifecycle.spec.contract import Contract
 from ml_lifecycle.spec.contract_rules import FieldType
 from ml_lifecycle.spec.source import Source
@@ -47,7 +50,6 @@ _TORN = (
     pl.exceptions.PolarsError,
     UnicodeDecodeError,
 )
-_WHOLE_DOUBLE = 2.0**53
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,13 @@ def list_files(name: str, source: Source, lake: Lake, storage_options: StorageOp
 
 
 def _landed_files(name: str, source: Source, lake: Lake) -> list[SourceFile]:
-    files = [
-        SourceFile(landing.path, landing.digest, lake.full_path(landing.path), lake.filesystem)
-        for landing in Landings(lake, name, source).current()
-    ]
+    landed: list[tuple[str, str]]
+    if source.kafka is not None:
+        topic = TopicLandings(lake, name, source).current()
+        landed = [(one.path, one.digest) for one in topic if one.path is not None and one.digest is not None]
+    else:
+        landed = [(one.path, one.digest) for one in Landings(lake, name, source).current()]
+    files = [SourceFile(path, digest, lake.full_path(path), lake.filesystem) for path, digest in landed]
     if not files:
         raise SourceNotReadyError(f"source {name!r}: nothing was fetched that has a row")
     return files
@@ -152,37 +157,46 @@ def declared_types(source: Source, contract: Contract | None) -> dict[str, Field
 def read_file(name: str, source: Source, contract: Contract | None, file: SourceFile) -> pl.DataFrame:
     """The file's rows in canonical types, in no particular order.
 
-    A typed column of another kind than declared is left as it is, for the validation to report.
+    Columns have the names they have now, of ``source.renamed``. A typed column of another kind than declared,
+    which cannot be that without losing a value, is left as it is: for :func:`merge_column_types` where other
+    files have it as declared, and else for the validation to report.
 
-    :raises SourceError: the file is torn, lacks a column the source names, or holds text that is not of
-        its column's type. Retry: no, the file must be replaced.
+    :raises SourceError: the file is torn, lacks a column the source names, holds text that is not of its
+        column's type, or changes columns in a way that halts. Retry: no, the file must be replaced.
     :raises SourceNotReadyError: the file has gone. Retry: yes.
     """
     try:
         raw = _READERS[source.format](source, file)
     except _TORN as error:
         raise SourceError(
-            f"source {name!r}: {file.name} is torn or no {source.format} file: {error}"
+            f"source {name!r}: {file.name} is torn or no {source.format} file: {without_values(str(error))}"
         ) from error
+    raw = _present_names(raw, source, f"source {name!r}: {file.name}")
+    if source.kafka is not None:
+        # No record of a chunk need have a field, and what was kept once cannot be replaced.
+        raw = raw.with_columns(
+            pl.lit(None).alias(name) for name in _needed(source) if name not in raw.columns
+        )
     if lacking := [column for column in _needed(source) if column not in raw.columns]:
         raise SourceError(
             f"source {name!r}: {file.name} has no column {', '.join(map(repr, lacking))}; "
             f"it has {', '.join(raw.columns) or 'none'}"
         )
+    _check_evolution(raw.columns, source, contract, f"source {name!r}: {file.name}")
     types = declared_types(source, contract)
-    hidden = {field.name for field in contract.fields if field.pii} if contract is not None else set()
+    hidden = personal_columns([contract] if contract is not None else [])
     first_row = 2 if source.format == "csv" else 1
     columns = []
     for column in raw.iter_columns():
         where = f"source {name!r}: {file.name}, column {column.name!r}"
-        canonical = _canonical(column, types.get(column.name), where)
-        if isinstance(canonical, _BadText):
-            shown = "a value" if column.name in hidden else repr(column[canonical.index])
+        found = canonical(column, types.get(column.name), where)
+        if isinstance(found, BadText):
+            shown = "a value" if column.name in hidden else repr(column[found.index])
             raise SourceError(
-                f"{where}, row {canonical.index + first_row}: {shown} is not of type "
-                f"{types[column.name]} ({canonical.count} such values in the file)"
+                f"{where}, row {found.index + first_row}: {shown} is not of type "
+                f"{types[column.name]} ({found.count} such values in the file)"
             )
-        columns.append(canonical)
+        columns.append(found)
     frame = pl.DataFrame(columns)
     for column_name in (source.event_time, source.known_at):
         if column_name is not None and frame.schema[column_name] not in (TIMESTAMP, pl.Date):
@@ -191,6 +205,34 @@ def read_file(name: str, source: Source, contract: Contract | None, file: Source
                 "but must hold timestamps or dates"
             )
     return frame
+
+
+def _present_names(raw: pl.DataFrame, source: Source, where: str) -> pl.DataFrame:
+    """The columns by the names they have now."""
+    now = {
+        former: name for name, names in source.renamed.items() for former in names if former in raw.columns
+    }
+    for name in now.values():
+        if len(both := [column for column in raw.columns if now.get(column, column) == name]) > 1:
+            raise SourceError(
+                f"{where} has {' and '.join(both)}, which are one column by the source's `renamed`"
+            )
+    return raw.rename(now)
+
+
+def _check_evolution(columns: Sequence[str], source: Source, contract: Contract | None, where: str) -> None:
+    if contract is None:
+        return
+    listed = [field.name for field in contract.fields]
+    added = [column for column in columns if column not in listed and column not in _needed(source)]
+    removed = [column for column in listed if column not in columns]
+    for change, found in (("added", added), ("removed", removed)):
+        if found and getattr(source.evolution, change) == "halt":
+            verb = "has" if change == "added" else "lacks"
+            raise SourceError(
+                f"{where} {verb} {', '.join(found)}, and evolution.{change} is halt: change the contract "
+                f"{contract.name!r}, say renamed, or allow it"
+            )
 
 
 def _needed(source: Source) -> list[str]:
@@ -224,7 +266,7 @@ def _newest_in_footer(column: str, file: SourceFile) -> datetime | None:
             return None
         newest.append(statistics.max)
     found = pl.Series(newest).max() if newest else None
-    return _utc(pl.Series([found]))[0] if found is not None else None
+    return utc(pl.Series([found]))[0] if found is not None else None
 
 
 def _read_parquet(_source: Source, file: SourceFile) -> pl.DataFrame:
@@ -267,105 +309,4 @@ _READERS: Mapping[str, Callable[[Source, SourceFile], pl.DataFrame]] = {
     "csv": _read_csv,
     "json": _read_json,
     "parquet": _read_parquet,
-}
-
-
-@dataclass(frozen=True)
-class _BadText:
-    """Text that is not of its column's type: where first, and how often."""
-
-    index: int
-    count: int
-
-
-def _canonical(column: pl.Series, kind: FieldType | None, where: str) -> pl.Series | _BadText:
-    column = _widened(column, where)
-    if kind is None or column.dtype == POLARS_TYPES[kind]:
-        return column
-    if column.dtype == pl.String:
-        return _parsed(column, kind)
-    target = POLARS_TYPES[kind]
-    lossless = (
-        column.dtype == pl.Null
-        or (column.dtype == pl.Int64 and kind == "float")
-        or (column.dtype == pl.Date and kind == "timestamp")
-        or (column.dtype == pl.Float64 and kind == "integer" and _all_whole(column))
-        or (column.dtype == TIMESTAMP and kind == "date" and (column == column.dt.truncate("1d")).all())
-    )
-    return column.cast(target) if lossless else column
-
-
-def _all_whole(column: pl.Series) -> bool:
-    return bool(((column == column.floor()) & (column.abs() < _WHOLE_DOUBLE)).all())
-
-
-def _widened(column: pl.Series, where: str) -> pl.Series:
-    """The column as one of the six canonical types, whatever its width, unit or encoding."""
-    dtype = column.dtype
-    if dtype in (pl.String, pl.Boolean, pl.Date, pl.Null, pl.Int64):
-        return column
-    if dtype.is_integer():
-        if dtype == pl.UInt64 and not (column <= 2**63 - 1).all():
-            raise SourceError(f"{where} holds integers above 2^63 - 1; write them as text")
-        return column.cast(pl.Int64)
-    if dtype.is_float() or dtype.is_decimal():
-        # Adding zero turns -0.0 into 0.0: they are equal, so they must have equal bytes.
-        return column.cast(pl.Float64).fill_nan(None) + 0.0
-    if dtype in (pl.Categorical, pl.Enum):
-        return column.cast(pl.String)
-    if dtype == pl.Datetime:
-        return _utc(column)
-    raise SourceError(f"{where} has type {dtype}, which a snapshot cannot hold; write one plain value a cell")
-
-
-def _utc(column: pl.Series) -> pl.Series:
-    zone = cast("pl.Datetime", column.dtype).time_zone
-    moments = column.dt.replace_time_zone("UTC") if zone is None else column.dt.convert_time_zone("UTC")
-    return moments.cast(TIMESTAMP)
-
-
-def _parsed(column: pl.Series, kind: FieldType) -> pl.Series | _BadText:
-    """Text as ``kind``; blank text is null."""
-    text = column.str.strip_chars().replace("", None)
-    parsed = text.to_frame("text").select(_PARSERS[kind]).to_series().alias(column.name)
-    bad = parsed.is_null() & text.is_not_null()
-    if bad.any():
-        return _BadText(cast("int", bad.arg_max()), int(bad.sum()))
-    return parsed.fill_nan(None) + 0.0 if kind == "float" else parsed
-
-
-_TEXT = pl.col("text")
-_ISO = _TEXT.str.replace(" ", "T", literal=True)
-_AS_FLOAT = _TEXT.cast(pl.Float64, strict=False)
-
-
-def _naive(expression: pl.Expr) -> pl.Expr:
-    return expression.dt.replace_time_zone("UTC")
-
-
-def _zoned_formats(formats: Sequence[str]) -> list[pl.Expr]:
-    return [_ISO.str.to_datetime(f, time_unit="us", time_zone="UTC", strict=False) for f in formats]
-
-
-_PARSERS: Mapping[FieldType, pl.Expr] = {
-    # "3.0" is how a column of integers with gaps leaves a float-only tool.
-    "integer": pl.coalesce(
-        _TEXT.cast(pl.Int64, strict=False),
-        pl.when((_AS_FLOAT.floor() == _AS_FLOAT) & (_AS_FLOAT.abs() < _WHOLE_DOUBLE)).then(
-            _AS_FLOAT.cast(pl.Int64, strict=False)
-        ),
-    ),
-    "float": _AS_FLOAT,
-    "boolean": _TEXT.str.to_lowercase().replace_strict(
-        {"true": True, "false": False, "1": True, "0": False}, default=None, return_dtype=pl.Boolean
-    ),
-    "timestamp": pl.coalesce(
-        *_zoned_formats(("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M%#z")),
-        *(
-            _naive(_ISO.str.to_datetime(f, time_unit="us", strict=False))
-            for f in ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M")
-        ),
-        _naive(_TEXT.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))),
-    ),
-    "date": _TEXT.str.to_date("%Y-%m-%d", strict=False),
 }

@@ -7,7 +7,6 @@ missing value is null: NaN counts as missing, and a column that a file lacks is 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 
@@ -15,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.parquet import parquet_bytes
 from ml_lifecycle.errors import SourceError
 from ml_lifecycle.records import Snapshot, SnapshotFile, SnapshotTable, digest_of
 from ml_lifecycle.spec.contract_rules import FieldType
@@ -51,28 +51,44 @@ def column_types(frame: pl.DataFrame) -> dict[str, str]:
     return {name: _ARROW_BY_POLARS[dtype] for name, dtype in frame.schema.items()}
 
 
-def merge_column_types(files: Iterable[tuple[str, Mapping[str, str]]]) -> dict[str, str]:
+def merge_column_types(
+    files: Iterable[tuple[str, Mapping[str, str]]],
+    declared: Mapping[str, FieldType] | None = None,
+    *,
+    widen: bool = True,
+) -> dict[str, str]:
     """The columns of a table whose files hold ``(file, columns)``: all of them, each with one type.
 
     Integers beside floats make floats; a column that is null everywhere is text.
 
+    :param declared: columns' types: where files differ, the one that is not of its declared type is named
+    :param widen: False refuses integers beside floats
     :raises SourceError: two files have types that do not go together. Retry: no.
     """
     merged: dict[str, tuple[str, str]] = {}
     for file, columns in files:
         for name, found in columns.items():
             known, known_file = merged.get(name, (found, file))
+            wanted = (declared or {}).get(name)
             if known == _NULL:
                 known, known_file = found, file
-            elif {known, found} == {"int64", "double"}:
+            elif {known, found} == {"int64", "double"} and wanted is None and widen:
                 known = "double"
             elif found not in (known, _NULL):
+                advice = "declare its type in the source's contract, or make the files agree"
+                if wanted is not None:
+                    wrong = file if found != ARROW_NAMES[wanted] else known_file
+                    advice = f"the contract says {wanted}, and {wrong} has a value that is none"
                 raise SourceError(
-                    f"column {name!r} is {known} in {known_file} but {found} in {file}; "
-                    "declare its type in the source's contract, or make the files agree"
+                    f"column {name!r} is {known} in {known_file} but {found} in {file}; {advice}"
                 )
             merged[name] = (known, known_file)
     return {name: "string" if kind == _NULL else kind for name, (kind, _) in sorted(merged.items())}
+
+
+def types_of(values: Iterable[object]) -> str:
+    """The types of some values in words, missing ones left out."""
+    return " and ".join(sorted({type(value).__name__ for value in values if value is not None})) or "nothing"
 
 
 def canonical_order(frame: pl.DataFrame, first: Sequence[str]) -> pl.DataFrame:
@@ -109,9 +125,7 @@ def _column_digest(column: pl.Series) -> str:
 
 def write_parquet(lake: Lake, path: str, frame: pl.DataFrame) -> str:
     """Write a frame to the lake atomically; returns ``path``."""
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd", statistics=True)
-    return lake.write_bytes(path, buffer.getvalue())
+    return lake.write_bytes(path, parquet_bytes(frame))
 
 
 def write_rows(lake: Lake, partition: str, frame: pl.DataFrame, event_time: str | None) -> SnapshotFile:

@@ -16,6 +16,7 @@ from typing import ClassVar
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, sha256
+from ml_lifecycle.adapters.parquet import parquet_bytes
 from ml_lifecycle.adapters.predictions import SCHEMA, Part, alike, read_parts
 from ml_lifecycle.delivery.judgements import watch_folder
 from ml_lifecycle.delivery.step_log import BATCH_BYTES, StepLog, segment_columns
@@ -108,9 +109,7 @@ def _read(log: StepLog, columns: Collection[str], parts: Collection[Part]) -> It
 
 
 def _save(lake: Lake, folder: str, rows: pl.DataFrame) -> KeptFile:
-    buffer = io.BytesIO()
-    rows.write_parquet(buffer)
-    data = buffer.getvalue()
+    data = parquet_bytes(rows)
     return KeptFile(lake.write_bytes(f"{folder}/{sha256(data)}.parquet", data), int(rows.estimated_size()))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from ml_lifecycle.metrics import Answers, MetricError, measure, worse_by
+from ml_lifecycle.personal import pseudonym
 from ml_lifecycle.records import GateResult
 from ml_lifecycle.spec.model import Gate
 
@@ -97,13 +98,16 @@ def _segment_gate(
     return GateResult(name, gap <= limit, threshold, gap, reason=f"worst segment: {worst!r}")
 
 
-def measure_segments(gate: Gate, candidate: Answers, values: pl.Series) -> list[Segment]:
+def measure_segments(
+    gate: Gate, candidate: Answers, values: pl.Series, *, personal: bool = False
+) -> list[Segment]:
     """The gate's metric in every segment of at least ``min_segment_rows`` rows.
 
     Smaller ones are measured together if they then are enough; a handful of rows proves nothing either way.
 
     :param values: the segment column, in the order of the answers, as served: missing numbers are NaN,
         missing texts empty
+    :param personal: the segments are called by pseudonyms
     """
     texts = values.fill_nan(None).cast(pl.String) if values.dtype.is_float() else values.cast(pl.String)
     names = texts.replace("", None).fill_null(MISSING)
@@ -119,7 +123,8 @@ def measure_segments(gate: Gate, candidate: Answers, values: pl.Series) -> list[
     for value, rows in groups:
         part = candidate.take(pl.Series(rows).to_numpy())
         measured, reason = _try_measure(gate.metric, part)
-        segments.append(Segment(str(gate.segment), value, len(part), gate.metric, measured, reason))
+        name = pseudonym(value) if personal and value not in (MISSING, SMALL_SEGMENTS) else value
+        segments.append(Segment(str(gate.segment), name, len(part), gate.metric, measured, reason))
     return segments
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 
+from ml_lifecycle.personal import told
 from ml_lifecycle.profiles import distance, significance
 from ml_lifecycle.profiles.profile import (
     SCORE_COLUMN,
@@ -39,7 +40,7 @@ def measured(metric: str, column: str | None, n: int, measure: Callable[[], floa
             raise ProfileError(f"the values are too large to be measured: {value}")
         return Finding(metric, column, value, n)
     except Exception as error:  # noqa: BLE001 - a metric that fails is itself what the monitor has to report
-        return Finding(metric, column, None, n, error=f"{type(error).__name__}: {error}")
+        return Finding(metric, column, None, n, error=told(error))
 
 
 def drift_findings(reference: Profile, current: Profile) -> list[Finding]:

@@ -8,7 +8,7 @@ monitoring run has to read the training rows again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -19,6 +19,7 @@ import polars as pl
 from pydantic import Field
 
 from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.personal import coarse, pseudonym
 from ml_lifecycle.profiles.moments import MOST_COLUMNS, PairMoments, pair_moments
 from ml_lifecycle.profiles.sketches import Quantiles
 from ml_lifecycle.records import ColumnSpec, Record, from_json
@@ -218,14 +219,15 @@ def _values(frame: pl.DataFrame, column: ColumnSpec) -> pl.Expr:
 def _profile(frame: pl.DataFrame, columns: Sequence[ColumnSpec], segments: Segments) -> Profile:
     values = as_profiled(frame, columns)
     numeric = tuple(column.name for column in columns if column.type in _NUMERIC)
+    personal = {column.name for column in columns if column.personal}
     followed = tuple(name for name in numeric if name != SCORE_COLUMN)[:MOST_COLUMNS]
     pairs = pair_moments(followed, values.select(followed).to_numpy()) if len(followed) > 1 else None
     parts = {}
     for name, wanted in segments.items():
         for value in wanted:
             rows = values.filter(_is(name, value, numeric=name in numeric))
-            parts[f"{name}={value}"] = Part(rows.height, _columns(rows, numeric))
-    return Profile(values.height, _columns(values, numeric), pairs, parts)
+            parts[f"{name}={value}"] = Part(rows.height, _columns(rows, numeric, personal))
+    return Profile(values.height, _columns(values, numeric, personal), pairs, parts)
 
 
 def _is(name: str, value: str, *, numeric: bool) -> pl.Expr:
@@ -238,7 +240,10 @@ def _is(name: str, value: str, *, numeric: bool) -> pl.Expr:
         return pl.lit(False)
 
 
-def _columns(values: pl.DataFrame, numeric: Sequence[str]) -> Columns:
+def _columns(values: pl.DataFrame, numeric: Sequence[str], personal: Collection[str]) -> Columns:
+    """A personal column's texts are profiled under pseudonyms, its numbers by their first digits."""
+    hidden = [name for name in values.columns if name in personal]
+    values = values.with_columns(coarse(pl.col(name)) for name in hidden if name in numeric)
     found = values.select(
         (
             pl.col(name).sort()
@@ -248,7 +253,9 @@ def _columns(values: pl.DataFrame, numeric: Sequence[str]) -> Columns:
         for name in values.columns
     )
     return {
-        name: _numbers(found[name][0]) if name in numeric else _categories(found[name][0])
+        name: _numbers(found[name][0])
+        if name in numeric
+        else _categories(found[name][0], hidden=name in hidden)
         for name in values.columns
     }
 
@@ -272,10 +279,12 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _categories(found: pl.Series) -> CategoricalColumn:
+def _categories(found: pl.Series, *, hidden: bool) -> CategoricalColumn:
     """:param found: structs of ``value`` and ``rows``"""
     counts = dict(zip(found.struct["value"].to_list(), found.struct["rows"].to_list(), strict=True))
     missing = counts.pop(None, 0)
+    if hidden:
+        counts = {pseudonym(value): rows for value, rows in counts.items()}
     return _categorical(counts, missing, sum(counts.values()))
 
 

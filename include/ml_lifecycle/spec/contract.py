@@ -42,8 +42,8 @@ class ContractField(Strict):
     :param conditional: further rules, for the rows that meet a condition
     :param references: the field of another contract in which every value must be found
     :param severity: what a broken rule of this field does: halt the run, or warn
-    :param pii: whether it holds personal data: its values stay out of messages and reports, and are masked
-        in the quarantine
+    :param pii: whether it holds personal data: its values, and those of features and keys of its name, stay
+        out of messages, records and reports
     """
 
     name: Text

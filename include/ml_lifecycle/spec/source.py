@@ -69,6 +69,61 @@ class Http(Strict):
         return self
 
 
+class Kafka(Strict):
+    """Records of a Kafka topic, fetched by every run that ingests and kept in the lake, each one once.
+
+    A fetch reads every partition from where the lake's own manifest says that the last one ended, up to
+    what is committed as it begins. Offsets of consumer groups are neither read nor written.
+
+    :param topic: its name, on the brokers of ``connection``, an Airflow connection of type ``kafka``
+    :param format: ``json``: a value is an object, whose fields become columns, nested ones such as
+        ``price.amount``, lists as JSON text; ``text``: a value is UTF-8 text, in the column ``value``
+    :param key: column that gets the record's key, as text
+    :param timestamp: column that gets the record's time; ``event_time`` and ``known_at`` may name it
+    :param deleted: column that is true in the row that a tombstone (a key without a value) becomes; needs
+        ``key``. Without it tombstones are left out
+    :param unreadable: what is done where a record is not of its format, or holds a value of another type
+        than its column did before: ``halt``, or ``set_aside``, beside the rows, for somebody to look at
+    :param lost: what is done where records were deleted before they were read, or the topic was made anew:
+        ``halt``, or ``skip``: go on with what there is, and write down how many were lost
+    :param chunk_rows: so many records are held, and written as one file
+    """
+
+    topic: Text
+    format: Literal["json", "text"] = "json"
+    key: Text | None = None
+    timestamp: Text | None = None
+    deleted: Text | None = None
+    unreadable: Literal["halt", "set_aside"] = "halt"
+    lost: Literal["halt", "skip"] = "halt"
+    chunk_rows: int = Field(default=100_000, ge=1)
+
+    @model_validator(mode="after")
+    def _own_columns_are_told_apart(self) -> Kafka:
+        if self.deleted is not None and self.key is None:
+            raise FieldError("deleted", "needs key: the column that says which one was")
+        value = ("value",) if self.format == "text" else ()
+        own = [name for name in (self.key, self.timestamp, self.deleted, *value) if name is not None]
+        if doubled := sorted({name for name in own if own.count(name) > 1}):
+            raise ValueError(f"{', '.join(doubled)} cannot be two columns at once")
+        return self
+
+
+class Evolution(Strict):
+    """What a source's files may do to its columns as time goes by; what halts names the file.
+
+    Changes that could lose a value always halt: docs/data.md has them all.
+
+    :param added: a file has a column that its contract does not list
+    :param removed: a file lacks a column that its contract lists; in its rows that is null
+    :param widened: whole numbers in one file and fractions in another, where no contract says which
+    """
+
+    added: Literal["allow", "halt"] = "allow"
+    removed: Literal["allow", "halt"] = "allow"
+    widened: Literal["allow", "halt"] = "allow"
+
+
 class Source(Strict):
     """Where rows come from.
 
@@ -76,6 +131,7 @@ class Source(Strict):
         lake. ``{start}`` and ``{end}`` are not expanded: files are filtered by their rows' event time.
     :param sql: in place of ``uri``: rows of a database, whose Airflow connection is ``connection``
     :param http: in place of ``uri``: rows of an HTTP API, the same
+    :param kafka: in place of ``uri``: records of a Kafka topic, the same
     :param event_time: when a row's event happened; None for a static table, which is read whole each time.
         Rows at or after the end of the run's interval are left out. Times without an offset are UTC
     :param known_at: when a row became known; rows known at or after ``as_of`` are left out. It replaces the
@@ -84,12 +140,15 @@ class Source(Strict):
         with the newest ``known_at`` stays; name ``known_at`` here as well to keep every revision. Features
         of a source that is revised need them all: for a moment before a revision the former row counts
     :param null_values: texts that mean a missing value in CSV
+    :param renamed: former names of columns: ``{price: [cost, amount]}`` reads as ``price`` what older files
+        call ``cost`` or ``amount``
     :param contract: name of its contract in ``contract.yaml``; None leaves it unchecked
     """
 
     uri: Text | None = None
     sql: Sql | None = None
     http: Http | None = None
+    kafka: Kafka | None = None
     format: Literal["csv", "parquet", "json"] = "parquet"
     connection: ConnectionId | None = None
     event_time: Text | None = None
@@ -97,18 +156,21 @@ class Source(Strict):
     keys: tuple[Text, ...] = ()
     partition: Literal["day", "month", "year"] = "month"
     null_values: tuple[str, ...] = ("",)
+    renamed: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
+    evolution: Evolution = Evolution()
     contract: Name | None = None
 
     @property
-    def fetched(self) -> Sql | Http | None:
+    def fetched(self) -> Sql | Http | Kafka | None:
         """How rows are fetched that are in no file yet."""
-        return self.sql or self.http
+        return self.sql or self.http or self.kafka
 
     @model_validator(mode="after")
     def _comes_from_one_place(self) -> Source:
-        places = [name for name in ("uri", "sql", "http") if getattr(self, name) is not None]
+        places = [name for name in ("uri", "sql", "http", "kafka") if getattr(self, name) is not None]
         if len(places) != 1:
-            raise ValueError(f"a source needs exactly one of uri, sql and http; it has {places or 'none'}")
+            has = ", ".join(places) or "none"
+            raise ValueError(f"a source needs exactly one of uri, sql, http and kafka; it has {has}")
         (place,) = places
         if self.fetched is None:
             return self
@@ -116,8 +178,21 @@ class Source(Strict):
             raise FieldError(place, "needs connection: an Airflow connection")
         if self.format != "parquet":
             raise FieldError("format", f"goes with uri: what {place} gives has types already")
-        if self.fetched.cursor is not None and not self.keys:
+        if not isinstance(self.fetched, Kafka) and self.fetched.cursor is not None and not self.keys:
             raise FieldError("keys", f"are needed with {place}.cursor: by them a row fetched twice is known")
+        return self
+
+    @model_validator(mode="after")
+    def _a_column_was_one_column(self) -> Source:
+        former = [name for names in self.renamed.values() for name in names]
+        for name in former:
+            if former.count(name) > 1 or name in self.renamed:
+                raise FieldError(
+                    "renamed", f"{name!r} can be the former name of one column only, and no present one"
+                )
+        for change in ("added", "removed"):
+            if self.contract is None and getattr(self.evolution, change) == "halt":
+                raise FieldError("evolution", f"{change}: halt needs a contract, which lists the columns")
         return self
 
     @model_validator(mode="after")

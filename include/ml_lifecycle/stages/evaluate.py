@@ -207,9 +207,10 @@ def _parity(
 def _asked(
     lake: Lake, path: str, columns: Sequence[ColumnSpec], reference: Reference
 ) -> Iterator[pl.DataFrame]:
-    """The inputs, as served, of the rows that parity compares."""
-    yield from (as_served(batch, columns) for batch in batches(lake, path))
-    yield reference.probes
+    """The inputs, as served, of the rows that parity compares; without those that may not be shown."""
+    shown = [column.name for column in columns if not column.personal]
+    yield from (as_served(batch, columns).select(shown) for batch in batches(lake, path))
+    yield reference.probes.select(shown)
 
 
 def _gates(
@@ -221,7 +222,8 @@ def _gates(
         segments: list[Segment] = []
         if gate.segment is not None:
             values = _read_column(lake, training_set.holdout_path, gate.segment)
-            segments = measure_segments(gate, answers, values) if len(values) else []
+            personal = gate.segment in training_set.personal
+            segments = measure_segments(gate, answers, values, personal=personal) if len(values) else []
         results += gate_results(gate, answers, champion, segments)
         measured += segments
     return results, measured

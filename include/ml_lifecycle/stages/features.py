@@ -25,6 +25,7 @@ import polars as pl
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.tables import TIMESTAMP, write_parquet
 from ml_lifecycle.errors import FeatureError
+from ml_lifecycle.personal import personal_columns
 from ml_lifecycle.records import (
     ColumnSpec,
     Interval,
@@ -86,7 +87,9 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
     training, holdout = spans.split(_known_labels(folder, lake, tables, run.as_of))
     with local_tables(lake, tables) as path:
         joined, registry = _join(features, path, spec.labels, pl.concat([training, holdout]))
+    personal = personal_columns(folder.contracts.values())
     rows, columns = _as_served(joined, features.columns())
+    columns = tuple(replace(column, personal=column.name in personal) for column in columns)
     for name, part in (("train", rows.head(training.height)), ("holdout", rows.tail(holdout.height))):
         write_parquet(lake, f"{root}/{name}.parquet", part)
     training_set = TrainingSet(
@@ -104,6 +107,7 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
         columns=columns,
         label_column=spec.labels.column,
         entity_keys=spec.labels.keys,
+        personal=tuple(sorted(personal.intersection(rows.columns))),
     )
     lake.write_bytes(training_set.registry_path, registry)
     lake.write_json(f"{root}/manifest.json", to_json(training_set))

@@ -1,4 +1,4 @@
-"""Fetch: what is new in a database or an API → files in the lake, which ingest reads like any others.
+"""Fetch: what is new in a database, an API or a topic → files in the lake, which ingest reads as any others.
 
 Whoever ingests fetches first. Killed anywhere and called again it goes on from the last chunk that is whole;
 two at once fetch the same, and equal rows count once. Nothing is written where nothing is new.
@@ -7,29 +7,33 @@ two at once fetch the same, and equal rows count once. Nothing is written where 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from typing import Any
 
 import httpx
 import polars as pl
 from sqlalchemy import Engine
 
+from ml_lifecycle.adapters.cursors import Cursor, before, newest_cursor
 from ml_lifecycle.adapters.databases import chunks
 from ml_lifecycle.adapters.http_api import read_pages
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.landed import Cursor, Landings
+from ml_lifecycle.adapters.landed import Landings
+from ml_lifecycle.adapters.landed_topic import TopicLandings
 from ml_lifecycle.errors import SourceError
 from ml_lifecycle.spec.model import ModelSpec
-from ml_lifecycle.spec.source import Http, Sql
+from ml_lifecycle.spec.source import Http, Source, Sql
 
-Origins = Mapping[str, Callable[[], Engine | httpx.Client]]
-"""Opens a database, or an API, by connection id."""
+Origin = Engine | httpx.Client | Mapping[str, Any]
+"""A database, an API, or librdkafka's configuration of the way to brokers."""
+Origins = Mapping[str, Callable[[], Origin]]
+"""Opens one by connection id."""
 
 
 def fetch(spec: ModelSpec, lake: Lake, origins: Origins) -> dict[str, int]:
     """Bring what was fetched before up to now; source → new rows.
 
     :raises SourceNotReadyError: an origin does not answer. Retry: yes.
-    :raises SourceError: it refuses, or its cursor is none. Retry: no.
+    :raises SourceError: it refuses, its cursor is none, or records cannot be read or were lost. Retry: no.
     """
     fetched = {}
     for name, source in spec.sources.items():
@@ -38,24 +42,36 @@ def fetch(spec: ModelSpec, lake: Lake, origins: Origins) -> dict[str, int]:
         assert source.connection is not None  # the spec says so
         if source.connection not in origins:
             raise SourceError(f"source {name!r}: its connection {source.connection!r} is not given")
-        origin = origins[source.connection]()
-        try:
-            fetched[name] = _fetch(source.fetched, Landings(lake, name, source), origin, f"source {name!r}")
-        finally:
-            origin.close() if isinstance(origin, httpx.Client) else origin.dispose()
+        fetched[name] = _fetch_source(name, source, lake, origins[source.connection]())
     return fetched
+
+
+def _fetch_source(name: str, source: Source, lake: Lake, origin: Origin) -> int:
+    what = f"source {name!r}"
+    if source.kafka is not None:
+        from ml_lifecycle.stages.fetch_topic import fetch_topic  # imports librdkafka, which few have
+
+        assert isinstance(origin, Mapping)
+        return fetch_topic(source, TopicLandings(lake, name, source), origin, what)
+    assert isinstance(source.fetched, Sql | Http)
+    assert isinstance(origin, Engine | httpx.Client)
+    try:
+        return _fetch(source.fetched, Landings(lake, name, source), origin, what)
+    finally:
+        origin.close() if isinstance(origin, httpx.Client) else origin.dispose()
 
 
 def _fetch(how: Sql | Http, landings: Landings, origin: Engine | httpx.Client, what: str) -> int:
     if how.cursor is None:
         return _replace(how, landings, origin, what)
+    column = f"{what}: {how.cursor}"
     known = landings.current()
     newest = landings.newest(known)
-    since = None if newest is None else _before(newest, how, what)
+    since = None if newest is None else before(newest, how.overlap, how.overlap_numbers, column)
     seen = None if since is None else landings.rows_since(known, since)
     fetched = 0
     for rows in _chunks(how, origin, since, what):
-        found = _newest(rows, how.cursor, what)
+        found = newest_cursor(rows, how.cursor, what)
         new = rows if seen is None else _unlike(rows, seen)
         newest = found if newest is None or found > newest else newest  # type: ignore[operator]
         if new.height:
@@ -85,34 +101,6 @@ def _replace(how: Sql | Http, landings: Landings, origin: Engine | httpx.Client,
         return 0
     rows = pl.concat(parts, how="diagonal_relaxed")
     return landings.replace(rows.sort(rows.columns)).rows
-
-
-def _newest(rows: pl.DataFrame, cursor: str, what: str) -> Cursor:
-    if cursor not in rows.columns:
-        raise SourceError(f"{what}: the rows have {', '.join(rows.columns)}, and not their cursor {cursor!r}")
-    if missing := rows[cursor].null_count():
-        raise SourceError(f"{what}: {missing} rows have no {cursor}, and would be missed by the next fetch")
-    dtype = rows.schema[cursor]
-    if not (dtype.is_integer() or dtype in (pl.Date, pl.Datetime, pl.String)):
-        raise SourceError(f"{what}: {cursor} is {dtype}; a cursor is a time or a whole number")
-    newest: Cursor = rows[cursor].max()  # type: ignore[assignment]
-    return newest
-
-
-def _before(newest: Cursor, how: Sql | Http, what: str) -> Cursor:
-    """Where a fetch begins."""
-    if isinstance(newest, int):
-        return newest - how.overlap_numbers
-    if not isinstance(newest, str):
-        return newest - how.overlap
-    # Databases without a type for times keep them as text.
-    try:
-        moment = datetime.fromisoformat(newest) - how.overlap
-    except ValueError as error:
-        raise SourceError(
-            f"{what}: {how.cursor} is text such as {newest!r}; a cursor is a time or a whole number"
-        ) from error
-    return moment.isoformat(newest[10:11] or " ") if len(newest) > 10 else moment.date().isoformat()
 
 
 def _unlike(rows: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:

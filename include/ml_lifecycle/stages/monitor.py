@@ -18,6 +18,7 @@ import polars as pl
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.adapters.predictions import PredictionWindow
 from ml_lifecycle.metrics import METRICS
+from ml_lifecycle.personal import told
 from ml_lifecycle.profiles.drift import measured
 from ml_lifecycle.profiles.profile import Profile
 from ml_lifecycle.records import (
@@ -228,7 +229,7 @@ def _read_labels(spec: ModelSpec, labels: pl.LazyFrame | None, run: Run) -> tupl
     try:
         return monitor_quality.known_labels(spec.labels, labels, run.interval, run.as_of), None
     except Exception as error:  # noqa: BLE001 - labels are the user's code; drift must still be measured
-        return empty, f"{type(error).__name__}: {error}"
+        return empty, told(error)
 
 
 def _measure(
@@ -269,7 +270,7 @@ def _quality(
     except OSError:
         raise  # the lake is unreachable: a retry helps
     except Exception as error:  # noqa: BLE001 - a label that fits no class or key must not hide the drift
-        text = f"{type(error).__name__}: {error}"
+        text = told(error)
         rows = served.height
         return None, tuple(Finding(metric, None, None, rows, error=text) for metric in METRICS[spec.task])
 

@@ -13,6 +13,7 @@ import polars as pl
 from ml_lifecycle.adapters import evidently
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.predictions import PredictionWindow, as_text
+from ml_lifecycle.personal import told
 from ml_lifecycle.profiles.drift import drift_findings
 from ml_lifecycle.profiles.profile import (
     NO_SEGMENTS,
@@ -57,7 +58,7 @@ def measure(lake: Lake, log: PredictionWindow, training: Training, segments: Seg
     except OSError:
         raise  # the lake is unreachable: a retry helps
     except Exception as error:  # noqa: BLE001 - a broken reference or log is a finding, quality is still told
-        return Drift((Finding("profile", None, None, 0, error=f"{type(error).__name__}: {error}"),))
+        return Drift((Finding("profile", None, None, 0, error=told(error)),))
     return Drift(found, profile, sample)
 
 
@@ -155,7 +156,7 @@ def write_report(
     except OSError:
         raise  # the lake is unreachable: a retry helps
     except Exception as error:  # noqa: BLE001 - the page is to look at; its absence must not cost the findings
-        text = f"no drift page: {type(error).__name__}: {error}"
+        text = f"no drift page: {told(error)}"
         return None, [Finding("evidently", None, None, sample.height, error=text)]
     lake.write_bytes(f"{path}/evidently.json", report.snapshot.encode())
     page = lake.write_bytes(f"{path}/report.html", report.html.encode())

@@ -20,6 +20,7 @@ from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.evaluation.bands import bounds
 from ml_lifecycle.evaluation.estimation import MIN_KNOWN, estimate, misses
 from ml_lifecycle.metrics import METRICS, UNKNOWN_CLASS, Answers, Array, class_indices, label_texts, measure
+from ml_lifecycle.personal import told
 from ml_lifecycle.profiles.drift import measured
 from ml_lifecycle.records import Finding, Interval, Run, TaskType, Training, TrainingSet, from_json
 from ml_lifecycle.spec.model import Labels, ModelSpec
@@ -189,7 +190,7 @@ def _estimates(
     except OSError:
         raise  # the lake is unreachable: a retry helps
     except Exception as error:  # noqa: BLE001 - what cannot be estimated must not cost what is measured
-        text = f"{type(error).__name__}: {error}"
+        text = told(error)
         yield from (Finding(f"estimated_{name}", None, None, young.height, error=text) for name in names)
         return
     for name in names:
@@ -240,7 +241,7 @@ def write_report(
     try:
         report = evidently.quality_report(_reported(task, classes, answers), task)
     except Exception as error:  # noqa: BLE001 - the page is to look at; its absence must not cost the findings
-        text = f"no quality page: {type(error).__name__}: {error}"
+        text = f"no quality page: {told(error)}"
         return None, [Finding("evidently", None, None, answers.height, error=text)]
     lake.write_bytes(f"{path}/quality.json", report.snapshot.encode())
     return lake.write_bytes(f"{path}/quality.html", report.html.encode()), []

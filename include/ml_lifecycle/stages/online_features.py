@@ -16,6 +16,7 @@ import polars as pl
 from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.personal import personal_columns
 from ml_lifecycle.records import Evidence, Record, Run, Snapshot, Training, from_json
 from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.stages.feature_tables import (
@@ -92,11 +93,12 @@ def materialise(
     from ml_lifecycle.adapters.feast_written import OnlineWriter, Written
 
     check_window(None, snapshot.run.as_of, clock)
+    personal = personal_columns(folder.contracts.values())
     features, now = features_of(folder), Written(snapshot.path, folder.code_digest, snapshot.run.as_of)
     frames = _counting(folder, features, lake, snapshot, now.as_of)
     with (
         tempfile.TemporaryDirectory(prefix="features-") as name,
-        contextlib.closing(OnlineWriter(features, Path(name), online_store)) as writer,
+        contextlib.closing(OnlineWriter(features, Path(name), online_store, personal)) as writer,
     ):
         last, begun = writer.last(), writer.begun()
         before = None
@@ -164,5 +166,8 @@ def audit_online(
     with local_tables(lake, build_tables(folder, lake, snapshot)) as path:
         store = open_store(features, path, online_store)
         compared, differences = compare(store, features, as_of - INSTANT, sample, seed)
+    personal = personal_columns(folder.contracts.values())
     differing = Counter(difference.feature for difference in differences)
-    return Audit(as_of, compared, dict(differing), tuple(str(difference) for difference in differences[:10]))
+    return Audit(
+        as_of, compared, dict(differing), tuple(difference.shown(personal) for difference in differences[:10])
+    )

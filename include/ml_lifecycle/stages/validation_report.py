@@ -11,9 +11,9 @@ import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake, safe_name
 from ml_lifecycle.adapters.tables import write_parquet
+from ml_lifecycle.personal import MASK
 from ml_lifecycle.records import RuleResult, Snapshot, Validation
 
-_MASK = "***"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #1b1f24; background: #fff }
 table { border-collapse: collapse } th, td { text-align: left; padding: .35rem .8rem; vertical-align: top }
@@ -69,7 +69,7 @@ def write_quarantine(
 def _masked(rows: pl.DataFrame, hidden: AbstractSet[str]) -> pl.DataFrame:
     """Hidden values as ``***``; a null stays one, for that may be what is wrong."""
     return rows.with_columns(
-        pl.when(pl.col(name).is_not_null()).then(pl.lit(_MASK)).alias(name)
+        pl.when(pl.col(name).is_not_null()).then(pl.lit(MASK)).alias(name)
         for name in rows.columns
         if name in hidden
     )

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ml_lifecycle.adapters.lake import Lake, no_room_said
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.local_files import no_room_said
 from ml_lifecycle.errors import LifecycleError, NoSpaceError, ServerUnavailableError, StaleAttemptError
 from ml_lifecycle.training.chance import seed_chance, seed_of
 from ml_lifecycle.training.checkpoint_files import CheckpointFiles, Plan

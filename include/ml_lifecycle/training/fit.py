@@ -13,6 +13,7 @@ import polars as pl
 
 from ml_lifecycle.errors import FeatureError, TrainingError
 from ml_lifecycle.metrics import label_texts, plain_labels
+from ml_lifecycle.personal import without_values
 from ml_lifecycle.records import TaskType
 from ml_lifecycle.spec.folder import load_module
 from ml_lifecycle.training.chance import seed_chance
@@ -115,7 +116,7 @@ def described(error: BaseException) -> str:
 
 def _text_of(show: Callable[[Any], str], value: Any) -> str:
     try:
-        text = show(value)
+        text = without_values(show(value))
     except Exception as error:  # noqa: BLE001 - it is the user's class
         return f"(its text cannot be had: {type(error).__name__})"
     text = text.encode("utf-8", "backslashreplace").decode()

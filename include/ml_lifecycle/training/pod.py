@@ -30,6 +30,7 @@ from ml_lifecycle.errors import (
     TrialPrunedError,
 )
 from ml_lifecycle.metrics import Answers, class_indices, measure_all
+from ml_lifecycle.personal import told, without_values
 from ml_lifecycle.profiles.profile import (
     SCORE_COLUMN,
     ColumnProfile,
@@ -208,7 +209,7 @@ def _end_on_sigterm(lake: Lake, attempt: Attempt, checkpoints: Checkpoints) -> N
 def _failure(error: Exception, folder: Path) -> Failure:
     kind: Any = next((kind for cls, kind in _KINDS.items() if isinstance(error, cls)), "error")
     if kind == "error":
-        return Failure(kind, f"{type(error).__name__}: {error}", tuple(traceback.format_exception(error)))
+        return Failure(kind, told(error), tuple(map(without_values, traceback.format_exception(error))))
     if kind == "memory":
         message = (
             "out of memory while training: ask for more under training.resources.memory, or for fewer rows"

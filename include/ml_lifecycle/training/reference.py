@@ -7,7 +7,6 @@ Their inputs are stored with them; a holdout row's inputs are in the holdout.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.onnx import Prediction
+from ml_lifecycle.adapters.parquet import parquet_bytes
 from ml_lifecycle.errors import TrainingError
 from ml_lifecycle.records import ColumnSpec, TaskType
 from ml_lifecycle.training.fit import described
@@ -127,9 +127,7 @@ def reference_bytes(reference: Reference) -> bytes:
         pl.Series(_LABEL, reference.labels or [None] * (rows + probes), dtype=pl.String),
         pl.Series(_OUTPUTS, outputs, dtype=pl.Array(pl.Float64, outputs.shape[1])).cast(pl.List(pl.Float64)),
     )
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer)
-    return buffer.getvalue()
+    return parquet_bytes(frame)
 
 
 def read_reference(lake: Lake, path: str, columns: Sequence[ColumnSpec], task: TaskType) -> Reference:

@@ -1,14 +1,15 @@
-"""Where rows come from that are in no file: databases and HTTP APIs behind Airflow connections."""
+"""Where rows come from that are in no file: databases, HTTP APIs and brokers behind Airflow connections."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException
 
+from ml_lifecycle.errors import SourceError
 from ml_lifecycle_airflow.hooks.database import LifecycleDatabaseHook
 from ml_lifecycle_airflow.hooks.lake import ConnectionIncompleteError
 
@@ -17,17 +18,19 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from ml_lifecycle.spec.model import ModelSpec
-    from ml_lifecycle.stages.fetch import Origins
+    from ml_lifecycle.stages.fetch import Origin, Origins
 
 _TIMEOUT_SECONDS = 60.0
 
 
 def source_origins(spec: ModelSpec) -> Origins:
     """What opens the connection of each source that is fetched."""
-    found: dict[str, Callable[[], Engine | httpx.Client]] = {}
+    found: dict[str, Callable[[], Origin]] = {}
     for source in spec.sources.values():
         if source.connection is not None and source.fetched is not None:
-            open_origin = _engine if source.sql is not None else _client
+            open_origin: Callable[[str], Origin] = _brokers
+            if source.kafka is None:
+                open_origin = _engine if source.sql is not None else _client
             found[source.connection] = partial(open_origin, source.connection)
     return found
 
@@ -65,3 +68,31 @@ def _client(conn_id: str) -> httpx.Client:
     return httpx.Client(
         base_url=address, headers=headers, auth=auth, timeout=_TIMEOUT_SECONDS, follow_redirects=False
     )
+
+
+def _brokers(conn_id: str) -> Mapping[str, Any]:
+    """As Airflow's Kafka hooks read a connection: its extra is librdkafka's configuration.
+
+    By their base class, so that a connection which their operators use serves here too: it resolves the
+    callbacks that ``[apache_kafka] callback_allowlist`` allows, and adds the tokens of managed brokers.
+
+    :raises ConnectionIncompleteError: it names no brokers. Retry: no.
+    :raises SourceError: the provider is not installed. Retry: no.
+    """
+    try:
+        from airflow.providers.apache.kafka.hooks.base import KafkaBaseHook
+    except ImportError as error:
+        raise SourceError(
+            f"connection {conn_id!r} leads to Kafka: pip install 'airflow-ml-lifecycle[kafka]'"
+        ) from error
+
+    class Configuration(KafkaBaseHook):
+        def _get_client(self, config: dict[str, Any]) -> dict[str, Any]:
+            return config
+
+    if not BaseHook.get_connection(conn_id).extra_dejson.get("bootstrap.servers"):
+        raise ConnectionIncompleteError(
+            f'connection {conn_id!r} needs {{"bootstrap.servers": …}} in its extra, as librdkafka reads it'
+        )
+    config: Mapping[str, Any] = Configuration(conn_id).get_conn  # type: ignore[no-untyped-call]
+    return config
