@@ -345,11 +345,9 @@ def test_only_new_rows_are_looked_up_unless_the_other_table_has_lost_some(lake: 
 
 def test_what_cannot_be_looked_up_has_not_passed(lake: Lake) -> None:
     write(lake, "events/1.parquet", events("2013-01-01", 8, value=pl.lit(1)))
-    contracts = fleet(lake, 1, 2)
-    write(lake, "more.parquet", pl.DataFrame({"tail": ["1"]}))
-    contracts |= contract("planes", [{"name": "tail", "type": "string"}])
+    contracts = fleet(lake, 1, 2, tail="string")
     error = failed(judge(lake, contracts, model=FLEET))["references", "value"].error
-    assert error == "could not be computed: the column is string, not integer (more.tail)"
+    assert error == "could not be computed: the column is string, not integer (planes.tail)"
     alone = spec(events=FLEET.sources["events"].model_dump(mode="json"))
     assert "no source has contract planes" in str(
         failed(judge(lake, contracts, model=alone))["references", "value"].error
