@@ -43,6 +43,7 @@ from feast.utils import (
 )
 
 from ml_lifecycle.adapters.as_of import TIMESTAMP, Table, batches, in_microseconds, join_as_of
+from ml_lifecycle.adapters.newest import newest
 from ml_lifecycle.errors import FeatureError
 
 
@@ -90,6 +91,10 @@ class AsOfRetrievalJob(RetrievalJob):  # type: ignore[misc]  # Feast has no type
     def metadata(self) -> RetrievalMetadata | None:
         """What was asked for; None when a table was read as it is."""
         return self._metadata()
+
+    def parts(self) -> Iterator[pl.DataFrame]:
+        """The result part by part, without on-demand features; at least one."""
+        return self._frames()
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         # Old types, large_string rather than string_view: Feast's conversions know no others.
@@ -230,25 +235,14 @@ class AsOfOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast has no type
         start_date: datetime,
         end_date: datetime,
     ) -> RetrievalJob:
-        """The newest row of each key within ``start_date <= event time <= end_date``.
-
-        No more is held than these rows and a slice.
-        """
+        """The newest row of each key within ``start_date <= event time <= end_date``, as :mod:`.newest` has it."""
         order = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
         columns = [*join_key_columns, *feature_name_columns, *order]
 
         def frames() -> Iterator[pl.DataFrame]:
             rows = _between(_scan(data_source, config, columns), timestamp_field, start_date, end_date)
-            newest: pl.DataFrame | None = None
-            for batch in batches(rows):
-                seen = batch if newest is None else pl.concat([newest, batch])
-                seen = seen.sort(order, maintain_order=True, nulls_last=False)
-                if join_key_columns:
-                    newest = seen.unique(join_key_columns, keep="last", maintain_order=True)
-                else:
-                    newest = seen.tail(1)
-            if newest is not None:
-                yield _with_dummy(newest, join_key_columns)
+            for part in newest(rows, join_key_columns, order):
+                yield _with_dummy(part, join_key_columns)
 
         return AsOfRetrievalJob(frames, config.repo_path)
 

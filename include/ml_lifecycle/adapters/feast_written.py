@@ -23,7 +23,7 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.type_map import feast_value_type_to_python_type
 from feast.types import String
 
-from ml_lifecycle.adapters.feast_bulk import EVENT, bulk_writer, rows_of, stored_views, values_of
+from ml_lifecycle.adapters.feast_bulk import EVENT, bulk_writer, newest_rows, rows_of, stored_views
 from ml_lifecycle.adapters.feast_online import microseconds
 from ml_lifecycle.adapters.feast_reader import OnlineReader
 from ml_lifecycle.adapters.feast_repo import (
@@ -33,6 +33,7 @@ from ml_lifecycle.adapters.feast_repo import (
     repo_config,
     without_password,
 )
+from ml_lifecycle.adapters.feast_values import values_of
 from ml_lifecycle.errors import CanaryError, OnlineStoreUnavailableError
 
 _VIEW, _LAST, _BEGUN = "materialised", "last", "begun"
@@ -98,21 +99,32 @@ class OnlineWriter:
             yield window
             window = self._noted(window.since.isoformat()) if window.since is not None else None
 
-    def write(self, frames: Mapping[str, pl.DataFrame], written: Written) -> None:
-        """Write each table's rows, read some of them back, then note that ``written`` was.
+    def write(
+        self, tables: Mapping[str, pl.LazyFrame], known: Mapping[str, pl.LazyFrame], written: Written
+    ) -> dict[str, int]:
+        """Write each view's newest rows, read some of them back, then note that ``written`` was.
 
         Of two values of the same event the one known later stays, unless its source says itself, by a
         created timestamp, which one counts.
 
+        :param known: tables whose newest rows need not be written again; empty if there are none
+        :return: view → rows
         :raises CanaryError: what is read is not what was written. Retry: yes.
         """
+        rows = {}
         with self._available():
             self._note([_BEGUN], written)
             for view in stored_views(self._store):
-                rows = rows_of(view, frames[view.batch_source.name], written.as_of)
-                self._rows.write(view, rows)
-                self._check(view, rows, written)
+                name = view.batch_source.name
+                now, *before = (
+                    rows_of(view, one[name], written.as_of) for one in (tables, known) if name in one
+                )
+                passed = _Passed(newest_rows(view, now, *before))
+                self._rows.write(view, passed)
+                self._check(view, passed.sample(), written)
+                rows[view.name] = passed.rows
             self._note([written.as_of.isoformat(), _LAST], written)
+        return rows
 
     def _noted(self, which: str) -> Written | None:
         with self._available():
@@ -135,15 +147,14 @@ class OnlineWriter:
         }
         frame = pl.DataFrame([{"which": one, **row} for one in which], schema_overrides={"since": pl.String})
         view = self._memory.get_feature_view(_VIEW)
-        self._ledger.write(view, rows_of(view, frame))
+        self._ledger.write(view, [rows_of(view, frame.lazy()).collect()])
 
-    def _check(self, view: FeatureView, rows: pl.DataFrame, written: Written) -> None:
-        """Read some rows back, as a model server does.
+    def _check(self, view: FeatureView, sample: pl.DataFrame, written: Written) -> None:
+        """Read rows back, as a model server does.
 
         A newer event in the store is as it should be, and so is another value of the same event if a newer
         window has begun, or if the source says itself which one counts: it may have withdrawn that one since.
         """
-        sample = rows.gather_every(max(1, rows.height // _CANARIES)).head(_CANARIES)
         if sample.is_empty():
             return
         keys = [column.name for column in view.entity_columns if column.name != DUMMY_ENTITY_ID]
@@ -184,6 +195,28 @@ class OnlineWriter:
             raise OnlineStoreUnavailableError(
                 f"the online store {self._shown} cannot be used now: {error}{hint}"
             ) from error
+
+
+class _Passed:
+    """Parts on their way, how many rows they had, and some of these."""
+
+    def __init__(self, parts: Iterator[pl.DataFrame]) -> None:
+        self._parts = parts
+        self._samples: list[pl.DataFrame] = []
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        for part in self._parts:
+            self.rows += part.height
+            self._samples.append(_sample(part))
+            yield part
+
+    def sample(self) -> pl.DataFrame:
+        return _sample(pl.concat(self._samples))
+
+
+def _sample(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.gather_every(max(1, rows.height // _CANARIES)).head(_CANARIES)
 
 
 _WHICH = Entity(name="which", join_keys=["which"], value_type=ValueType.STRING)

@@ -36,7 +36,7 @@ class Materialisation(Record):
     """What became known until the run's ``as_of``, written to an online store.
 
     :param since: digest of the snapshot that the store was given before; None for all there is
-    :param rows: table → rows written
+    :param rows: feature view → rows written
     :param healed: the moment of one that was begun before and never finished, which this one made up for
     """
 
@@ -93,25 +93,19 @@ def materialise(
 
     check_window(None, snapshot.run.as_of, clock)
     features, now = features_of(folder), Written(snapshot.path, folder.code_digest, snapshot.run.as_of)
-    frames = _counting(folder, features, lake, snapshot, now.as_of)
-    with (
-        tempfile.TemporaryDirectory(prefix="features-") as name,
-        contextlib.closing(OnlineWriter(features, Path(name), online_store)) as writer,
-    ):
-        last, begun = writer.last(), writer.begun()
-        before = None
-        if last is not None and last.code_digest == now.code_digest and lake.exists(last.snapshot_path):
-            before = from_json(Snapshot, lake.read_json(last.snapshot_path))
-            known = _counting(folder, features, lake, before, last.as_of)
-            frames = {
-                table: rows.join(known[table], on=rows.columns, how="anti", nulls_equal=True)
-                for table, rows in frames.items()
-            }
-            earlier = (moment for moment in (last.as_of, last.since) if moment is not None)
-            now = replace(now, since=next((moment for moment in earlier if moment < now.as_of), None))
-        writer.write(frames, now)
+    with tempfile.TemporaryDirectory(prefix="features-") as name:
+        tables = _counting(folder, features, lake, snapshot, now.as_of, Path(name) / "now")
+        (repository := Path(name) / "repository").mkdir()
+        with contextlib.closing(OnlineWriter(features, repository, online_store)) as writer:
+            last, begun = writer.last(), writer.begun()
+            before, known = None, {}
+            if last is not None and last.code_digest == now.code_digest and lake.exists(last.snapshot_path):
+                before = from_json(Snapshot, lake.read_json(last.snapshot_path))
+                known = _counting(folder, features, lake, before, last.as_of, Path(name) / "known")
+                earlier = (moment for moment in (last.as_of, last.since) if moment is not None)
+                now = replace(now, since=next((moment for moment in earlier if moment < now.as_of), None))
+            rows = writer.write(tables, known, now)
     since = before.digest if before is not None else None
-    rows = {table: frame.height for table, frame in frames.items()}
     healed = None
     if begun is not None and begun.as_of <= now.as_of and (last is None or last.as_of < begun.as_of):
         healed = begun.as_of
@@ -119,18 +113,28 @@ def materialise(
 
 
 def _counting(
-    folder: ModelFolder, features: Features, lake: Lake, snapshot: Snapshot, as_of: datetime
-) -> dict[str, pl.DataFrame]:
-    """Every feature table's rows that count at ``as_of``, computed from no more history than they take."""
+    folder: ModelFolder, features: Features, lake: Lake, snapshot: Snapshot, as_of: datetime, into: Path
+) -> dict[str, pl.LazyFrame]:
+    """Every feature table's rows that can count at ``as_of``, computed from no more history than they take.
+
+    They are put on disk: what ``tables()`` makes need not be held while it is written.
+    """
     last, lookback = as_of - INSTANT, folder.spec.features.lookback
     lifetimes = {table: features.lifetime(table) for table in features.source_tables()}
     brief = {table: life for table, life in lifetimes.items() if life is not None and lookback is not None}
     lasting = [table for table in lifetimes if table not in brief]
-    frames = make_frames(folder, features, sources_of(folder, lake, snapshot), lasting)
+    into.mkdir()
+
+    def put(frames: dict[str, pl.DataFrame]) -> None:
+        while frames:
+            table, rows = frames.popitem()
+            features.counting(table, rows.lazy(), last).collect().write_ipc(into / f"{table}.arrow")
+
+    put(make_frames(folder, features, sources_of(folder, lake, snapshot), lasting))
     if lookback is not None and brief:
         recent = sources_of(folder, lake, snapshot, last - max(brief.values()) - lookback)
-        frames |= make_frames(folder, features, recent, brief)
-    return {table: features.counting(table, rows, last) for table, rows in frames.items()}
+        put(make_frames(folder, features, recent, brief))
+    return {table: pl.scan_ipc(into / f"{table}.arrow") for table in lifetimes}
 
 
 def prepare_online(folder: ModelFolder, lake: Lake, evidence: Evidence, online_store: str) -> Materialisation:
