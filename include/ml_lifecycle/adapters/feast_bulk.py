@@ -1,8 +1,8 @@
 """Feature rows into any online store in bulk; in all of them the newest event stays.
 
-Our own store and Redis are given bytes that are made from whole columns, without an object a value, while the
-ones made before are being written. Every other store is written through Feast's ``online_write_batch``, guarded
-by a read. No more than a few parts of the rows are held at a time.
+Our own store and Redis are given bytes that are made from whole columns, without an object a value, while
+those made before are being written. Every other store is written through Feast's ``online_write_batch``,
+guarded by a read. No more than a few parts of the rows are held at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
@@ -40,7 +40,7 @@ from ml_lifecycle.errors import FeatureError
 
 EVENT, CREATED = "__event", "__created"
 _TIMESTAMP = pl.Datetime("us", "UTC")
-_PACKED_ROWS = 50_000  # a transaction's
+_PACKED_ROWS = 25_000  # a transaction's
 _GUARDED_ROWS = 10_000
 _SKEW = timedelta(minutes=1)  # clocks of two machines differ
 _KEY_TYPES = {
@@ -190,7 +190,7 @@ class _Counted:
             yield part
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
+def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
     """The items; while one is in use another thread makes the next."""
     with ThreadPoolExecutor(1) as maker:
         coming = maker.submit(next, items, None)
@@ -240,12 +240,8 @@ class _GuardedWriter:
     def _write(self, view: FeatureView, part: pl.DataFrame) -> None:
         types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
         fields = dict(fields_of(view))
-        columns = [
-            python_values_to_proto_values(part[name].to_list(), one) for name, one in types.items()
-        ]
-        keys = [
-            EntityKey(join_keys=[*types], entity_values=values) for values in zip(*columns, strict=True)
-        ]
+        columns = [python_values_to_proto_values(part[name].to_list(), one) for name, one in types.items()]
+        keys = [EntityKey(join_keys=[*types], entity_values=values) for values in zip(*columns, strict=True)]
         stored = self._online.online_read(self._config, view, keys, [*fields])
         messages = {name: values_of(view, part, name) for name in fields}
         features = [dict(zip(messages, row, strict=True)) for row in zip(*messages.values(), strict=True)]

@@ -86,6 +86,7 @@ while at <= size do
 end
 """
 
+
 class RedisWriter:
     """Writes rows to the Redis of a repository; see :class:`~.feast_bulk.BulkWriter`."""
 

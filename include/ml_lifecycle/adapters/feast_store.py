@@ -235,7 +235,7 @@ class AsOfOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast has no type
         start_date: datetime,
         end_date: datetime,
     ) -> RetrievalJob:
-        """The newest row of each key within ``start_date <= event time <= end_date``, as :mod:`.newest` has it."""
+        """The newest row of each key, of ``start_date <= event time <= end_date``; see :mod:`.newest`."""
         order = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
         columns = [*join_key_columns, *feature_name_columns, *order]
 
