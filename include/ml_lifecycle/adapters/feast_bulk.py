@@ -156,8 +156,9 @@ def materialise(
                 start_date=start,
                 end_date=end,
             )
-            parts = job.parts() if isinstance(job, AsOfRetrievalJob) else [pl.from_arrow(job.to_arrow())]
-            counted = _Counted(rows_of(view, pl.DataFrame(part).lazy()).collect() for part in parts)
+            tables = job.slices() if isinstance(job, AsOfRetrievalJob) else [job.to_arrow()]
+            frames = (pl.DataFrame(pl.from_arrow(table)) for table in tables)
+            counted = _Counted(rows_of(view, frame.lazy()).collect() for frame in frames)
             writer.write(view, counted)
             written[view.name] = counted.rows
     return written
