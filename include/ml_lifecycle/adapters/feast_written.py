@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from ml_lifecycle.adapters.feast_values import values_of
 from ml_lifecycle.errors import CanaryError, OnlineStoreUnavailableError
 
 _VIEW, _LAST, _BEGUN = "materialised", "last", "begun"
-_FIELDS = ("snapshot_path", "code_digest", "as_of", "since")
+_FIELDS = ("snapshot_path", "code_digest", "as_of", "since", "newest")
 _TIME = "event_timestamp"
 _CANARIES = 10  # rows of each view that are read back
 
@@ -47,12 +48,14 @@ class Written:
     """A materialisation: everything that the snapshot says as of the moment was offered to the store.
 
     :param since: the moment of the finished one that it built on; None if it wrote all there was
+    :param newest: feature view → its newest event; those of a finished one
     """
 
     snapshot_path: str
     code_digest: str
     as_of: datetime
     since: datetime | None = None
+    newest: Mapping[str, datetime] = field(default_factory=dict)
 
 
 class OnlineWriter:
@@ -111,7 +114,7 @@ class OnlineWriter:
         :return: view → rows
         :raises CanaryError: what is read is not what was written. Retry: yes.
         """
-        rows = {}
+        rows, newest = {}, dict(written.newest)
         with self._available():
             self._note([_BEGUN], written)
             for view in stored_views(self._store):
@@ -123,6 +126,9 @@ class OnlineWriter:
                 self._rows.write(view, passed)
                 self._check(view, passed.sample(), written)
                 rows[view.name] = passed.rows
+                if (event := now.select(pl.col(EVENT).max()).collect().item()) is not None:
+                    newest[view.name] = event
+            written = replace(written, newest=newest)
             self._note([written.as_of.isoformat(), _LAST], written)
         return rows
 
@@ -131,11 +137,12 @@ class OnlineWriter:
             found = self._memory.get_online_features(
                 features=[f"{_VIEW}:{name}" for name in _FIELDS], entity_rows=[{"which": which}]
             ).to_dict()
-        snapshot_path, code_digest, as_of, since = (found[name][0] for name in _FIELDS)
+        snapshot_path, code_digest, as_of, since, newest = (found[name][0] for name in _FIELDS)
         if not as_of:
             return None
         moment = datetime.fromisoformat(since) if since else None
-        return Written(snapshot_path, code_digest, datetime.fromisoformat(as_of), moment)
+        events = {view: datetime.fromisoformat(text) for view, text in json.loads(newest or "{}").items()}
+        return Written(snapshot_path, code_digest, datetime.fromisoformat(as_of), moment, events)
 
     def _note(self, which: Sequence[str], written: Written) -> None:
         row = {
@@ -143,6 +150,7 @@ class OnlineWriter:
             "code_digest": written.code_digest,
             "as_of": written.as_of.isoformat(),
             "since": written.since.isoformat() if written.since is not None else None,
+            "newest": json.dumps({view: event.isoformat() for view, event in written.newest.items()}),
             _TIME: written.as_of - timedelta.resolution,
         }
         frame = pl.DataFrame([{"which": one, **row} for one in which], schema_overrides={"since": pl.String})

@@ -16,7 +16,8 @@ import polars as pl
 from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.records import Evidence, Record, Run, Snapshot, Training, from_json
+from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.records import Evidence, Finding, Record, Run, Snapshot, Training, from_json
 from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.stages.feature_tables import (
     INSTANT,
@@ -102,6 +103,7 @@ def materialise(
             if last is not None and last.code_digest == now.code_digest and lake.exists(last.snapshot_path):
                 before = from_json(Snapshot, lake.read_json(last.snapshot_path))
                 known = _counting(folder, features, lake, before, last.as_of, Path(name) / "known")
+                now = replace(now, newest=last.newest)
                 earlier = (moment for moment in (last.as_of, last.since) if moment is not None)
                 now = replace(now, since=next((moment for moment in earlier if moment < now.as_of), None))
             rows = writer.write(tables, known, now)
@@ -135,6 +137,39 @@ def _counting(
         recent = sources_of(folder, lake, snapshot, last - max(brief.values()) - lookback)
         put(make_frames(folder, features, recent, brief))
     return {table: pl.scan_ipc(into / f"{table}.arrow") for table in lifetimes}
+
+
+def staleness(folder: ModelFolder, online_store: str, as_of: datetime) -> tuple[Finding, ...]:
+    """How old at ``as_of`` what an online store was given is, by its own ledger; in seconds.
+
+    Of each feature view the age of its newest event, and the age of the newest finished materialisation.
+    Later ones do not count: the same moment gives the same answer. A store that cannot be read, or was never
+    given a view, is a finding with an ``error``; nothing is raised.
+    """
+    from ml_lifecycle.adapters.feast_written import OnlineWriter
+
+    written, error = None, f"nothing was materialised as of {as_of.isoformat()} or before"
+    features = features_of(folder)
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="features-") as name,
+            contextlib.closing(OnlineWriter(features, Path(name), online_store)) as writer,
+        ):
+            written = next((window for window in writer.windows() if window.as_of <= as_of), None)
+    except LifecycleError as failure:
+        error = str(failure)
+    newest = written.newest if written is not None else {}
+    views = sorted(view.name for view in features.views if view.online)
+    moments = [("feature_staleness_seconds", view, newest.get(view)) for view in views]
+    moments.append(
+        ("materialisation_staleness_seconds", None, written.as_of if written is not None else None)
+    )
+    return tuple(
+        Finding(metric, view, None, 0, error=error)
+        if moment is None
+        else Finding(metric, view, (as_of - moment).total_seconds(), 1)
+        for metric, view, moment in moments
+    )
 
 
 def prepare_online(folder: ModelFolder, lake: Lake, evidence: Evidence, online_store: str) -> Materialisation:
