@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -446,3 +447,40 @@ def test_two_writers_at_once_leave_the_newest(story: Story, clean: str, tmp_path
                     writer.join(300)
                 assert [writer.exitcode for writer in writers] == [0, 0]
         check_equals(story, url, clean)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", [1, 2])
+def test_writers_killed_at_random_moments_leave_the_next_one_whole(
+    story: Story, clean: str, tmp_path: Path, seed: int
+) -> None:
+    """Several in a row, at any moment of what a whole one takes; then the store is as one never killed."""
+    chance, url, twin = (
+        random.Random(seed),
+        *(f"sqlite:///{tmp_path}/{name}.db" for name in ("killed", "twin")),
+    )
+    for uninterrupted in (url, twin):
+        story.write(0, uninterrupted)
+    killed = 0
+    with readers(story, url):
+        for step in (1, 3, 4):
+            began = time.monotonic()
+            whole = PROCESSES.Process(target=online_processes.write, args=story.arguments(step, twin))
+            assert run(whole) == 0
+            takes = time.monotonic() - began
+            for _ in range(4):
+                writer = PROCESSES.Process(target=online_processes.write, args=story.arguments(step, url))
+                writer.start()
+                writer.join(chance.uniform(0, takes))
+                writer.kill()
+                writer.join(30)
+                killed += writer.exitcode == -signal.SIGKILL
+            story.write(step, url)
+            assert stored(url) == stored(twin)
+            snapshot = story.snapshots[step]
+            audit = audit_online(
+                story.world.folder, story.world.lake, snapshot, url, STEPS[step], sample=2000
+            )
+            assert audit.differing == {}, audit.examples
+    assert killed >= 6
+    check_equals(story, url, clean)
