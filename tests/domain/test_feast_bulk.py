@@ -23,7 +23,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from waiting import wait_until
 
-from ml_lifecycle.adapters.feast_bulk import bulk_writer, materialise, rows_of
+from ml_lifecycle.adapters.feast_bulk import bulk_writer, materialise, newest_rows, rows_of
 from ml_lifecycle.adapters.feast_reader import OnlineReader
 from ml_lifecycle.adapters.feast_repo import registry_bytes, repo_config, without_password
 from ml_lifecycle.errors import FeatureError
@@ -139,7 +139,7 @@ def read(store: FeatureStore, *users: int) -> list[tuple[datetime | None, dict[s
 def write(store: FeatureStore, frame: pl.DataFrame) -> None:
     view = store.get_feature_view("view")
     with closing(bulk_writer(store.config)) as writer:
-        writer.write(view, rows_of(view, table(frame)))
+        writer.write(view, newest_rows(view, rows_of(view, table(frame).lazy())))
 
 
 def test_feast_reads_every_type_that_was_written(store: FeatureStore) -> None:

@@ -583,6 +583,7 @@ def test_a_window_over_midnight_reads_both_days(world):
 
 
 FINDING = Finding("psi", "delay", 0.3, 600)
+STALE = Finding("feature_staleness_seconds", "weather", 61.0, 1)
 
 
 @pytest.mark.parametrize(
@@ -592,6 +593,8 @@ FINDING = Finding("psi", "delay", 0.3, 600)
         (Alert(metric="psi", above=0.3), FINDING, None),
         (Alert(metric="psi", below=0.25), FINDING, None),
         (Alert(metric="psi", above=0.25, min_rows=601), FINDING, None),
+        (Alert(metric="feature_staleness_seconds", above=60), STALE, "warning"),
+        (Alert(metric="feature_staleness_seconds", above=60, columns=("other",)), STALE, None),
         (Alert(metric="psi", above=0.25, columns=("hour",)), FINDING, None),
         (Alert(metric="skill", below=0), FINDING, None),
         (

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from ml_lifecycle.records import Interval, Run, Snapshot, to_json
 from ml_lifecycle.spec.folder import load_folder
 from ml_lifecycle.stages.feature_tables import build_tables, features_of
 from ml_lifecycle.stages.ingest import ingest
-from ml_lifecycle.stages.online_features import Materialisation, audit_online, materialise
+from ml_lifecycle.stages.online_features import Materialisation, audit_online, materialise, staleness
 
 HOUR = timedelta(hours=1)
 STEPS = (january(8), january(9), january(9) + 4 * HOUR, january(10), january(11))
@@ -259,6 +260,38 @@ def test_the_ledger_knows_what_was_interrupted_and_the_next_one_heals_it(
     assert windows(story, url, tmp_path / "healed") == ends
 
 
+def test_staleness_is_that_of_what_was_given_by_then(story: Story, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/online.db"
+    for step in (0, 1, 3):
+        story.write(step, url)
+
+    def ages(moment: datetime) -> dict[tuple[str, str | None], float | None]:
+        found = staleness(story.world.folder, url, moment)
+        assert all((finding.error is None) == (finding.value is not None) for finding in found)
+        return {(finding.metric, finding.column): finding.value for finding in found}
+
+    views = [view.name for view in features_of(story.world.folder).views]
+    nothing = ages(STEPS[0] - HOUR)
+    assert list(nothing.values()) == [None] * (len(views) + 1)
+    for step, moment in ((0, STEPS[0]), (1, STEPS[2]), (3, STEPS[4])):
+        found = ages(moment)
+        tables = build_tables(story.world.folder, story.world.lake, story.snapshots[step]).tables
+        for view in views:
+            events = story.world.lake.scan([tables[view]]).select("event_timestamp").collect().to_series()
+            newest = events.filter(events < STEPS[step]).max()
+            assert isinstance(newest, datetime)
+            assert found["feature_staleness_seconds", view] == (moment - newest).total_seconds()
+        last = found["materialisation_staleness_seconds", None]
+        assert last == (moment - STEPS[step]).total_seconds()
+
+
+def test_a_store_that_cannot_be_read_is_a_finding(story: Story, tmp_path: Path) -> None:
+    (tmp_path / "online.db").write_bytes(b"no database" * 100)
+    found = staleness(story.world.folder, f"sqlite:///{tmp_path}/online.db", STEPS[0])
+    assert {finding.value for finding in found} == {None}
+    assert all("file is not a database" in str(finding.error) for finding in found)
+
+
 def test_a_future_moment_is_refused_and_leaves_no_trace(story: Story, tmp_path: Path) -> None:
     now = STEPS[1] - HOUR
     with pytest.raises(FeatureError, match=r"ends in the future: 2013-01-09 .*; it is 2013-01-09 07:00"):
@@ -414,3 +447,40 @@ def test_two_writers_at_once_leave_the_newest(story: Story, clean: str, tmp_path
                     writer.join(300)
                 assert [writer.exitcode for writer in writers] == [0, 0]
         check_equals(story, url, clean)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", [1, 2])
+def test_writers_killed_at_random_moments_leave_the_next_one_whole(
+    story: Story, clean: str, tmp_path: Path, seed: int
+) -> None:
+    """Several in a row, at any moment of what a whole one takes; then the store is as one never killed."""
+    chance, url, twin = (
+        random.Random(seed),
+        *(f"sqlite:///{tmp_path}/{name}.db" for name in ("killed", "twin")),
+    )
+    for uninterrupted in (url, twin):
+        story.write(0, uninterrupted)
+    killed = 0
+    with readers(story, url):
+        for step in (1, 3, 4):
+            began = time.monotonic()
+            whole = PROCESSES.Process(target=online_processes.write, args=story.arguments(step, twin))
+            assert run(whole) == 0
+            takes = time.monotonic() - began
+            for _ in range(4):
+                writer = PROCESSES.Process(target=online_processes.write, args=story.arguments(step, url))
+                writer.start()
+                writer.join(chance.uniform(0, takes))
+                writer.kill()
+                writer.join(30)
+                killed += writer.exitcode == -signal.SIGKILL
+            story.write(step, url)
+            assert stored(url) == stored(twin)
+            snapshot = story.snapshots[step]
+            audit = audit_online(
+                story.world.folder, story.world.lake, snapshot, url, STEPS[step], sample=2000
+            )
+            assert audit.differing == {}, audit.examples
+    assert killed >= 6
+    check_equals(story, url, clean)

@@ -80,6 +80,7 @@ def join_as_of(
     moment: str,
     tables: Sequence[Table],
     *,
+    beside: Iterable[str] = (),
     slice_rows: int | None = None,
     part_rows: int | None = None,
 ) -> Iterator[pl.DataFrame]:
@@ -87,10 +88,12 @@ def join_as_of(
 
     The answer does not depend on the sizes.
 
+    :param beside: columns that the entity rows have besides those given
+
     :raises FeatureError: a key is no column of the entity rows, or a feature is one already. Retry: no.
     """
     schema = entities.collect_schema()
-    taken = set(schema)
+    taken = {*schema, *beside}
     for table in tables:
         if missing := [key for key in table.keys if key not in schema]:
             raise FeatureError(f"{table.name} needs the entity columns {missing}")

@@ -1,7 +1,8 @@
 """Feature rows into any online store in bulk; in all of them the newest event stays.
 
-Our own store and Redis are given bytes that are made from whole columns, without an object a value. Every
-other store is written through Feast's ``online_write_batch``, guarded by a read.
+Our own store and Redis are given bytes that are made from whole columns, without an object a value, while
+those made before are being written. Every other store is written through Feast's ``online_write_batch``,
+guarded by a read. No more than a few parts of the rows are held at a time.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import polars as pl
-from feast import FeatureStore, FeatureView, RepoConfig
+from feast import FeatureStore, FeatureView, RepoConfig, ValueType
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 from feast.infra.online_stores.helpers import get_online_store_from_config
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import python_values_to_proto_values
 
 from ml_lifecycle.adapters.feast_online import (
@@ -30,22 +31,36 @@ from ml_lifecycle.adapters.feast_online import (
     microseconds,
     table_name,
 )
-from ml_lifecycle.adapters.feast_store import source_columns
-from ml_lifecycle.adapters.online_rows import DTYPES, Kind
+from ml_lifecycle.adapters.feast_store import AsOfRetrievalJob, source_columns
+from ml_lifecycle.adapters.feast_values import values_of, with_messages
+from ml_lifecycle.adapters.newest import changed, newest
+from ml_lifecycle.adapters.online_file import PackedRow
+from ml_lifecycle.adapters.online_rows import DTYPES
 from ml_lifecycle.errors import FeatureError
 
 EVENT, CREATED = "__event", "__created"
 _TIMESTAMP = pl.Datetime("us", "UTC")
-_PACKED_ROWS = 100_000  # a transaction's; some 50 MiB
+_PACKED_ROWS = 25_000  # a transaction's
 _GUARDED_ROWS = 10_000
 _SKEW = timedelta(minutes=1)  # clocks of two machines differ
+_KEY_TYPES = {
+    ValueType.STRING: pl.String(),
+    ValueType.BYTES: pl.Binary(),
+    ValueType.INT32: pl.Int32(),
+    ValueType.INT64: pl.Int64(),
+}
+
+Item = TypeVar("Item")
 
 
 class BulkWriter(Protocol):
     """Writes rows to one online store."""
 
-    def write(self, view: FeatureView, rows: pl.DataFrame) -> None:
-        """Write a registered view's rows, as :func:`rows_of` makes them; what is newer already stays."""
+    def write(self, view: FeatureView, parts: Iterable[pl.DataFrame]) -> None:
+        """Write a registered view's rows, as :func:`rows_of` makes them; what is newer already stays.
+
+        Within a part there is one row a key. They are written quickest in the order of their keys.
+        """
         ...
 
     def close(self) -> None:
@@ -70,31 +85,47 @@ def stored_views(store: FeatureStore) -> list[FeatureView]:
     return [view for view in store.registry.list_feature_views(store.project) if view.online]
 
 
-def rows_of(view: FeatureView, table: pl.DataFrame, known_by: datetime | None = None) -> pl.DataFrame:
-    """A registered view's rows out of its source's table, of each key the newest.
+def rows_of(view: FeatureView, table: pl.LazyFrame, known_by: datetime | None = None) -> pl.LazyFrame:
+    """A registered view's rows out of its source's table.
 
     :param known_by: when the rows were created, for a source that does not say it itself
     """
     source, in_source = view.batch_source, source_columns(view.batch_source)
-    keys = [column.name for column in view.entity_columns if column.name != DUMMY_ENTITY_ID]
-    created = source.created_timestamp_column
+    keys, created = _key_types(view), source.created_timestamp_column
     rows = table.select(
-        *(pl.col(in_source.get(key, key)).alias(key) for key in keys),
-        *(_feature(pl.col(in_source.get(name, name)), kind).alias(name) for name, kind in fields_of(view)),
+        *(_cast(pl.col(in_source.get(key, key)), dtype).alias(key) for key, dtype in keys.items()),
+        *(
+            _cast(pl.col(in_source.get(name, name)), DTYPES.get(kind)).alias(name)
+            for name, kind in fields_of(view)
+        ),
         pl.col(source.timestamp_field).cast(_TIMESTAMP).alias(EVENT),
         (pl.col(created) if created else pl.lit(known_by)).cast(_TIMESTAMP).alias(CREATED),
-    )
-    rows = rows.drop_nulls([*keys, EVENT])
-    if keys and rows.select(keys).n_unique() == rows.height:
-        return rows
-    rows = rows.sort(EVENT, CREATED, maintain_order=True, nulls_last=False)
-    if keys:
-        return rows.unique(keys, keep="last", maintain_order=True)
-    return rows.tail(1).with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
+    ).drop_nulls([*keys, EVENT])
+    return rows if keys else rows.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
 
 
-def _feature(column: pl.Expr, kind: Kind) -> pl.Expr:
-    return column.cast(DTYPES[kind]) if kind in DTYPES else column
+def newest_rows(
+    view: FeatureView, rows: pl.LazyFrame, known: pl.LazyFrame | None = None
+) -> Iterator[pl.DataFrame]:
+    """Of each key the newest of a view's rows, part by part.
+
+    :param known: rows of which those that are the newest in it too are left out
+    """
+    keys, order = [*_key_types(view)] or [DUMMY_ENTITY_ID], (EVENT, CREATED)
+    return newest(rows, keys, order) if known is None else changed(rows, known, keys, order)
+
+
+def _key_types(view: FeatureView) -> dict[str, pl.DataType | None]:
+    """The columns of a registered view's keys; none for a view without entities."""
+    return {
+        column.name: _KEY_TYPES.get(column.dtype.to_value_type())
+        for column in view.entity_columns
+        if column.name != DUMMY_ENTITY_ID
+    }
+
+
+def _cast(column: pl.Expr, dtype: pl.DataType | None) -> pl.Expr:
+    return column if dtype is None else column.cast(dtype)
 
 
 def materialise(
@@ -115,20 +146,21 @@ def materialise(
     with contextlib.closing(bulk_writer(config)) as writer:
         for view in stored_views(store):
             source, in_source = view.batch_source, source_columns(view.batch_source)
-            keys = [column.name for column in view.entity_columns if column.name != DUMMY_ENTITY_ID]
             job = offline.pull_latest_from_table_or_query(
                 config=config,
                 data_source=source,
-                join_key_columns=[in_source.get(key, key) for key in keys],
+                join_key_columns=[in_source.get(key, key) for key in _key_types(view)],
                 feature_name_columns=[in_source.get(field.name, field.name) for field in view.features],
                 timestamp_field=source.timestamp_field,
                 created_timestamp_column=source.created_timestamp_column or None,
                 start_date=start,
                 end_date=end,
             )
-            rows = rows_of(view, pl.DataFrame(pl.from_arrow(job.to_arrow())))
-            writer.write(view, rows)
-            written[view.name] = rows.height
+            tables = job.slices() if isinstance(job, AsOfRetrievalJob) else [job.to_arrow()]
+            frames = (pl.DataFrame(pl.from_arrow(table)) for table in tables)
+            counted = _Counted(rows_of(view, frame.lazy()).collect() for frame in frames)
+            writer.write(view, counted)
+            written[view.name] = counted.rows
     return written
 
 
@@ -146,6 +178,28 @@ def check_window(start: datetime | None, end: datetime, clock: Callable[[], floa
         raise FeatureError(f"the window to be materialised is reversed: from {start} to {end}")
 
 
+class _Counted:
+    """Parts, and how many rows they had."""
+
+    def __init__(self, parts: Iterable[pl.DataFrame]) -> None:
+        self._parts = parts
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        for part in self._parts:
+            self.rows += part.height
+            yield part
+
+
+def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The items; while one is in use another thread makes the next."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = maker.submit(next, items, None)
+            yield item
+
+
 class _PackedWriter:
     """Our own store: keys and values are packed and handed to SQLite."""
 
@@ -153,17 +207,20 @@ class _PackedWriter:
         self._config = config
         self._online = PackedSqliteOnlineStore()
 
-    def write(self, view: FeatureView, rows: pl.DataFrame) -> None:
-        if rows.is_empty():
-            return
+    def write(self, view: FeatureView, parts: Iterable[pl.DataFrame]) -> None:
         file, table = self._online.file(self._config), table_name(self._config, view)
         keys, layout = keys_of(view), file.layout(fields_of(view))
-        order = keys.order(rows)  # in which SQLite writes each of its pages once
-        for first in range(0, rows.height, _PACKED_ROWS):
-            part = rows[order.slice(first, _PACKED_ROWS)]
-            packed = layout.pack_frame(with_messages(view, part))
-            events, created = (part[name].to_physical().to_list() for name in (EVENT, CREATED))
-            file.write(table, zip(keys.pack_frame(part), events, created, packed, strict=True))
+
+        def packed() -> Iterator[list[PackedRow]]:
+            for part in parts:
+                for rows in part.iter_slices(_PACKED_ROWS):
+                    moments = (rows[name].to_physical().to_list() for name in (EVENT, CREATED))
+                    values = layout.pack_frame(with_messages(view, rows)).to_pylist()
+                    yield list(zip(keys.pack_frame(rows).to_pylist(), *moments, values, strict=True))
+
+        with contextlib.closing(ahead(packed())) as batches:
+            for batch in batches:
+                file.write(table, batch)
 
     def close(self) -> None:
         asyncio.run(self._online.close())
@@ -176,51 +233,28 @@ class _GuardedWriter:
         self._config = config
         self._online = get_online_store_from_config(config.online_store)
 
-    def write(self, view: FeatureView, rows: pl.DataFrame) -> None:
+    def write(self, view: FeatureView, parts: Iterable[pl.DataFrame]) -> None:
+        for rows in parts:
+            for part in rows.iter_slices(_GUARDED_ROWS):
+                self._write(view, part)
+
+    def _write(self, view: FeatureView, part: pl.DataFrame) -> None:
         types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
         fields = dict(fields_of(view))
-        for part in rows.iter_slices(_GUARDED_ROWS):
-            columns = [
-                python_values_to_proto_values(part[name].to_list(), one) for name, one in types.items()
-            ]
-            keys = [
-                EntityKey(join_keys=[*types], entity_values=values) for values in zip(*columns, strict=True)
-            ]
-            stored = self._online.online_read(self._config, view, keys, [*fields])
-            messages = {name: values_of(view, part, name) for name in fields}
-            features = [dict(zip(messages, row, strict=True)) for row in zip(*messages.values(), strict=True)]
-            data = [
-                (key, values, event, created)
-                for key, values, event, created, (before, _) in zip(
-                    keys, features, part[EVENT], part[CREATED], stored, strict=True
-                )
-                if before is None or microseconds(event) >= microseconds(before)
-            ]
-            if data:
-                self._online.online_write_batch(self._config, view, data, None)
+        columns = [python_values_to_proto_values(part[name].to_list(), one) for name, one in types.items()]
+        keys = [EntityKey(join_keys=[*types], entity_values=values) for values in zip(*columns, strict=True)]
+        stored = self._online.online_read(self._config, view, keys, [*fields])
+        messages = {name: values_of(view, part, name) for name in fields}
+        features = [dict(zip(messages, row, strict=True)) for row in zip(*messages.values(), strict=True)]
+        data = [
+            (key, values, event, created)
+            for key, values, event, created, (before, _) in zip(
+                keys, features, part[EVENT], part[CREATED], stored, strict=True
+            )
+            if before is None or microseconds(event) >= microseconds(before)
+        ]
+        if data:
+            self._online.online_write_batch(self._config, view, data, None)
 
     def close(self) -> None:
         asyncio.run(self._online.close())
-
-
-def values_of(view: FeatureView, rows: pl.DataFrame, name: str) -> list[Value]:
-    """A column as Feast's messages; unlike in Feast's own conversion NaN stays apart from null."""
-    kind = dict(fields_of(view))[name]
-    if kind == "value":
-        types = {field.name: field.dtype.to_value_type() for field in view.features}
-        return list(python_values_to_proto_values(rows[name].to_list(), types[name]))
-    return [Value() if one is None else Value(**{f"{kind}_val": one}) for one in rows[name].to_list()]
-
-
-def with_messages(view: FeatureView, rows: pl.DataFrame) -> pl.DataFrame:
-    """Columns of types that only Feast knows as its messages' bytes."""
-    packed = [
-        pl.Series(
-            name,
-            [message.SerializeToString() or None for message in values_of(view, rows, name)],
-            pl.Binary,
-        )
-        for name, kind in fields_of(view)
-        if kind == "value"
-    ]
-    return rows.with_columns(packed)

@@ -7,22 +7,26 @@ writes on the server, a batch at a time: of two writers neither puts an older ro
 
 from __future__ import annotations
 
-import struct
-from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import polars as pl
+import pyarrow as pa
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
 from feast.infra.online_stores.redis import RedisOnlineStore
 
-from ml_lifecycle.adapters.feast_bulk import CREATED, EVENT, with_messages
+from ml_lifecycle.adapters.feast_bulk import CREATED, EVENT, ahead
 from ml_lifecycle.adapters.feast_online import fields_of, keys_of
+from ml_lifecycle.adapters.feast_values import with_messages
+from ml_lifecycle.adapters.online_bytes import data, fixed, joined, texts, timestamps, with_size
+from ml_lifecycle.adapters.online_bytes import messages as value_messages
 from ml_lifecycle.adapters.online_rows import Kind
 
 _BATCH = 2_000  # rows; the server does nothing else meanwhile, some 10 ms
+_PACKED_ROWS = 20_000  # made at a time
 _NONE = -(2.0**62)  # before any moment: a row that does not say when it was created
 
 _SCRIPT = """
@@ -82,17 +86,6 @@ while at <= size do
 end
 """
 
-# The tag of each kind's field in Feast's Value message, and NumPy's code of those of fixed size.
-_TAGS: dict[Kind, tuple[int, str]] = {
-    "bytes": (0x0A, ""),
-    "string": (0x12, ""),
-    "int32": (0x18, ""),
-    "int64": (0x20, ""),
-    "double": (0x29, "<f8"),
-    "float": (0x35, "<f4"),
-    "bool": (0x38, "u1"),
-}
-
 
 class RedisWriter:
     """Writes rows to the Redis of a repository; see :class:`~.feast_bulk.BulkWriter`."""
@@ -102,7 +95,7 @@ class RedisWriter:
         self._client: Any = RedisOnlineStore()._get_client(config.online_store)
         self._script = self._client.register_script(_SCRIPT)
 
-    def write(self, view: FeatureView, rows: pl.DataFrame) -> None:
+    def write(self, view: FeatureView, parts: Iterable[pl.DataFrame]) -> None:
         """Write the rows a batch at a time."""
         name = compute_versioned_name(view, self._config.registry.enable_online_feature_view_versioning)
         fields = fields_of(view)
@@ -113,82 +106,29 @@ class RedisWriter:
             self._config.online_store.key_ttl_seconds or 0,
         )
         hashes = [_mmh3(f"{name}:{field}") for field, _ in fields]
-        keys, project = keys_of(view), self._config.project.encode()
-        # The next batch is made while the server writes the last one.
-        with ThreadPoolExecutor(1) as sender:
-            sent: Future[Any] | None = None
-            for part in rows.iter_slices(_BATCH):
-                created = part[CREATED].to_physical().cast(pl.Float64).fill_null(_NONE).to_numpy()
-                messages = with_messages(view, part)
-                columns: list[list[bytes]] = [
-                    _with_length([key + project for key in keys.pack_frame(part)]),
-                    _with_length(_moments(part[EVENT])),
-                    created.astype("<f8").view("V8").tolist(),
-                    *(_with_length(_messages(messages[field], kind)) for field, kind in fields),
-                ]
-                packed = b"".join(chain.from_iterable(zip(*columns, strict=True)))
-                if sent is not None:
-                    sent.result()
-                sent = sender.submit(self._script, keys=[], args=[*head, packed, *hashes])
-            if sent is not None:
-                sent.result()
+        with contextlib.closing(ahead(self._batches(view, parts))) as batches:
+            for batch in batches:
+                self._script(keys=[], args=[*head, batch, *hashes])
+
+    def _batches(self, view: FeatureView, parts: Iterable[pl.DataFrame]) -> Iterator[memoryview]:
+        keys, fields, project = keys_of(view), fields_of(view), self._config.project.encode()
+        for part in parts:
+            for rows in part.iter_slices(_PACKED_ROWS):
+                messages = with_messages(view, rows)
+                created = rows[CREATED].to_physical().cast(pl.Float64).fill_null(_NONE).to_numpy()
+                packed = joined(
+                    *with_size(joined(keys.pack_frame(rows), project)),
+                    *with_size(timestamps(rows[EVENT])),
+                    fixed(created.astype("<f8")),
+                    *chain.from_iterable(with_size(_messages(messages[name], kind)) for name, kind in fields),
+                )
+                for first in range(0, len(packed), _BATCH):
+                    yield data(packed[first : first + _BATCH])
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
 
-def _with_length(parts: list[bytes]) -> list[bytes]:
-    pack = struct.Struct("<I").pack
-    return [pack(len(part)) + part for part in parts]
-
-
-def _moments(events: pl.Series) -> list[bytes]:
-    """Timestamp messages, as Feast writes them; equal ones are made once."""
-    return _once(events.to_physical(), _moment)
-
-
-def _moment(event_us: int) -> bytes:
-    seconds, micros = divmod(event_us, 1_000_000)
-    first = b"\x08" + _varint(seconds) if seconds else b""
-    return first + (b"\x10" + _varint(micros * 1000) if micros else b"")
-
-
-def _messages(column: pl.Series, kind: Kind) -> list[bytes]:
-    """The bytes of Feast's Value messages; a null's are none."""
-    if kind == "value":
-        return column.fill_null(b"").to_list()
-    tag, code = _TAGS[kind]
-    if kind in ("int32", "int64"):
-        head = bytes([tag])
-        found = _once(column.cast(pl.Int64), lambda value: head + _varint(value))
-    elif code:
-        table = np.zeros(len(column), [("tag", "u1"), ("value", code)])
-        table["tag"] = tag
-        table["value"] = column.fill_null(False if kind == "bool" else 0.0).to_numpy()
-        found = table.view(f"V{table.dtype.itemsize}").tolist()
-    else:
-        text = column.cast(pl.String) if kind == "string" else column
-        found = _once(text.cast(pl.Binary), lambda value: bytes([tag]) + _varint(len(value)) + value)
-    if column.null_count():
-        return [b"" if absent else one for one, absent in zip(found, column.is_null(), strict=True)]
-    return found
-
-
-def _once(column: pl.Series, make: Any) -> list[bytes]:
-    """What is made of each value, by way of a dictionary: few differ."""
-    values = column.to_list()
-    made = {value: make(value) for value in set(values) if value is not None}
-    made[None] = b""
-    return [made[value] for value in values]
-
-
-def _varint(value: int) -> bytes:
-    """As protobuf writes whole numbers; negative ones take ten bytes."""
-    value &= 0xFFFFFFFFFFFFFFFF
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+def _messages(column: pl.Series, kind: Kind) -> pa.Array:
+    return texts(column) if kind == "value" else value_messages(column, kind)

@@ -169,22 +169,14 @@ class Features:
         views = self._views_of(table)
         return max(view.ttl for view in views) if all(view.ttl for view in views) else None
 
-    def counting(self, table: str, rows: pl.DataFrame, moment: datetime) -> pl.DataFrame:
-        """Of each key the newest row at ``moment``, that instant included; none that is past its lifetime.
+    def counting(self, table: str, rows: pl.LazyFrame, moment: datetime) -> pl.LazyFrame:
+        """The rows that can count at ``moment``, that instant included: none that is past its lifetime.
 
-        This is what an online store has to hold at that moment: of rows with the same key and event time the
-        one created last, without a created timestamp the later one in the table.
+        The newest of each key are what an online store has to hold at that moment.
         """
-        views = self._views_of(table)
-        source, in_source = views[0].batch_source, source_columns(views[0].batch_source)
-        keys = [in_source.get(key, key) for key in dict.fromkeys(k for v in views for k in self.keys_of(v))]
-        event, lifetime = pl.col(source.timestamp_field), self.lifetime(table)
-        rows = rows.filter(event <= moment).drop_nulls(keys)
-        if lifetime is not None:
-            rows = rows.filter(event >= moment - lifetime)
-        order = [source.timestamp_field, source.created_timestamp_column]
-        rows = rows.sort([column for column in order if column], maintain_order=True, nulls_last=False)
-        return rows.unique(keys, keep="last", maintain_order=True) if keys else rows.tail(1)
+        event, lifetime = pl.col(self._views_of(table)[0].batch_source.timestamp_field), self.lifetime(table)
+        rows = rows.filter(event <= moment)
+        return rows if lifetime is None else rows.filter(event >= moment - lifetime)
 
     def _views_of(self, table: str) -> list[FeatureView]:
         return [view for view in self.views if view.batch_source.name == table]

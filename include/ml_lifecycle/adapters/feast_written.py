@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.type_map import feast_value_type_to_python_type
 from feast.types import String
 
-from ml_lifecycle.adapters.feast_bulk import EVENT, bulk_writer, rows_of, stored_views, values_of
+from ml_lifecycle.adapters.feast_bulk import EVENT, bulk_writer, newest_rows, rows_of, stored_views
 from ml_lifecycle.adapters.feast_online import microseconds
 from ml_lifecycle.adapters.feast_reader import OnlineReader
 from ml_lifecycle.adapters.feast_repo import (
@@ -33,11 +34,12 @@ from ml_lifecycle.adapters.feast_repo import (
     repo_config,
     without_password,
 )
+from ml_lifecycle.adapters.feast_values import values_of
 from ml_lifecycle.errors import CanaryError, OnlineStoreUnavailableError
 from ml_lifecycle.personal import masked
 
 _VIEW, _LAST, _BEGUN = "materialised", "last", "begun"
-_FIELDS = ("snapshot_path", "code_digest", "as_of", "since")
+_FIELDS = ("snapshot_path", "code_digest", "as_of", "since", "newest")
 _TIME = "event_timestamp"
 _CANARIES = 10  # rows of each view that are read back
 
@@ -47,12 +49,14 @@ class Written:
     """A materialisation: everything that the snapshot says as of the moment was offered to the store.
 
     :param since: the moment of the finished one that it built on; None if it wrote all there was
+    :param newest: feature view → its newest event; those of a finished one
     """
 
     snapshot_path: str
     code_digest: str
     as_of: datetime
     since: datetime | None = None
+    newest: Mapping[str, datetime] = field(default_factory=dict)
 
 
 class OnlineWriter:
@@ -102,32 +106,47 @@ class OnlineWriter:
             yield window
             window = self._noted(window.since.isoformat()) if window.since is not None else None
 
-    def write(self, frames: Mapping[str, pl.DataFrame], written: Written) -> None:
-        """Write each table's rows, read some of them back, then note that ``written`` was.
+    def write(
+        self, tables: Mapping[str, pl.LazyFrame], known: Mapping[str, pl.LazyFrame], written: Written
+    ) -> dict[str, int]:
+        """Write each view's newest rows, read some of them back, then note that ``written`` was.
 
         Of two values of the same event the one known later stays, unless its source says itself, by a
         created timestamp, which one counts.
 
+        :param known: tables whose newest rows need not be written again; empty if there are none
+        :return: view → rows
         :raises CanaryError: what is read is not what was written. Retry: yes.
         """
+        rows, newest = {}, dict(written.newest)
         with self._available():
             self._note([_BEGUN], written)
             for view in stored_views(self._store):
-                rows = rows_of(view, frames[view.batch_source.name], written.as_of)
-                self._rows.write(view, rows)
-                self._check(view, rows, written)
+                name = view.batch_source.name
+                now, *before = (
+                    rows_of(view, one[name], written.as_of) for one in (tables, known) if name in one
+                )
+                passed = _Passed(newest_rows(view, now, *before))
+                self._rows.write(view, passed)
+                self._check(view, passed.sample(), written)
+                rows[view.name] = passed.rows
+                if (event := now.select(pl.col(EVENT).max()).collect().item()) is not None:
+                    newest[view.name] = event
+            written = replace(written, newest=newest)
             self._note([written.as_of.isoformat(), _LAST], written)
+        return rows
 
     def _noted(self, which: str) -> Written | None:
         with self._available():
             found = self._memory.get_online_features(
                 features=[f"{_VIEW}:{name}" for name in _FIELDS], entity_rows=[{"which": which}]
             ).to_dict()
-        snapshot_path, code_digest, as_of, since = (found[name][0] for name in _FIELDS)
+        snapshot_path, code_digest, as_of, since, newest = (found[name][0] for name in _FIELDS)
         if not as_of:
             return None
         moment = datetime.fromisoformat(since) if since else None
-        return Written(snapshot_path, code_digest, datetime.fromisoformat(as_of), moment)
+        events = {view: datetime.fromisoformat(text) for view, text in json.loads(newest or "{}").items()}
+        return Written(snapshot_path, code_digest, datetime.fromisoformat(as_of), moment, events)
 
     def _note(self, which: Sequence[str], written: Written) -> None:
         row = {
@@ -135,19 +154,19 @@ class OnlineWriter:
             "code_digest": written.code_digest,
             "as_of": written.as_of.isoformat(),
             "since": written.since.isoformat() if written.since is not None else None,
+            "newest": json.dumps({view: event.isoformat() for view, event in written.newest.items()}),
             _TIME: written.as_of - timedelta.resolution,
         }
         frame = pl.DataFrame([{"which": one, **row} for one in which], schema_overrides={"since": pl.String})
         view = self._memory.get_feature_view(_VIEW)
-        self._ledger.write(view, rows_of(view, frame))
+        self._ledger.write(view, [rows_of(view, frame.lazy()).collect()])
 
-    def _check(self, view: FeatureView, rows: pl.DataFrame, written: Written) -> None:
-        """Read some rows back, as a model server does.
+    def _check(self, view: FeatureView, sample: pl.DataFrame, written: Written) -> None:
+        """Read rows back, as a model server does.
 
         A newer event in the store is as it should be, and so is another value of the same event if a newer
         window has begun, or if the source says itself which one counts: it may have withdrawn that one since.
         """
-        sample = rows.gather_every(max(1, rows.height // _CANARIES)).head(_CANARIES)
         if sample.is_empty():
             return
         keys = [column.name for column in view.entity_columns if column.name != DUMMY_ENTITY_ID]
@@ -195,6 +214,28 @@ class OnlineWriter:
             raise OnlineStoreUnavailableError(
                 f"the online store {self._shown} cannot be used now: {error}{hint}"
             ) from error
+
+
+class _Passed:
+    """Parts on their way, how many rows they had, and some of these."""
+
+    def __init__(self, parts: Iterator[pl.DataFrame]) -> None:
+        self._parts = parts
+        self._samples: list[pl.DataFrame] = []
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        for part in self._parts:
+            self.rows += part.height
+            self._samples.append(_sample(part))
+            yield part
+
+    def sample(self) -> pl.DataFrame:
+        return _sample(pl.concat(self._samples))
+
+
+def _sample(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.gather_every(max(1, rows.height // _CANARIES)).head(_CANARIES)
 
 
 _WHICH = Entity(name="which", join_keys=["which"], value_type=ValueType.STRING)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+
+from ml_lifecycle.adapters.online_bytes import fixed, joined, sizes, texts, with_size
 
 Kind = Literal["int32", "int64", "float", "double", "bool", "string", "bytes", "value"]
 """What a field holds; ``value`` is any other of Feast's types, as the bytes of its message."""
@@ -88,7 +90,7 @@ class Layout:
         marks = nulls.to_bytes(len(self._no_nulls), "little")
         return self._struct.pack(self.number, marks, *fixed) + b"".join(tail)
 
-    def pack_frame(self, frame: pl.DataFrame) -> list[bytes]:
+    def pack_frame(self, frame: pl.DataFrame) -> pa.Array:
         """A row for each of the frame's; it has a column a field, of :data:`DTYPES`, messages as binary."""
         table = np.zeros(frame.height, self._table)
         table["layout"] = self.number
@@ -100,11 +102,9 @@ class Layout:
             if kind in _FIXED:
                 table[f"{at}"] = column.fill_null(_FIXED[kind][3]).to_numpy()
             else:
-                parts = column.cast(pl.Binary).fill_null(b"")
-                table[f"{at}"] = parts.bin.size().to_numpy()
-                tails.append(parts.to_list())
-        heads = _as_bytes(table)
-        return [b"".join(parts) for parts in zip(heads, *tails, strict=True)] if tails else heads
+                tails.append(texts(column))
+                table[f"{at}"] = sizes(tails[-1])
+        return joined(fixed(table), *tails)
 
     def unpack(self, row: bytes, of_message: Callable[[bytes], Any]) -> list[Any]:
         """The values in the fields' order; ``of_message`` makes one of a message's bytes."""
@@ -160,42 +160,16 @@ class EntityKeys:
                 packed += head + _NUMBER.pack(len(part)) + part
         return packed
 
-    def order(self, frame: pl.DataFrame) -> pl.Series:
-        """The numbers of the frame's rows by their keys' bytes, but for texts of more than 255 bytes."""
-        columns = []
-        for name, (_, kind) in zip(self.names, self._parts, strict=True):
-            column, code = frame[name], _KEYS[kind][2]
-            if code:  # little-endian: the lowest byte is the first
-                numbers = column.to_numpy().astype(code)
-                columns.append(pl.Series(numbers.view(code.replace("i", "u")).byteswap()))
-            else:
-                data = column.cast(pl.Binary)
-                columns += [data.bin.size(), data]
-        if not columns:
-            return pl.int_range(frame.height, eager=True)
-        ordered = pl.DataFrame([column.alias(f"{at}") for at, column in enumerate(columns)])
-        return ordered.select(pl.arg_sort_by(ordered.columns)).to_series()
-
-    def pack_frame(self, frame: pl.DataFrame) -> list[bytes]:
+    def pack_frame(self, frame: pl.DataFrame) -> pa.Array:
         """A key for each of the frame's rows; it has a column a join key, without nulls."""
-        parts: list[Any] = [repeat(self._none, frame.height)]
+        if not self.names:
+            return pa.repeat(pa.scalar(self._none, pa.large_binary()), frame.height)
+        parts: list[pa.Array | bytes] = []
         for name, (head, kind) in zip(self.names, self._parts, strict=True):
-            column, code = frame[name], _KEYS[kind][2]
-            table = np.zeros(frame.height, [("head", f"V{len(head)}"), ("value", code or "<u4")])
-            table["head"] = np.void(head)
+            code = _KEYS[kind][2]
             if code:
-                table["value"] = column.cast(pl.Int32 if kind == "int32" else pl.Int64).to_numpy()
-                parts.append(_as_bytes(table))
+                numbers = frame[name].cast(pl.Int32 if kind == "int32" else pl.Int64)
+                parts += [head, fixed(numbers.to_numpy().astype(code))]
             else:
-                tails = column.cast(pl.Binary)
-                table["value"] = tails.bin.size().to_numpy()
-                parts += [_as_bytes(table), tails.to_list()]
-        if len(parts) == 2:
-            return list(parts[1])
-        return [b"".join(row) for row in zip(*parts, strict=True)]
-
-
-def _as_bytes(table: np.ndarray[Any, Any]) -> list[bytes]:
-    """The rows of a structured array."""
-    rows: list[bytes] = table.view(f"V{table.dtype.itemsize}").tolist()
-    return rows
+                parts += [head, *with_size(texts(frame[name]))]
+        return joined(*parts)

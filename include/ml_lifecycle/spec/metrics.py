@@ -10,6 +10,9 @@ TASK_METRICS: dict[TaskType, tuple[str, ...]] = {
     "regression": ("rmse", "mae", "r2", "median_ae", "bias"),
 }
 
+# Of each feature view, and of the last materialisation: how old at the run's moment, by the online store.
+STALENESS = ("feature_staleness_seconds", "materialisation_staleness_seconds")
+
 # Measured on every window; the task's own metrics on the labels that have arrived.
 _WINDOW_ALERTS = (
     "psi",
@@ -34,6 +37,7 @@ _WINDOW_ALERTS = (
     "error_share",
     "volume",
     "label_coverage",
+    *STALENESS,
 )
 
 

@@ -33,6 +33,7 @@ from ml_lifecycle.records import (
     from_json,
     to_json,
 )
+from ml_lifecycle.spec.metrics import STALENESS
 from ml_lifecycle.spec.model import Alert, ModelSpec
 from ml_lifecycle.stages import monitor_drift, monitor_quality
 from ml_lifecycle.stages.monitor_quality import Quality, mature_until, measure_quality
@@ -81,6 +82,7 @@ def monitor(
     reference_for: Callable[[str], Training | None],
     labels: pl.LazyFrame | None,
     now: datetime,
+    staleness: Sequence[Finding] = (),
 ) -> Monitoring:
     """Measure the window ``run.interval`` of the endpoint's traffic and write findings and reports.
 
@@ -92,6 +94,7 @@ def monitor(
     :param reference_for: model digest → the training that made it, None if it is unknown
     :param labels: the table of ``spec.labels``; only labels known before ``run.as_of`` are used
     :param now: noted in the report; nothing depends on it
+    :param staleness: how old the features in the online store are, as it was measured
     :raises OSError: a lake cannot be reached. Retry: yes.
     """
     log = PredictionWindow(environment_lake, spec.endpoint, run.interval)
@@ -99,7 +102,7 @@ def monitor(
     versions = _versions(rows)
     training = reference_for(versions[0].model_digest) if versions else None
     truth, label_error = _read_labels(spec, labels, run)
-    digest = _inputs_digest(spec, run, log, training, truth, label_error)
+    digest = _inputs_digest(spec, run, log, training, truth, label_error, staleness)
     path = f"monitoring/{spec.name}/{digest}"
     if lake.exists(f"{path}/manifest.json"):
         return replace(from_json(Monitoring, lake.read_json(f"{path}/manifest.json")), run=run)
@@ -108,7 +111,9 @@ def monitor(
     pages, failures = _write_reports(spec, lake, path, training, found)
     if label_error is not None:
         failures.append(Finding("labels", None, None, 0, error=label_error))
-    findings, alerts = judge([*found.findings, *failures, *_unreadable(log)], spec.monitoring.alerts)
+    findings, alerts = judge(
+        [*found.findings, *staleness, *failures, *_unreadable(log)], spec.monitoring.alerts
+    )
     monitoring = Monitoring(
         run=run,
         digest=digest,
@@ -152,10 +157,12 @@ def _inputs_digest(
     training: Training | None,
     truth: pl.DataFrame,
     label_error: str | None,
+    staleness: Sequence[Finding],
 ) -> str:
     return digest_of(
         {
-            "stage": "monitor/3",
+            "staleness": [asdict(finding) for finding in staleness],
+            "stage": "monitor/4",
             "endpoint": spec.endpoint,
             "task": spec.task,
             "threshold": spec.evaluation.threshold,
@@ -175,7 +182,8 @@ def judge(findings: Sequence[Finding], alerts: Sequence[Alert]) -> tuple[list[Fi
     """Hold findings against the alerts' thresholds.
 
     A finding on fewer than an alert's ``min_rows`` never alerts; ``volume`` is exempt, for it measures the
-    very lack of rows. A watched metric that could not be measured notifies and never retrains.
+    very lack of rows, and so is staleness, which is of no rows. A watched metric that could not be measured
+    notifies and never retrains.
 
     :returns: all findings, marked with the most severe alert each has raised; and one for every alert raised
     """
@@ -195,7 +203,7 @@ def _hold(finding: Finding, alert: Alert) -> Finding | None:
         return None
     if (finding.segment not in alert.segments) if alert.segments else finding.segment is not None:
         return None
-    if finding.n < alert.min_rows and finding.metric != "volume":
+    if finding.n < alert.min_rows and finding.metric not in ("volume", *STALENESS):
         return None
     limit = alert.above if alert.above is not None else alert.below
     threshold = f"{'above' if alert.above is not None else 'below'} {limit:g}"

@@ -16,8 +16,9 @@ import polars as pl
 from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.personal import personal_columns
-from ml_lifecycle.records import Evidence, Record, Run, Snapshot, Training, from_json
+from ml_lifecycle.records import Evidence, Finding, Record, Run, Snapshot, Training, from_json
 from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.stages.feature_tables import (
     INSTANT,
@@ -37,7 +38,7 @@ class Materialisation(Record):
     """What became known until the run's ``as_of``, written to an online store.
 
     :param since: digest of the snapshot that the store was given before; None for all there is
-    :param rows: table → rows written
+    :param rows: feature view → rows written
     :param healed: the moment of one that was begun before and never finished, which this one made up for
     """
 
@@ -95,25 +96,20 @@ def materialise(
     check_window(None, snapshot.run.as_of, clock)
     personal = personal_columns(folder.contracts.values())
     features, now = features_of(folder), Written(snapshot.path, folder.code_digest, snapshot.run.as_of)
-    frames = _counting(folder, features, lake, snapshot, now.as_of)
-    with (
-        tempfile.TemporaryDirectory(prefix="features-") as name,
-        contextlib.closing(OnlineWriter(features, Path(name), online_store, personal)) as writer,
-    ):
-        last, begun = writer.last(), writer.begun()
-        before = None
-        if last is not None and last.code_digest == now.code_digest and lake.exists(last.snapshot_path):
-            before = from_json(Snapshot, lake.read_json(last.snapshot_path))
-            known = _counting(folder, features, lake, before, last.as_of)
-            frames = {
-                table: rows.join(known[table], on=rows.columns, how="anti", nulls_equal=True)
-                for table, rows in frames.items()
-            }
-            earlier = (moment for moment in (last.as_of, last.since) if moment is not None)
-            now = replace(now, since=next((moment for moment in earlier if moment < now.as_of), None))
-        writer.write(frames, now)
+    with tempfile.TemporaryDirectory(prefix="features-") as name:
+        tables = _counting(folder, features, lake, snapshot, now.as_of, Path(name) / "now")
+        (repository := Path(name) / "repository").mkdir()
+        with contextlib.closing(OnlineWriter(features, repository, online_store, personal)) as writer:
+            last, begun = writer.last(), writer.begun()
+            before, known = None, {}
+            if last is not None and last.code_digest == now.code_digest and lake.exists(last.snapshot_path):
+                before = from_json(Snapshot, lake.read_json(last.snapshot_path))
+                known = _counting(folder, features, lake, before, last.as_of, Path(name) / "known")
+                now = replace(now, newest=last.newest)
+                earlier = (moment for moment in (last.as_of, last.since) if moment is not None)
+                now = replace(now, since=next((moment for moment in earlier if moment < now.as_of), None))
+            rows = writer.write(tables, known, now)
     since = before.digest if before is not None else None
-    rows = {table: frame.height for table, frame in frames.items()}
     healed = None
     if begun is not None and begun.as_of <= now.as_of and (last is None or last.as_of < begun.as_of):
         healed = begun.as_of
@@ -121,18 +117,61 @@ def materialise(
 
 
 def _counting(
-    folder: ModelFolder, features: Features, lake: Lake, snapshot: Snapshot, as_of: datetime
-) -> dict[str, pl.DataFrame]:
-    """Every feature table's rows that count at ``as_of``, computed from no more history than they take."""
+    folder: ModelFolder, features: Features, lake: Lake, snapshot: Snapshot, as_of: datetime, into: Path
+) -> dict[str, pl.LazyFrame]:
+    """Every feature table's rows that can count at ``as_of``, computed from no more history than they take.
+
+    They are put on disk: what ``tables()`` makes need not be held while it is written.
+    """
     last, lookback = as_of - INSTANT, folder.spec.features.lookback
     lifetimes = {table: features.lifetime(table) for table in features.source_tables()}
     brief = {table: life for table, life in lifetimes.items() if life is not None and lookback is not None}
     lasting = [table for table in lifetimes if table not in brief]
-    frames = make_frames(folder, features, sources_of(folder, lake, snapshot), lasting)
+    into.mkdir()
+
+    def put(frames: dict[str, pl.DataFrame]) -> None:
+        while frames:
+            table, rows = frames.popitem()
+            features.counting(table, rows.lazy(), last).collect().write_ipc(into / f"{table}.arrow")
+
+    put(make_frames(folder, features, sources_of(folder, lake, snapshot), lasting))
     if lookback is not None and brief:
         recent = sources_of(folder, lake, snapshot, last - max(brief.values()) - lookback)
-        frames |= make_frames(folder, features, recent, brief)
-    return {table: features.counting(table, rows, last) for table, rows in frames.items()}
+        put(make_frames(folder, features, recent, brief))
+    return {table: pl.scan_ipc(into / f"{table}.arrow") for table in lifetimes}
+
+
+def staleness(folder: ModelFolder, online_store: str, as_of: datetime) -> tuple[Finding, ...]:
+    """How old at ``as_of`` what an online store was given is, by its own ledger; in seconds.
+
+    Of each feature view the age of its newest event, and the age of the newest finished materialisation.
+    Later ones do not count: the same moment gives the same answer. A store that cannot be read, or was never
+    given a view, is a finding with an ``error``; nothing is raised.
+    """
+    from ml_lifecycle.adapters.feast_written import OnlineWriter
+
+    written, error = None, f"nothing was materialised as of {as_of.isoformat()} or before"
+    features = features_of(folder)
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="features-") as name,
+            contextlib.closing(OnlineWriter(features, Path(name), online_store)) as writer,
+        ):
+            written = next((window for window in writer.windows() if window.as_of <= as_of), None)
+    except LifecycleError as failure:
+        error = str(failure)
+    newest = written.newest if written is not None else {}
+    views = sorted(view.name for view in features.views if view.online)
+    moments = [("feature_staleness_seconds", view, newest.get(view)) for view in views]
+    moments.append(
+        ("materialisation_staleness_seconds", None, written.as_of if written is not None else None)
+    )
+    return tuple(
+        Finding(metric, view, None, 0, error=error)
+        if moment is None
+        else Finding(metric, view, (as_of - moment).total_seconds(), 1)
+        for metric, view, moment in moments
+    )
 
 
 def prepare_online(folder: ModelFolder, lake: Lake, evidence: Evidence, online_store: str) -> Materialisation:

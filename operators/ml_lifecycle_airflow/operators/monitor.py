@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
 from ml_lifecycle_airflow.links import ModelPageLink, ReportLink, TriggeredRunLink
 from ml_lifecycle_airflow.operators.base import (
@@ -19,9 +19,11 @@ from ml_lifecycle_airflow.operators.base import (
 from ml_lifecycle_airflow.run_time import read_conf
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from airflow.sdk import Context
 
-    from ml_lifecycle.records import Monitoring
+    from ml_lifecycle.records import Finding, Monitoring
 
 
 class MonitorOperator(StageOperator):
@@ -63,6 +65,7 @@ class MonitorOperator(StageOperator):
             lambda digest: trained_as(digest, spec, lake, database, self.environment),
             read_labels(resources.model, lake, snapshot),
             now,
+            self._staleness(resources, run.as_of),
         )
         record_window(database, spec.name, spec.endpoint, findings.window, to_json(findings), now)
         self.report_path = findings.html_path or findings.report_path
@@ -79,6 +82,15 @@ class MonitorOperator(StageOperator):
                 *(alert.value, alert.threshold),
             )
         return findings
+
+    def _staleness(self, resources: Resources, as_of: datetime) -> tuple[Finding, ...]:
+        from ml_lifecycle.stages.online_features import staleness
+
+        try:
+            store = resources.online_store(self.environment)
+        except AirflowNotFoundException:  # whoever never connected one serves no features from it
+            return ()
+        return staleness(resources.model, store, as_of)
 
 
 class NotifyOperator(StageOperator):
