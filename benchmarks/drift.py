@@ -204,7 +204,7 @@ def ours(folder: Path) -> dict[str, Any]:
     from ml_lifecycle.profiles.profile import profile_batches, read_profile
 
     def batches() -> Iterator[pl.DataFrame]:
-        for batch in pyarrow.parquet.ParquetFile(folder / "current.parquet").iter_batches(131_072):
+        for batch in pyarrow.parquet.ParquetFile(folder / "current.parquet").iter_batches(65_536):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
             yield frame

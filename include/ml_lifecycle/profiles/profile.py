@@ -30,7 +30,7 @@ Segments = Mapping[str, Sequence[str]]
 """Column to the values whose rows are profiled apart, as in the spec."""
 NO_SEGMENTS: Segments = MappingProxyType({})
 
-_BATCH_ROWS = 131_072
+_BATCH_ROWS = 65_536
 _MAX_CATEGORIES = 1000
 _NUMERIC = ("float", "int")
 
