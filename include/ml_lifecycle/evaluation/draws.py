@@ -57,8 +57,16 @@ def summands(answers: Answers, origin: float = 0.0) -> Summands:
 
     :param origin: regression: subtracted from truths, so that squares of large ones cancel nothing; near them
     """
-    columns = _of_errors(answers, origin) if answers.task == "regression" else _of_classes(answers)
-    return _sparse(columns, len(answers))
+    return _sparse(_columns(answers, origin), len(answers))
+
+
+def sums_of(answers: Answers, origin: float = 0.0) -> dict[str, float]:
+    """What all rows add together; see :func:`summands`."""
+    rows = len(answers)
+    return {
+        name: float(np.sum(column, dtype=np.float64)) if np.ndim(column) else column * rows
+        for name, column in _columns(answers, origin)
+    }
 
 
 def rank_of(answers: Answers) -> Floats | None:
@@ -147,6 +155,10 @@ class _Ties:
 
 
 _Column = tuple[str, Any]  # a value a row, or one for all
+
+
+def _columns(answers: Answers, origin: float) -> Iterator[_Column]:
+    return _of_errors(answers, origin) if answers.task == "regression" else _of_classes(answers)
 
 
 def _of_errors(answers: Answers, origin: float) -> Iterator[_Column]:
