@@ -124,6 +124,8 @@ def monitor(
     }
     lake.write_json(monitoring.report_path, report)
     lake.write_json(f"{path}/manifest.json", to_json(monitoring))
+    # Windows move on by less than their length; what is asked for again in spite of that is made again.
+    kept.forget((run.interval.end - 2 * max(run.interval.length, spec.monitoring.window)).date())
     return monitoring
 
 

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 import polars as pl
@@ -70,6 +70,13 @@ class KeptFindings:
         if found.first in window and found.last in window:
             return found
         return make(False)
+
+    def forget(self, before: date) -> None:
+        """Delete what is kept of earlier days."""
+        for day in self._lake.folders(self._folder):
+            if day < before.isoformat():
+                for path in list(self._lake.list(f"{self._folder}/{day}")):
+                    self._lake.delete(path)
 
     def _load(self, path: str, digest: str) -> Found | None:
         try:
