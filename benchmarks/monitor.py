@@ -58,7 +58,7 @@ def features(n: int, seed: int, by: float) -> pl.DataFrame:
 def score_of(normal: np.ndarray) -> np.ndarray:
     import numpy as np
 
-    return 1 / (1 + np.exp(-normal))
+    return np.asarray(1 / (1 + np.exp(-normal)))
 
 
 def make(folder: Path, predictions: int, part_rows: int) -> None:

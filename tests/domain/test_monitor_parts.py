@@ -103,10 +103,24 @@ def test_of_a_torn_part_nothing_is_kept(world: World) -> None:
     whole = torn.read_bytes()
     torn.write_bytes(whole[: len(whole) // 2])
     assert world.monitor().predictions == 600
-    # Nothing says that the same name and size were other bytes but the reading of them.
-    torn.write_bytes(whole[: len(whole) // 2])
     kept = list(world.lake.list("monitoring/late/stretches"))
-    assert len(kept) == 2  # traffic and profile of the first part
+    assert len(kept) == 3  # traffic, answers and profile of the first part
+    assert "unreadable_parts" in {
+        metric for metric, _ in world.findings(world.monitor(spec=make_spec(alerts=[])))
+    }
+
+
+def test_of_what_was_found_before_no_part_is_read_again(world: World) -> None:
+    rows = traffic(1500, seed=2)
+    parts = [world.log(log_rows(part)) for part in rows.iter_slices(500)]
+    first = world.monitor(known_labels(rows))
+    for part in parts:
+        part.write_bytes(bytes(len(part.read_bytes())))  # as long as it was, and nothing in it
+    later = run(Interval(WINDOW.start, WINDOW.end + HOUR))
+    again = world.monitor(known_labels(rows), the_run=later)
+    assert again.digest != first.digest
+    assert (again.predictions, again.labelled, again.metrics) == (1500, 1500, first.metrics)
+    assert ("unreadable_parts", None) not in world.findings(again)
 
 
 def test_kept_or_not_a_window_has_the_same_findings(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class PredictionWindow:
         endpoint: str,
         window: Interval,
         batch_bytes: int = 16 * 2**20,
-        stretch_bytes: int = 128 * 2**20,
+        stretch_bytes: int = 64 * 2**20,
     ) -> None:
         self._lake = lake
         self._batch_bytes = batch_bytes

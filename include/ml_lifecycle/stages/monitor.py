@@ -38,11 +38,11 @@ from ml_lifecycle.stages.monitor_kept import KeptFindings
 from ml_lifecycle.stages.monitor_labels import KnownLabels, room_for_labels
 from ml_lifecycle.stages.monitor_quality import (
     Quality,
-    held_against_labels,
     mature_until,
     measure_quality,
+    served_rows,
 )
-from ml_lifecycle.stages.monitor_traffic import RETURNED, Traffic
+from ml_lifecycle.stages.monitor_traffic import Traffic
 
 # Of the log, that one part of predictions and labels is joined for.
 _PART_BYTES = 64 * 2**20
@@ -247,9 +247,7 @@ def _quality(
 ) -> tuple[Quality | None, tuple[Finding, ...]]:
     """What labels say, or why they cannot say it."""
     spec = window.spec
-    mine = RETURNED & (pl.col("model_digest") == training.model_digest)
-    columns = held_against_labels(spec.task)
-    served = (batch for one in stretches for batch in window.log.batches(columns, mine, one))
+    served = served_rows(window.log, training.model_digest, spec.task, window.kept, stretches)
     try:
         return measure_quality(spec, window.lake, training, served, known, window.mature), ()
     except OSError:

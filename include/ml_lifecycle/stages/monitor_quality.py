@@ -17,16 +17,19 @@ import polars as pl
 
 from ml_lifecycle.adapters import evidently
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.predictions import SCHEMA, PredictionWindow, Stretch
 from ml_lifecycle.evaluation.bands import ROWS, bounds
 from ml_lifecycle.evaluation.estimation import MIN_KNOWN, estimate, misses
 from ml_lifecycle.evaluation.totals import Totals
 from ml_lifecycle.metrics import METRICS, UNKNOWN_CLASS, Answers, Array, class_indices, label_texts, measure
 from ml_lifecycle.profiles.drift import measured
 from ml_lifecycle.profiles.sample import TURN, smallest, turns
-from ml_lifecycle.records import Finding, Interval, Run, TaskType, Training, TrainingSet, from_json
+from ml_lifecycle.records import Finding, Interval, Run, TaskType, Training, TrainingSet, digest_of, from_json
 from ml_lifecycle.spec.model import Labels, ModelSpec
 from ml_lifecycle.spec.types import format_duration
+from ml_lifecycle.stages.monitor_kept import Found, KeptFindings
 from ml_lifecycle.stages.monitor_labels import TIME, TRUTH, KnownLabels, known_rows
+from ml_lifecycle.stages.monitor_traffic import RETURNED, first_and_last, span
 from ml_lifecycle.training.reference import read_reference
 
 _UTC = pl.Datetime("us", "UTC")
@@ -35,7 +38,32 @@ _BATCH_ROWS = 131_072
 _SAMPLE = 2 * ROWS
 
 
-def held_against_labels(task: TaskType) -> tuple[str, ...]:
+def served_rows(
+    log: PredictionWindow, digest: str, task: TaskType, kept: KeptFindings, stretches: Sequence[Stretch]
+) -> Iterator[pl.DataFrame]:
+    """The returned rows of a model in batches, with what is held against labels.
+
+    They are kept, narrow as they are: labels come for weeks, and the log has a file for every second.
+
+    :param stretches: where the rows are
+    """
+    columns = _held_against_labels(task)
+    mine = RETURNED & (pl.col("model_digest") == digest)
+
+    def read(stretch: Stretch, beyond: bool) -> Found:
+        empty = pl.DataFrame(schema={name: SCHEMA[name] for name in columns})
+        rows = pl.concat([empty, *log.batches(columns, mine, stretch, beyond=beyond)])
+        moments = rows.select(pl.coalesce(TIME, "received_at")).to_series()
+        return Found(*first_and_last(span(moments)), {}, rows)
+
+    kind = f"answers-{digest_of([digest, columns])[:16]}"
+    for stretch in stretches:
+        found = kept.find(stretch, kind, lambda beyond, stretch=stretch: read(stretch, beyond))  # type: ignore[misc]
+        if found is not None:
+            yield from found.rows.iter_slices(_BATCH_ROWS)
+
+
+def _held_against_labels(task: TaskType) -> tuple[str, ...]:
     """Columns of the log. Outputs are JSON there: to make it of other tasks' would take most of the time."""
     return ("received_at", TIME, "entity_keys", "score", *(("outputs",) if task == "multiclass" else ()))
 
@@ -100,7 +128,7 @@ def measure_quality(
 ) -> Quality:
     """Hold the answers to mature rows against their labels, and estimate how good the others are.
 
-    :param served: the version's returned rows in batches, with :func:`held_against_labels`
+    :param served: the version's returned rows in batches, of :func:`served_rows`
     :param until: see :func:`mature_until`
     """
     window = _Answered(spec, training, until)
@@ -133,7 +161,7 @@ class _Answered:
         for number, batch in enumerate(batches):
             moment = pl.coalesce(TIME, "received_at")
             rows = batch.select(
-                *(name for name in held_against_labels(self._spec.task) if name != "received_at"),
+                *(name for name in _held_against_labels(self._spec.task) if name != "received_at"),
                 moment.alias("_moment"),
                 moment.dt.date().alias("_day"),
                 (moment < self._until).alias("_mature"),
