@@ -27,6 +27,25 @@ def test_the_truth_is_within_the_bounds_in_95_of_100_cases() -> None:
     assert 0.915 <= within <= 0.98
 
 
+def calibrated(rows: int, rng: np.random.Generator) -> Answers:
+    score = rng.beta(1, 2, rows)
+    return Answers("binary", (rng.random(rows) < score).astype(int), np.column_stack([1 - score, score]))
+
+
+def test_so_is_that_of_every_metric_whose_draws_are_centred_on_the_truth() -> None:
+    """Not of the calibration error, which is no number of rows away from 0 where the truth is 0."""
+    rng = np.random.default_rng(4)
+    names = [name for name in METRICS["binary"] if name != "calibration_error"]
+    whole = calibrated(1_000_000, rng)
+    true = {name: measure(name, whole) for name in names}
+    within = dict.fromkeys(names, 0)
+    for seed in range(300):
+        found = bounds(calibrated(400, rng), names, seed)
+        for name, (low, high) in found.items():
+            within[name] += low <= true[name] <= high
+    assert {name: share for name, n in within.items() if not 0.91 <= (share := n / 300) <= 0.985} == {}
+
+
 def test_of_many_rows_some_are_drawn_and_the_bounds_are_as_narrow() -> None:
     rows = 4 * ROWS
     low, high = bounds(right_in_seven_of_ten(rows, np.random.default_rng(2)), ["accuracy"], 0)["accuracy"]

@@ -284,7 +284,7 @@ def test_psi_separates_drift_from_noise():
 def test_unlike_profiles_do_not_mix():
     one = make_profile(normal(10), [X])
     text = make_profile(pl.DataFrame({"x": ["a"]}), [ColumnSpec("x", "string")])
-    with pytest.raises(ProfileError, match="quantiles in one profile and categorical in the other"):
+    with pytest.raises(ProfileError, match="is categorical and quantiles in profiles that are to be merged"):
         merge(one, text)
     with pytest.raises(ProfileError, match="reference is quantiles, the current categorical"):
         psi(one.columns["x"], text.columns["x"])

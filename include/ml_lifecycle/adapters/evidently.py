@@ -14,9 +14,9 @@ import polars as pl
 
 from ml_lifecycle.personal import told
 from ml_lifecycle.profiles.profile import as_profiled
+from ml_lifecycle.profiles.sample import SAMPLE_ROWS
 from ml_lifecycle.records import ColumnSpec, Finding, TaskType
 
-SAMPLE_ROWS = 5_000
 SHOWN = ("psi", "wasserstein", "ks_statistic", "cramers_v", "missing_share", "correlation_change")
 """Metrics of the whole window that a drift report shows."""
 _PSI_THRESHOLD = 0.25

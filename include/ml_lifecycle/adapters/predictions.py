@@ -7,6 +7,7 @@ read as in schema 1, as JSON text, so that versions with other columns can stand
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -17,7 +18,7 @@ import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.personal import told
-from ml_lifecycle.records import Interval
+from ml_lifecycle.records import Interval, digest_of
 
 T = TypeVar("T")
 
@@ -45,7 +46,27 @@ SCHEMA: dict[str, pl.DataType] = {
 # Requests by which a release is checked: they are answered and logged like any other, but are no traffic.
 CHECK_ID_PREFIX = "release-check-"
 
+MOMENT = "__moment__"
+"""A row's time in :meth:`PredictionWindow.feature_batches`."""
+
 _PART_NAME = re.compile(r"(?P<first>\d{8}T\d{12})-(?P<server>.+)-(?P<number>\d{6,})-[0-9a-z]+\.parquet")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Parts of one model and day, some of the log, of which what was found may be kept.
+
+    :param name: the same while parts are added at the end of the day
+    :param files: path → size
+    """
+
+    name: str
+    files: Mapping[str, int]
+
+    @property
+    def digest(self) -> str:
+        """Parts are never changed, so their names and sizes say what is in them."""
+        return digest_of(dict(self.files))
 
 
 class PredictionWindow:
@@ -56,12 +77,21 @@ class PredictionWindow:
 
     :param lake: the lake of the environment that the endpoint is served in
     :param batch_bytes: of the parts read at once; JSON text grows tenfold and more when it is unpacked
+    :param stretch_bytes: of the parts in a :class:`Stretch`
     """
 
-    def __init__(self, lake: Lake, endpoint: str, window: Interval, batch_bytes: int = 16 * 2**20) -> None:
+    def __init__(
+        self,
+        lake: Lake,
+        endpoint: str,
+        window: Interval,
+        batch_bytes: int = 16 * 2**20,
+        stretch_bytes: int = 64 * 2**20,
+    ) -> None:
         self._lake = lake
-        self._window = window
         self._batch_bytes = batch_bytes
+        self._stretch_bytes = stretch_bytes
+        self.window = window
         self.files: dict[str, int] = {}
         self.unreadable: dict[str, str] = {}
         day = window.start.astimezone(UTC).date()
@@ -69,40 +99,73 @@ class PredictionWindow:
             self.files |= lake.sizes(f"predictions/{endpoint}/{day.isoformat()}")
             day += timedelta(days=1)
 
+    def stretches(self) -> Iterator[Stretch]:
+        """All parts, day by day."""
+        for day, paths in groupby(self.files, _day):
+            files = {path: self.files[path] for path in paths}
+            numbers: Counter[str] = Counter()
+            for batch in alike(files, self._stretch_bytes):
+                kind = _kind(batch[0]).removesuffix(".parquet") or "all"
+                name = f"{day}/{kind}-{numbers[kind]:04d}"
+                numbers[kind] += 1
+                yield Stretch(name, {path: files[path] for path in batch})
+
     def read(self, columns: Sequence[str]) -> pl.DataFrame:
         """Some columns of all rows; narrow ones, use :meth:`batches` for the rest."""
         empty = pl.DataFrame(schema={name: SCHEMA[name] for name in columns})
         return pl.concat([empty, *self.batches(columns)])
 
-    def batches(self, columns: Sequence[str], where: pl.Expr | None = None) -> Iterator[pl.DataFrame]:
-        """The rows in batches of bounded size, one model's after another's, as they were logged."""
-        chosen = [pl.col(name).cast(SCHEMA[name]) for name in columns]
-        yield from self._batches(lambda paths: read_parts(self._lake, paths), chosen, where)
+    def batches(
+        self,
+        columns: Sequence[str],
+        where: pl.Expr | None = None,
+        stretch: Stretch | None = None,
+        *,
+        beyond: bool = False,
+    ) -> Iterator[pl.DataFrame]:
+        """The rows in batches of bounded size, one model's after another's, as they were logged.
 
-    def feature_batches(self, where: pl.Expr | None = None) -> Iterator[pl.DataFrame]:
-        """As :meth:`batches`, ``features`` and ``score`` alone, with ``features`` as they were written.
+        :param stretch: of these parts alone
+        :param beyond: also rows outside the window
+        """
+        chosen = [pl.col(name).cast(SCHEMA[name]) for name in columns]
+        yield from self._batches(
+            lambda paths: read_parts(self._lake, paths), chosen, self._wanted(where, beyond), stretch
+        )
+
+    def feature_batches(
+        self, where: pl.Expr | None = None, stretch: Stretch | None = None, *, beyond: bool = False
+    ) -> Iterator[pl.DataFrame]:
+        """As :meth:`batches`: ``features``, ``score`` and :data:`MOMENT`, ``features`` as they were written.
 
         That is a struct of the model's columns; in schema 1 it is text. To make text of a struct and read it
         back takes fifty times as long as all that is measured of it.
         """
-        chosen = [pl.col("features"), pl.col("score").cast(SCHEMA["score"])]
-        yield from self._batches(lambda paths: _as_written(self._lake, paths), chosen, where)
+        moment = pl.coalesce("event_time", "received_at").alias(MOMENT)
+        chosen = [pl.col("features"), pl.col("score").cast(SCHEMA["score"]), moment]
+        yield from self._batches(
+            lambda paths: _as_written(self._lake, paths), chosen, self._wanted(where, beyond), stretch
+        )
+
+    def _wanted(self, where: pl.Expr | None, beyond: bool) -> pl.Expr:
+        wanted = ~pl.col("prediction_id").str.starts_with(CHECK_ID_PREFIX)
+        if not beyond:
+            moment = pl.coalesce("event_time", "received_at")
+            wanted &= moment.is_between(self.window.start, self.window.end, closed="left")
+        return wanted if where is None else wanted & where
 
     def _batches(
         self,
         read: Callable[[Sequence[str]], pl.LazyFrame],
         chosen: Sequence[pl.Expr],
-        where: pl.Expr | None,
+        wanted: pl.Expr,
+        stretch: Stretch | None,
     ) -> Iterator[pl.DataFrame]:
-        moment = pl.coalesce("event_time", "received_at")
-        inside = moment.is_between(self._window.start, self._window.end, closed="left")
-        inside &= ~pl.col("prediction_id").str.starts_with(CHECK_ID_PREFIX)
-        wanted = inside if where is None else inside & where
-
         def collect(paths: Sequence[str]) -> pl.DataFrame:
             return read(paths).filter(wanted).select(chosen).collect()
 
-        files = {path: size for path, size in self.files.items() if path not in self.unreadable}
+        among = self.files if stretch is None else stretch.files
+        files = {path: size for path, size in among.items() if path not in self.unreadable}
         for paths in alike(files, self._batch_bytes):
             try:
                 yield collect(paths)
@@ -206,6 +269,10 @@ def _as_written(lake: Lake, paths: Sequence[str]) -> pl.LazyFrame:
     rows = lake.scan(paths)
     enums = [name for name, dtype in rows.collect_schema().items() if isinstance(dtype, pl.Enum)]
     return rows.with_columns(pl.col(enums).cast(pl.String)) if enums else rows
+
+
+def _day(path: str) -> str:
+    return path.rsplit("/", 2)[-2]
 
 
 def _kind(path: str) -> str:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ml_lifecycle.errors import LifecycleError
-from ml_lifecycle.evaluation.bands import ROWS, draw_metrics, spread
+from ml_lifecycle.evaluation.bands import ROWS, spread
+from ml_lifecycle.evaluation.draws import draw_metrics
 from ml_lifecycle.metrics import PROBABILITY_FLOOR, Answers, Array, MetricError, measure
 
 MIN_KNOWN = 500
@@ -26,6 +27,7 @@ MIN_KNOWN = 500
 
 _CALIBRATIONS = 20
 _DRAWS_EACH = 10
+_CELLS = 200_000  # of classes times rows that truths are drawn for
 # A realised metric this many standard deviations off was not chance: for a right estimate one in 16,000.
 _TOLERATED = 4.0
 
@@ -54,16 +56,20 @@ def estimate(outputs: Array, known: Answers, metrics: Sequence[str], seed: int) 
     :raises EstimationError: too few rows are known, or none of some class. Retry: no.
     """
     rng = np.random.default_rng(seed)
-    step = -(-len(outputs) // ROWS)
-    served = outputs[::step]
-    calibrated = [_fit(known, rng)(served) for _ in range(_CALIBRATIONS)]
-    turn = iter(np.repeat(np.arange(_CALIBRATIONS), _DRAWS_EACH))
+    classes = outputs.shape[1]
+    served = outputs[:: -(-len(outputs) // min(ROWS, max(1, _CELLS // classes)))]
+    rows = np.arange(len(served))
+    fits = _fits(known, rng)
+    shares = [np.cumsum(fit(served), axis=1) for fit in fits]
+    # Each row once with every truth that it could have; a draw is one of them a row.
+    truth = np.tile(np.arange(classes), len(served))
+    every = Answers(known.task, truth, np.repeat(served, classes, axis=0), known.threshold)
 
-    def draw() -> Answers:
-        truth = _truths(calibrated[next(turn)], rng)
-        return Answers(known.task, truth, served, known.threshold)
+    def draw(number: int) -> Array:
+        steps = shares[number // _DRAWS_EACH]
+        return np.asarray(rows * classes + (rng.random((len(served), 1)) > steps[:, :-1]).sum(axis=1))
 
-    draws = draw_metrics(metrics, draw, _CALIBRATIONS * _DRAWS_EACH)
+    draws = draw_metrics(every, metrics, _CALIBRATIONS * _DRAWS_EACH, draw)
     return {
         metric: Estimate(float(np.mean(values)), *spread(values), float(np.std(values)))
         for metric, values in draws.items()
@@ -93,19 +99,31 @@ def misses(known: Answers, metrics: Sequence[str], seed: int) -> Mapping[str, st
     return wrong
 
 
-def _fit(known: Answers, rng: np.random.Generator) -> Calibration:
-    """A calibration from the known rows drawn anew: what they leave open is in the estimate's spread."""
-    from sklearn.linear_model import LogisticRegression
-
+def _fits(known: Answers, rng: np.random.Generator) -> list[Calibration]:
+    """Calibrations from the known rows drawn anew: what they leave open is in the estimate's spread."""
     rows, classes = known.outputs.shape
     if rows < MIN_KNOWN:
         raise EstimationError(f"{rows} rows have a known truth to calibrate on, at least {MIN_KNOWN} must")
-    drawn = known.take(rng.integers(0, rows, min(rows, ROWS)))
-    drawn = drawn.take(drawn.truth >= 0)
-    if len(np.unique(drawn.truth)) < classes:
+    some = known.take(np.arange(0, rows, -(-rows // ROWS)))
+    logits, truth = _logits(some.outputs), some.truth
+    return [_fit(logits, truth, classes, _drawn(len(some), rng)) for _ in range(_CALIBRATIONS)]
+
+
+def _drawn(rows: int, rng: np.random.Generator) -> Array:
+    """How often each row is in a draw of as many, with replacement."""
+    return np.bincount(rng.integers(0, rows, rows), minlength=rows)
+
+
+def _fit(logits: Array, truth: Array, classes: int, weights: Array) -> Calibration:
+    from sklearn.linear_model import LogisticRegression
+
+    used = (weights > 0) & (truth >= 0)
+    if len(np.unique(truth[used])) < classes:
         raise EstimationError(f"the rows with a known truth lack one of the {classes} classes")
-    # C: weak enough not to shrink a slope of 1 towards 0 on 500 rows, strong enough to end.
-    model = LogisticRegression(C=100.0, max_iter=500).fit(_logits(drawn.outputs), drawn.truth)
+    # C: weak enough not to shrink a slope of 1 towards 0 on 500 rows, strong enough to end. Newton's method
+    # takes a handful of steps where L-BFGS takes dozens.
+    model = LogisticRegression(C=100.0, solver="newton-cholesky", max_iter=100)
+    model.fit(logits[used], truth[used], sample_weight=weights[used])
     return lambda outputs: np.asarray(model.predict_proba(_logits(outputs)))
 
 
@@ -113,9 +131,3 @@ def _logits(outputs: Array) -> Array:
     """Log probabilities against the first class: one column a further class."""
     logs = np.log(np.clip(outputs, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR))
     return np.asarray(logs[:, 1:] - logs[:, :1])
-
-
-def _truths(probabilities: Array, rng: np.random.Generator) -> Array:
-    """The index of a class a row, drawn by its probabilities."""
-    steps = np.cumsum(probabilities, axis=1)
-    return np.asarray((rng.random((len(steps), 1)) > steps[:, :-1]).sum(axis=1))

@@ -132,7 +132,7 @@ def score_findings(reference: Profile | Part, current: Profile | Part) -> Iterat
     yield score("score_mean_shift", lambda before, now: _mean(now) - _mean(before))
 
 
-def correlation_findings(reference: Profile, current: Profile) -> Iterator[Finding]:
+def correlation_findings(reference: Profile | Part, current: Profile | Part) -> Iterator[Finding]:
     """How far each numeric feature's correlation with another has changed at most.
 
     None of a column that does not vary, nor where the reference does not tell.
@@ -158,6 +158,7 @@ def _segment(name: str, reference: Profile, part: Part) -> Iterator[Finding]:
         return
     yield from feature_findings(before, part)
     yield from score_findings(before, part)
+    yield from correlation_findings(before, part)
 
 
 def _score(profile: Profile | Part) -> ColumnProfile:

@@ -8,6 +8,7 @@ monitoring run has to read the training rows again.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +32,8 @@ Segments = Mapping[str, Sequence[str]]
 """Column to the values whose rows are profiled apart, as in the spec."""
 NO_SEGMENTS: Segments = MappingProxyType({})
 
-_BATCH_ROWS = 131_072
+_BATCH_ROWS = 65_536
+_AT_ONCE = 8  # profiles that are merged together
 _MAX_CATEGORIES = 1000
 _NUMERIC = ("float", "int")
 
@@ -111,15 +113,15 @@ class CategoricalColumn:
 
 ColumnProfile = NumericColumn | HistogramColumn | CategoricalColumn
 Columns = dict[str, Annotated[ColumnProfile, Field(discriminator="kind")]]
-_Moments = tuple[float | None, float | None, float | None, float | None]  # min, max, mean, std
 
 
 @dataclass(frozen=True)
 class Part:
-    """What some of a profile's rows look like, column by column."""
+    """What some of a profile's rows look like, column by column; ``pairs`` as in :class:`Profile`."""
 
     rows: int
     columns: Columns
+    pairs: PairMoments | None = None
 
 
 @dataclass(frozen=True)
@@ -165,11 +167,13 @@ def profile_batches(
     """As :func:`make_profile`, of rows that come in batches of any size."""
     if unknown := segments.keys() - {column.name for column in columns}:
         raise ProfileError(f"no segments of {', '.join(sorted(unknown))}: not a column of the model")
-    profile = _profile(pl.DataFrame(), columns, segments)
+    found = [_profile(pl.DataFrame(), columns, segments)]
     for batch in batches:
         for rows in batch.iter_slices(_BATCH_ROWS):
-            profile = merge(profile, _profile(rows, columns, segments))
-    return profile
+            found.append(_profile(rows, columns, segments))
+            if len(found) == _AT_ONCE:
+                found = [merge_all(found)]
+    return merge_all(found)
 
 
 def as_profiled(frame: pl.DataFrame, columns: Sequence[ColumnSpec]) -> pl.DataFrame:
@@ -177,23 +181,70 @@ def as_profiled(frame: pl.DataFrame, columns: Sequence[ColumnSpec]) -> pl.DataFr
     return frame.select(_values(frame, column).alias(column.name) for column in columns)
 
 
+def strata(frame: pl.DataFrame, columns: Sequence[ColumnSpec], segments: Segments) -> pl.Series:
+    """A number a row, the same for rows that are in the same segments.
+
+    :param segments: of ``columns``
+    """
+    wanted = [column for column in columns if column.name in segments]
+    values = as_profiled(frame, wanted)
+    number = pl.repeat(0, pl.len(), dtype=pl.UInt32)
+    for column in wanted:
+        names = segments[column.name]
+        numeric = column.type in _NUMERIC
+        place = pl.coalesce(
+            *(
+                pl.when(_is(column.name, value, numeric=numeric)).then(pl.lit(index + 1, pl.UInt32))
+                for index, value in enumerate(names)
+            ),
+            pl.lit(0, pl.UInt32),
+        )
+        number = number * (len(names) + 1) + place
+    return (
+        values.select(number.alias("stratum")).to_series()
+        if wanted
+        else pl.zeros(frame.height, pl.UInt32, eager=True).alias("stratum")
+    )
+
+
 def merge(one: Profile, two: Profile) -> Profile:
-    """The profile of both sets of rows together.
+    """The profile of both sets of rows together; see :func:`merge_all`.
+
+    :raises ProfileError: the columns, their kinds or the segments differ. Retry: no.
+    """
+    return merge_all([one, two])
+
+
+def merge_all(profiles: Sequence[Profile]) -> Profile:
+    """The profile of at least one set of rows together.
 
     Counts and moments are exact but for rounding, of categories as :class:`CategoricalColumn` says; what the
     sketches tell differs a little with the order, by no more than their own error.
 
     :raises ProfileError: the columns, their kinds or the segments differ. Retry: no.
     """
-    if one.segments.keys() != two.segments.keys():
-        differing = ", ".join(sorted(one.segments.keys() ^ two.segments.keys()))
-        raise ProfileError(f"profiles of other segments cannot be merged: only one of them has {differing}")
-    pairs = one.pairs + two.pairs if one.pairs is not None and two.pairs is not None else None
-    segments = {
-        name: Part(part.rows + two.segments[name].rows, _merge_columns(part, two.segments[name]))
-        for name, part in one.segments.items()
-    }
-    return Profile(one.rows + two.rows, _merge_columns(one, two), pairs, segments)
+    first = profiles[0]
+    for other in profiles[1:]:
+        if first.segments.keys() != other.segments.keys():
+            differing = ", ".join(sorted(first.segments.keys() ^ other.segments.keys()))
+            raise ProfileError(
+                f"profiles of other segments cannot be merged: only one of them has {differing}"
+            )
+    segments = {name: _merge_parts([one.segments[name] for one in profiles]) for name in first.segments}
+    return Profile(
+        sum(one.rows for one in profiles), _merge_columns(profiles), _merge_pairs(profiles), segments
+    )
+
+
+def _merge_parts(parts: Sequence[Part]) -> Part:
+    return Part(sum(part.rows for part in parts), _merge_columns(parts), _merge_pairs(parts))
+
+
+def _merge_pairs(parts: Sequence[Profile | Part]) -> PairMoments | None:
+    total = parts[0].pairs
+    for part in parts[1:]:
+        total = total + part.pairs if total is not None and part.pairs is not None else None
+    return total
 
 
 def _values(frame: pl.DataFrame, column: ColumnSpec) -> pl.Expr:
@@ -221,13 +272,18 @@ def _profile(frame: pl.DataFrame, columns: Sequence[ColumnSpec], segments: Segme
     numeric = tuple(column.name for column in columns if column.type in _NUMERIC)
     personal = {column.name for column in columns if column.personal}
     followed = tuple(name for name in numeric if name != SCORE_COLUMN)[:MOST_COLUMNS]
-    pairs = pair_moments(followed, values.select(followed).to_numpy()) if len(followed) > 1 else None
     parts = {}
     for name, wanted in segments.items():
         for value in wanted:
             rows = values.filter(_is(name, value, numeric=name in numeric))
-            parts[f"{name}={value}"] = Part(rows.height, _columns(rows, numeric, personal))
-    return Profile(values.height, _columns(values, numeric, personal), pairs, parts)
+            parts[f"{name}={value}"] = Part(
+                rows.height, _columns(rows, numeric, personal), _pairs(rows, followed)
+            )
+    return Profile(values.height, _columns(values, numeric, personal), _pairs(values, followed), parts)
+
+
+def _pairs(values: pl.DataFrame, followed: tuple[str, ...]) -> PairMoments | None:
+    return pair_moments(followed, values.select(followed).to_numpy()) if len(followed) > 1 else None
 
 
 def _is(name: str, value: str, *, numeric: bool) -> pl.Expr:
@@ -298,39 +354,47 @@ def _categorical(counts: Mapping[str, int], missing: int, total: int, error: int
     return CategoricalColumn(total, missing, kept, total - sum(kept.values()), error)
 
 
-def _merge_columns(one: Profile | Part, two: Profile | Part) -> Columns:
-    if one.columns.keys() != two.columns.keys():
-        differing = ", ".join(sorted(one.columns.keys() ^ two.columns.keys()))
-        raise ProfileError(
-            f"profiles of different columns cannot be merged: only one of them has {differing}"
-        )
-    return {name: _merge_column(name, one.columns[name], two.columns[name]) for name in one.columns}
+def _merge_columns(parts: Sequence[Profile | Part]) -> Columns:
+    first = parts[0]
+    for other in parts[1:]:
+        if first.columns.keys() != other.columns.keys():
+            differing = ", ".join(sorted(first.columns.keys() ^ other.columns.keys()))
+            raise ProfileError(
+                f"profiles of different columns cannot be merged: only one of them has {differing}"
+            )
+    return {name: _merge_column(name, [part.columns[name] for part in parts]) for name in first.columns}
 
 
-def _merge_column(name: str, one: ColumnProfile, two: ColumnProfile) -> ColumnProfile:
-    missing = one.missing + two.missing
-    if isinstance(one, CategoricalColumn) and isinstance(two, CategoricalColumn):
-        counts = {
-            value: one.counts.get(value, 0) + two.counts.get(value, 0) for value in {*one.counts, *two.counts}
-        }
-        return _categorical(counts, missing, one.count + two.count, one.error + two.error)
-    if not isinstance(one, NumericColumn) or not isinstance(two, NumericColumn):
-        raise ProfileError(f"column {name!r} is {one.kind} in one profile and {two.kind} in the other")
-    if not one.count or not two.count:
-        some = one if one.count else two
-        return NumericColumn(some.count, missing, some.sketch, some.min, some.max, some.mean, some.std)
-    both = one.quantiles + two.quantiles
-    return NumericColumn(one.count + two.count, missing, both.encode(), *_merge_moments(one, two))
+def _merge_column(name: str, columns: Sequence[ColumnProfile]) -> ColumnProfile:
+    missing = sum(column.missing for column in columns)
+    texts = [column for column in columns if isinstance(column, CategoricalColumn)]
+    if len(texts) == len(columns):
+        counts: Counter[str] = Counter()
+        for column in texts:
+            counts.update(column.counts)
+        total, error = sum(column.count for column in texts), sum(column.error for column in texts)
+        return _categorical(counts, missing, total, error)
+    numbers = [column for column in columns if isinstance(column, NumericColumn)]
+    if len(numbers) < len(columns):
+        kinds = " and ".join(sorted({column.kind for column in columns}))
+        raise ProfileError(f"column {name!r} is {kinds} in profiles that are to be merged")
+    some = [column for column in numbers if column.count]
+    if not some:
+        return NumericColumn(0, missing)
+    both = Quantiles.of_all([column.quantiles for column in some])
+    total = sum(column.count for column in some)
+    return NumericColumn(total, missing, both.encode(), both.low, both.high, *_merge_moments(some, total))
 
 
-def _merge_moments(one: NumericColumn, two: NumericColumn) -> _Moments:
-    """Pairwise update of mean and variance (Chan, Golub and LeVeque, 1979)."""
-    low, high = min(one.quantiles.low, two.quantiles.low), max(one.quantiles.high, two.quantiles.high)
-    if one.mean is None or two.mean is None or one.std is None or two.std is None:
-        return low, high, None, None
-    share = two.count / (one.count + two.count)
-    delta = two.mean - one.mean
-    variance = (
-        one.std * one.std * (1 - share) + two.std * two.std * share + delta * delta * share * (1 - share)
+def _merge_moments(columns: Sequence[NumericColumn], total: int) -> tuple[float | None, float | None]:
+    """Mean and standard deviation: within the parts, and between them (Chan, Golub and LeVeque, 1979)."""
+    known = [(one.count / total, one.mean, one.std) for one in columns if one.mean is not None]
+    if len(known) < len(columns) or any(std is None for _, _, std in known):
+        return None, None
+    # Around one of the means: what is common to large values cancels nothing.
+    near = known[0][1]
+    away = math.fsum(share * (mean - near) for share, mean, _ in known)
+    variance = math.fsum(
+        share * ((std or 0.0) ** 2 + (mean - near - away) ** 2) for share, mean, std in known
     )
-    return low, high, _finite(one.mean + delta * share), _finite(math.sqrt(variance))
+    return _finite(near + away), _finite(math.sqrt(variance))

@@ -79,11 +79,16 @@ class Quantiles:
         return base64.b64encode(head + points.tobytes()).decode()
 
     def __add__(self, other: Quantiles) -> Quantiles:
-        means = np.concatenate([self.means, other.means])
+        return Quantiles.of_all([self, other])
+
+    @classmethod
+    def of_all(cls, parts: Sequence[Quantiles]) -> Quantiles:
+        """Of the values of at least one other, at once: quicker than one after another, and nearer."""
+        means = np.concatenate([part.means for part in parts])
         order = np.argsort(means, kind="stable")
-        weights = np.concatenate([self.weights, other.weights])
-        fewer = _fewer(means[order], weights[order])
-        return Quantiles(*fewer, min(self.low, other.low), max(self.high, other.high))
+        weights = np.concatenate([part.weights for part in parts])
+        low, high = min(part.low for part in parts), max(part.high for part in parts)
+        return cls(*_fewer(means[order], weights[order]), low, high)
 
     @property
     def count(self) -> float:
@@ -98,6 +103,13 @@ class Quantiles:
     def shares_to(self, points: Floats) -> Floats:
         """Share of the values up to each point, itself included."""
         return self._below[np.searchsorted(self.means, points, side="right")] / self.count
+
+    def quantile(self, share: float) -> float:
+        """The value that so large a share of the values is below, between its neighbours as NumPy has it."""
+        at = share * (self.count - 1)
+        ranks = np.array([math.floor(at), math.ceil(at)])
+        low, high = self.means[np.searchsorted(self._below, ranks, side="right") - 1]
+        return float(low + (high - low) * (at - math.floor(at)))
 
     def cuts(self, bins: int) -> Floats:
         """Edges of bins that hold as many values each; every value, where there are no more than edges."""

@@ -15,11 +15,11 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
-from ml_lifecycle.adapters.lake import Lake, sha256
-from ml_lifecycle.adapters.predictions import PredictionWindow
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.predictions import PredictionWindow, Stretch
+from ml_lifecycle.errors import NoSpaceError
 from ml_lifecycle.metrics import METRICS
 from ml_lifecycle.personal import told
-from ml_lifecycle.profiles.drift import measured
 from ml_lifecycle.profiles.profile import Profile
 from ml_lifecycle.records import (
     Finding,
@@ -35,33 +35,20 @@ from ml_lifecycle.records import (
 )
 from ml_lifecycle.spec.metrics import STALENESS
 from ml_lifecycle.spec.model import Alert, ModelSpec
-from ml_lifecycle.stages import monitor_drift, monitor_quality
-from ml_lifecycle.stages.monitor_quality import Quality, mature_until, measure_quality
-
-_NARROW = (
-    "row",
-    "received_at",
-    "event_time",
-    "entity_keys",
-    "model_version",
-    "model_digest",
-    "variant",
-    "returned",
-    "outputs",
-    "score",
-    "latency_ms",
-    "status",
+from ml_lifecycle.stages import monitor_drift, monitor_quality, monitor_traffic
+from ml_lifecycle.stages.monitor_kept import KeptFindings
+from ml_lifecycle.stages.monitor_labels import KnownLabels, room_for_labels
+from ml_lifecycle.stages.monitor_quality import (
+    Quality,
+    mature_until,
+    measure_quality,
+    served_rows,
 )
+from ml_lifecycle.stages.monitor_traffic import Traffic
+
+# Of the log, that one part of predictions and labels is joined for.
+_PART_BYTES = 64 * 2**20
 _RANK: dict[Severity | None, int] = {None: 0, "informational": 1, "warning": 2, "critical": 3}
-
-
-@dataclass(frozen=True)
-class ServedVersion:
-    """A version and how many of the window's returned rows it answered."""
-
-    version: str
-    model_digest: str
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -98,16 +85,17 @@ def monitor(
     :raises OSError: a lake cannot be reached. Retry: yes.
     """
     log = PredictionWindow(environment_lake, spec.endpoint, run.interval)
-    rows = log.read(_NARROW)
-    versions = _versions(rows)
-    training = reference_for(versions[0].model_digest) if versions else None
-    truth, label_error = _read_labels(spec, labels, run)
-    digest = _inputs_digest(spec, run, log, training, truth, label_error, staleness)
-    path = f"monitoring/{spec.name}/{digest}"
-    if lake.exists(f"{path}/manifest.json"):
-        return replace(from_json(Monitoring, lake.read_json(f"{path}/manifest.json")), run=run)
-
-    found = _measure(spec, lake, log, rows, versions, training, truth, mature_until(spec.labels, run))
+    kept = KeptFindings(lake, spec.name, log)
+    traffic = monitor_traffic.measure(log, kept)
+    training = reference_for(traffic.versions[0].model_digest) if traffic.versions else None
+    with room_for_labels(spec.labels, 1 + sum(log.files.values()) // _PART_BYTES) as known:
+        label_error = _read_labels(known, labels, run)
+        digest = _inputs_digest(spec, run, log, training, known.digest, label_error, staleness)
+        path = f"monitoring/{spec.name}/{digest}"
+        if lake.exists(f"{path}/manifest.json"):
+            return replace(from_json(Monitoring, lake.read_json(f"{path}/manifest.json")), run=run)
+        window = _Window(spec, lake, log, kept, traffic, mature_until(spec.labels, run))
+        found = _measure(window, training, known)
     pages, failures = _write_reports(spec, lake, path, training, found)
     if label_error is not None:
         failures.append(Finding("labels", None, None, 0, error=label_error))
@@ -120,9 +108,9 @@ def monitor(
         path=path,
         endpoint=spec.endpoint,
         window=run.interval,
-        predictions=sum(version.rows for version in versions),
-        labelled=found.quality.answers.height if found.quality is not None else 0,
-        versions=tuple(version.version for version in versions),
+        predictions=traffic.answered.total(),
+        labelled=found.quality.labelled if found.quality is not None else 0,
+        versions=tuple(version.version for version in traffic.versions),
         alerts=tuple(alerts),
         metrics=_summary(findings),
         report_path=f"{path}/report.json",
@@ -133,7 +121,7 @@ def monitor(
         "schema": "monitoring_report/1",
         "monitoring": to_json(monitoring),
         "made_at": now.isoformat(),
-        "versions": [asdict(version) for version in versions],
+        "versions": [asdict(version) for version in traffic.versions],
         "reference": training.path if training is not None else None,
         "pages": pages,
         "findings": [asdict(finding) for finding in findings],
@@ -142,6 +130,8 @@ def monitor(
     }
     lake.write_json(monitoring.report_path, report)
     lake.write_json(f"{path}/manifest.json", to_json(monitoring))
+    # Windows move on by less than their length; what is asked for again in spite of that is made again.
+    kept.forget((run.interval.end - 2 * max(run.interval.length, spec.monitoring.window)).date())
     return monitoring
 
 
@@ -155,7 +145,7 @@ def _inputs_digest(
     run: Run,
     log: PredictionWindow,
     training: Training | None,
-    truth: pl.DataFrame,
+    known_labels: str,
     label_error: str | None,
     staleness: Sequence[Finding],
 ) -> str:
@@ -171,7 +161,7 @@ def _inputs_digest(
             "window": [run.interval.start.isoformat(), run.interval.end.isoformat()],
             "files": log.files,
             "mature_until": mature_until(spec.labels, run).isoformat(),
-            "known_labels": sha256(truth.write_csv().encode()),
+            "known_labels": known_labels,
             "label_error": label_error,
             "reference": training.digest if training is not None else None,
         }
@@ -218,92 +208,62 @@ def _hold(finding: Finding, alert: Alert) -> Finding | None:
     return replace(finding, threshold=threshold, severity=alert.severity, action=alert.action)
 
 
-def _versions(rows: pl.DataFrame) -> list[ServedVersion]:
-    """Versions of the returned rows, the one with most rows first."""
-    counts = _returned(rows).group_by("model_version", "model_digest").len("rows")
-    ordered = counts.sort("rows", "model_version", "model_digest", descending=[True, False, False])
-    return [ServedVersion(*row) for row in ordered.iter_rows()]
-
-
-def _returned(rows: pl.DataFrame) -> pl.DataFrame:
-    return rows.filter(monitor_drift.RETURNED)
-
-
-def _read_labels(spec: ModelSpec, labels: pl.LazyFrame | None, run: Run) -> tuple[pl.DataFrame, str | None]:
-    """The labels known, and why there are none if that is somebody's mistake."""
-    empty = monitor_quality.no_labels(spec.labels)
+def _read_labels(known: KnownLabels, labels: pl.LazyFrame | None, run: Run) -> str | None:
+    """Read what is known; why there are no labels if that is somebody's mistake."""
     if labels is None:
-        return empty, None
+        return None
     try:
-        return monitor_quality.known_labels(spec.labels, labels, run.interval, run.as_of), None
+        known.read(labels, run.interval, run.as_of)
+    except NoSpaceError:
+        raise  # a retry helps, when there is room
     except Exception as error:  # noqa: BLE001 - labels are the user's code; drift must still be measured
-        return empty, told(error)
+        return told(error)
+    return None
 
 
-def _measure(
-    spec: ModelSpec,
-    lake: Lake,
-    log: PredictionWindow,
-    rows: pl.DataFrame,
-    versions: Sequence[ServedVersion],
-    training: Training | None,
-    truth: pl.DataFrame,
-    mature: datetime,
-) -> _Measured:
-    findings = list(_traffic(rows))
+@dataclass(frozen=True)
+class _Window:
+    """A window that is measured."""
+
+    spec: ModelSpec
+    lake: Lake
+    log: PredictionWindow
+    kept: KeptFindings
+    traffic: Traffic
+    mature: datetime
+
+
+def _measure(window: _Window, training: Training | None, known: KnownLabels) -> _Measured:
+    versions, spec = window.traffic.versions, window.spec
+    findings = list(window.traffic.findings())
     if not versions:
         return _Measured(tuple(findings))
     main = versions[0]
     if training is None:
         error = f"no training is known for model digest {main.model_digest} (version {main.version})"
         return _Measured((*findings, Finding("reference", None, None, main.rows, error=error)))
-    served = _returned(rows).filter(pl.col("model_digest") == main.model_digest)
-    quality, failures = _quality(spec, lake, training, served, truth, mature)
-    drift = monitor_drift.measure(lake, log, training, spec.monitoring.segments)
+    stretches = window.traffic.of(main.model_digest)
+    quality, failures = _quality(window, training, stretches, main.rows, known)
+    drift = monitor_drift.measure(
+        window.lake, window.log, training, spec.monitoring.segments, window.kept, stretches
+    )
     told = failures if quality is None else quality.findings
     return _Measured((*findings, *told, *drift.findings), drift.profile, drift.sample, quality)
 
 
 def _quality(
-    spec: ModelSpec,
-    lake: Lake,
-    training: Training,
-    served: pl.DataFrame,
-    truth: pl.DataFrame,
-    mature: datetime,
+    window: _Window, training: Training, stretches: Sequence[Stretch], rows: int, known: KnownLabels
 ) -> tuple[Quality | None, tuple[Finding, ...]]:
     """What labels say, or why they cannot say it."""
+    spec = window.spec
+    served = served_rows(window.log, training.model_digest, spec.task, window.kept, stretches)
     try:
-        return measure_quality(spec, lake, training, served, truth, mature), ()
+        return measure_quality(spec, window.lake, training, served, known, window.mature), ()
     except OSError:
         raise  # the lake is unreachable: a retry helps
     except Exception as error:  # noqa: BLE001 - a label that fits no class or key must not hide the drift
         text = told(error)
-        rows = served.height
         return None, tuple(Finding(metric, None, None, rows, error=text) for metric in METRICS[spec.task])
-
-
-def _traffic(rows: pl.DataFrame) -> Iterator[Finding]:
-    """The endpoint's volume, errors and latency, as clients saw them.
-
-    Shadows answer nobody, and what a canary alone refused (4xx) the champion answered: both are left out.
-    """
-    seen = pl.col("returned") | (pl.col("status") >= 500)
-    asked = rows.filter(seen & (pl.col("variant") != "shadow"))
-    returned = _returned(rows)
-    yield Finding("volume", None, float(returned.height), returned.height)
-    if not asked.height:
-        return
-    yield measured("error_share", None, asked.height, lambda: _share(asked, pl.col("status") != 200))
-    # The rows of one request share its latency.
-    latency = returned.filter(pl.col("row") == 0)["latency_ms"].drop_nulls()
-    for percent in (50, 95, 99):
-        if (value := latency.quantile(percent / 100, "linear")) is not None:
-            yield Finding(f"latency_p{percent}_ms", None, float(value), len(latency))
-
-
-def _share(rows: pl.DataFrame, condition: pl.Expr) -> float:
-    return rows.filter(condition).height / rows.height
 
 
 def _unreadable(log: PredictionWindow) -> Iterator[Finding]:
@@ -322,7 +282,9 @@ def _write_reports(
     if found.profile is not None:
         lake.write_bytes(f"{path}/profile.json", canonical_json(to_json(found.profile)))
     if training is not None and found.sample is not None:
-        page, failed = monitor_drift.write_report(lake, path, training, found.sample, found.findings)
+        page, failed = monitor_drift.write_report(
+            lake, path, training, spec.monitoring.segments, found.sample, found.findings
+        )
         failures.extend(failed)
         pages |= {"drift": page} if page is not None else {}
     if training is not None and found.quality is not None and found.quality.answers.height:

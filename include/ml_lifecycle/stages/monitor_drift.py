@@ -5,52 +5,71 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
 
 from ml_lifecycle.adapters import evidently
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import PredictionWindow, as_text
+from ml_lifecycle.adapters.predictions import MOMENT, PredictionWindow, Stretch, as_text
 from ml_lifecycle.personal import told
 from ml_lifecycle.profiles.drift import drift_findings
 from ml_lifecycle.profiles.profile import (
-    NO_SEGMENTS,
     SCORE_COLUMN,
     Profile,
+    ProfileError,
     Segments,
+    merge,
     profile_batches,
     read_profile,
+    strata,
 )
-from ml_lifecycle.records import ColumnSpec, Finding, Training, TrainingSet, from_json
-
-RETURNED = pl.col("returned") & (pl.col("status") == 200)
-"""Rows that a client got as an answer."""
+from ml_lifecycle.profiles.sample import TURN, smallest, turns
+from ml_lifecycle.records import (
+    ColumnSpec,
+    Finding,
+    Training,
+    TrainingSet,
+    digest_of,
+    from_json,
+    to_json,
+)
+from ml_lifecycle.stages.monitor_kept import Found, KeptFindings
+from ml_lifecycle.stages.monitor_traffic import RETURNED, first_and_last, span
 
 _SCHEMA_ROWS = 1_000
 
 
 @dataclass(frozen=True)
 class Drift:
-    """A window's findings about its data, its profile, and evenly spaced rows of it."""
+    """A window's findings about its data, its profile, and a sample of its rows, spread over it evenly."""
 
     findings: tuple[Finding, ...]
     profile: Profile | None = None
     sample: pl.DataFrame | None = None
 
 
-def measure(lake: Lake, log: PredictionWindow, training: Training, segments: Segments = NO_SEGMENTS) -> Drift:
-    """Profile the rows that the training's model answered, and compare."""
+def measure(
+    lake: Lake,
+    log: PredictionWindow,
+    training: Training,
+    segments: Segments,
+    kept: KeptFindings,
+    stretches: Sequence[Stretch],
+) -> Drift:
+    """Profile the rows that the training's model answered, and compare.
+
+    :param stretches: where these are
+    """
     try:
         reference = read_profile(lake.read_json(training.profile_path))
-        names = {column.name for column in training.columns}
-        known = {name: values for name, values in segments.items() if name in names}
-        profile, sample = profile_window(log, training, known)
+        known = _known_segments(training, segments)
+        profile, sample = _profile_window(log, training, known, kept, stretches)
         found = (
             *(
                 Finding("segment", name, None, profile.rows, error="the model has no such column")
-                for name in segments.keys() - names
+                for name in segments.keys() - known.keys()
             ),
             *schema_findings(training.columns, sample["features"].to_list()),
             *drift_findings(reference, profile),
@@ -62,31 +81,68 @@ def measure(lake: Lake, log: PredictionWindow, training: Training, segments: Seg
     return Drift(found, profile, sample)
 
 
-def profile_window(
-    log: PredictionWindow, training: Training, segments: Segments = NO_SEGMENTS
+def _known_segments(training: Training, segments: Segments) -> Segments:
+    names = {column.name for column in training.columns}
+    return {name: values for name, values in segments.items() if name in names}
+
+
+def _profile_window(
+    log: PredictionWindow,
+    training: Training,
+    segments: Segments,
+    kept: KeptFindings,
+    stretches: Sequence[Stretch],
 ) -> tuple[Profile, pl.DataFrame]:
-    """Batch by batch: the profile, and evenly spaced rows as a sample, their features also as text."""
-    columns = (*training.columns, ColumnSpec(SCORE_COLUMN, "float", nullable=True))
+    """Stretch by stretch: the profile, and a sample in the order of time, its features also as text."""
+    inputs = [training.model_digest, [asdict(one) for one in training.columns], dict(segments)]
+    kind = f"profile-{digest_of([Profile.schema, *inputs])[:16]}"
+    total = profile_batches([], _profiled(training), segments)
+    sample: pl.DataFrame | None = None
+    for stretch in stretches:
+        found = kept.find(
+            stretch,
+            kind,
+            lambda beyond, stretch=stretch: _profile_stretch(log, training, segments, stretch, beyond),  # type: ignore[misc]
+        )
+        if found is None:
+            continue
+        total = merge(total, from_json(Profile, dict(found.told)))
+        sample = found.rows if sample is None else smallest(pl.concat([sample, found.rows]))
+    if sample is None:
+        raise ProfileError("no row of the window can be read")
+    return total, sample.sort(MOMENT, TURN)
+
+
+def _profile_stretch(
+    log: PredictionWindow, training: Training, segments: Segments, stretch: Stretch, beyond: bool
+) -> Found:
     mine = RETURNED & (pl.col("model_digest") == training.model_digest)
-    samples = []
+    samples, moments = [], []
 
     def batches() -> Iterator[pl.DataFrame]:
-        for batch in log.feature_batches(mine):
-            samples.append(_sampled(batch, training.columns))
-            yield _unpack(batch, training.columns)
+        for number, batch in enumerate(log.feature_batches(mine, stretch, beyond=beyond)):
+            moments.extend(span(batch[MOMENT]))
+            unpacked = _unpack(batch, training.columns)
+            turn = turns(strata(unpacked, training.columns, segments), f"{stretch.digest} {number}")
+            samples.append(_sampled(batch.with_columns(turn), training.columns))
+            yield unpacked
 
-    profile = profile_batches(batches(), columns, segments)
-    sample = pl.concat(samples)
-    return profile, evidently.thin(sample.lazy(), sample.height)
+    profile = profile_batches(batches(), _profiled(training), segments)
+    rows = smallest(pl.concat(samples)) if samples else pl.DataFrame()
+    return Found(*first_and_last(moments), to_json(profile), rows)
+
+
+def _profiled(training: Training) -> tuple[ColumnSpec, ...]:
+    return (*training.columns, ColumnSpec(SCORE_COLUMN, "float", nullable=True))
 
 
 def _sampled(batch: pl.DataFrame, columns: Sequence[ColumnSpec]) -> pl.DataFrame:
-    """Some rows, with each feature as text beside ``features`` itself as JSON."""
-    rows = evidently.thin(batch.lazy(), batch.height)
+    """Rows whose turn it is first, with each feature as text beside ``features`` itself as JSON."""
+    rows = smallest(batch)
     texts = as_text(rows["features"]).alias("features")
     unpacked = _unpack(rows, columns)
     return unpacked.select(pl.col(column.name).cast(pl.String) for column in columns).with_columns(
-        texts, unpacked[SCORE_COLUMN]
+        texts, unpacked[SCORE_COLUMN], rows[MOMENT], rows[TURN]
     )
 
 
@@ -142,16 +198,23 @@ def _fits(column: ColumnSpec, value: object) -> bool:
 
 
 def write_report(
-    lake: Lake, path: str, training: Training, sample: pl.DataFrame, findings: Sequence[Finding] = ()
+    lake: Lake,
+    path: str,
+    training: Training,
+    segments: Segments,
+    sample: pl.DataFrame,
+    findings: Sequence[Finding] = (),
 ) -> tuple[str | None, list[Finding]]:
     """Write Evidently's ``report.html`` and ``evidently.json``.
+
+    :param segments: have the same shares in the sample of the training rows as in all of them
 
     :param findings: the window's; those of its columns stand in the report
     :returns: the page's path, None if it could not be made; and what it lacks and why
     """
     try:
         training_set = from_json(TrainingSet, lake.read_json(training.training_set_path))
-        reference = evidently.thin(lake.scan([training_set.train_path]), training_set.train_rows)
+        reference = _training_sample(lake, training_set, training, _known_segments(training, segments))
         report = evidently.drift_report(reference, sample, training.columns, findings)
     except OSError:
         raise  # the lake is unreachable: a retry helps
@@ -164,3 +227,19 @@ def write_report(
         Finding("evidently", column, None, sample.height, error=f"left out of the report: {reason}")
         for column, reason in report.left_out.items()
     ]
+
+
+def _training_sample(
+    lake: Lake, training_set: TrainingSet, training: Training, segments: Segments
+) -> pl.DataFrame:
+    rows = lake.scan([training_set.train_path])
+    made = strata(rows.select(*segments).collect(), training.columns, segments)
+    if not segments:
+        made = pl.zeros(training_set.train_rows, pl.UInt32, eager=True)
+    chosen = smallest(pl.DataFrame(turns(made, training.digest)).with_row_index("row"))["row"].sort()
+    return (
+        rows.with_row_index("row")
+        .join(chosen.to_frame().lazy(), on="row", maintain_order="left")
+        .drop("row")
+        .collect()
+    )
