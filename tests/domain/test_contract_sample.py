@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -49,7 +51,7 @@ contracts:
   - name: vehicles
     version: 1.0
     fields:
-      - {name: plate, type: string, nullable: false, unique: true, pattern: "[A-ZÄ]{1,3}-\\\\d{1,4}(E|H)?"}
+      - {name: plate, type: string, nullable: false, unique: true, pattern: "[A-ZÄ]{1,3}-\\\\d{1,4}[EH]?"}
       - {name: maker, type: string, pattern: "(?=.*é)(?i:ab).{2,}|.{0,3}", max_missing: 0.3}
       - {name: seats, type: integer, allowed_values: [1, 2, 9]}
       - {name: note, type: string, max_missing: 1}
@@ -109,11 +111,17 @@ def test_good_rows_keep_every_rule_and_bad_rows_break_one(
 
 
 def test_great_expectations_says_the_same(everything: dict[str, Contract]) -> None:
+    expectations, numbers = Expectations(), itertools.count()
+
+    def check(batch: Batch) -> Checked:
+        """Great Expectations keeps what it has seen by its name."""
+        return expectations.check(replace(batch, name=f"{batch.name}{next(numbers)}"))
+
     for contract, good, known in samples(everything, 40):
-        assert failed(Expectations().check, contract, good, known) == []
+        assert failed(check, contract, good, known) == []
         for broken in bad_rows(contract, good, known):
             both = with_row(good, broken)
-            found = [(one.rule, one.field) for one in failed(Expectations().check, contract, both, known)]
+            found = [(one.rule, one.field) for one in failed(check, contract, both, known)]
             assert found == [(broken.rule, broken.field)]
 
 
