@@ -34,6 +34,9 @@ _WINDOW_ALERTS = (
     "error_share",
     "volume",
     "label_coverage",
+    "replay_mismatch_share",
+    "replay_stale_share",
+    "replay_ahead_share",
 )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ml_lifecycle.records import Severity, TaskType
+from ml_lifecycle.spec.replay import Replay
 from ml_lifecycle.spec.sagemaker import SageMaker
 from ml_lifecycle.spec.source import Source
 from ml_lifecycle.spec.training import Training
@@ -272,10 +273,12 @@ class Monitoring(Strict):
         Quality is measured on what of it is older than ``labels.delay``, and estimated of the rest
     :param segments: column to the values whose rows are also compared apart, as in ``delivery.watch``, each
         with the same segment of the training rows. Time and the profile's size grow with their number
+    :param replay: how many served requests of a window are taken through the training path once more
     """
 
     window: PositiveDuration = timedelta(days=1)
     segments: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
+    replay: Replay = Replay()
     alerts: tuple[Alert, ...] = ()
 
     @model_validator(mode="after")

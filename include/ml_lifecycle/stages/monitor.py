@@ -33,8 +33,9 @@ from ml_lifecycle.records import (
     to_json,
 )
 from ml_lifecycle.spec.model import Alert, ModelSpec
-from ml_lifecycle.stages import monitor_drift, monitor_quality
+from ml_lifecycle.stages import monitor_drift, monitor_quality, monitor_replay
 from ml_lifecycle.stages.monitor_quality import Quality, mature_until, measure_quality
+from ml_lifecycle.stages.replay_features import Offline
 
 _NARROW = (
     "row",
@@ -51,6 +52,9 @@ _NARROW = (
     "status",
 )
 _RANK: dict[Severity | None, int] = {None: 0, "informational": 1, "warning": 2, "critical": 3}
+
+
+_FEW_ROWS = {"volume", *monitor_replay.METRICS}
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def monitor(
     reference_for: Callable[[str], Training | None],
     labels: pl.LazyFrame | None,
     now: datetime,
+    offline: Offline | None = None,
 ) -> Monitoring:
     """Measure the window ``run.interval`` of the endpoint's traffic and write findings and reports.
 
@@ -91,6 +96,7 @@ def monitor(
     :param reference_for: model digest → the training that made it, None if it is unknown
     :param labels: the table of ``spec.labels``; only labels known before ``run.as_of`` are used
     :param now: noted in the report; nothing depends on it
+    :param offline: where served requests are replayed; without it their features are not looked up
     :raises OSError: a lake cannot be reached. Retry: yes.
     """
     log = PredictionWindow(environment_lake, spec.endpoint, run.interval)
@@ -98,7 +104,8 @@ def monitor(
     versions = _versions(rows)
     training = reference_for(versions[0].model_digest) if versions else None
     truth, label_error = _read_labels(spec, labels, run)
-    digest = _inputs_digest(spec, run, log, training, truth, label_error)
+    replayed_with = None if offline is None else offline.inputs
+    digest = _inputs_digest(spec, run, log, training, truth, label_error, replayed_with)
     path = f"monitoring/{spec.name}/{digest}"
     if lake.exists(f"{path}/manifest.json"):
         return replace(from_json(Monitoring, lake.read_json(f"{path}/manifest.json")), run=run)
@@ -107,7 +114,9 @@ def monitor(
     pages, failures = _write_reports(spec, lake, path, training, found)
     if label_error is not None:
         failures.append(Finding("labels", None, None, 0, error=label_error))
-    findings, alerts = judge([*found.findings, *failures, *_unreadable(log)], spec.monitoring.alerts)
+    replayed = monitor_replay.replay(spec, lake, environment_lake, log, reference_for, offline)
+    measured_all = [*found.findings, *replayed.findings, *failures, *_unreadable(log)]
+    findings, alerts = judge(measured_all, spec.monitoring.alerts)
     monitoring = Monitoring(
         run=run,
         digest=digest,
@@ -131,6 +140,7 @@ def monitor(
         "reference": training.path if training is not None else None,
         "pages": pages,
         "findings": [asdict(finding) for finding in findings],
+        "replay": replayed.report,
         "mature_until": mature_until(spec.labels, run).isoformat(),
         "cohorts": found.quality.cohorts.to_dicts() if found.quality is not None else [],
     }
@@ -151,10 +161,11 @@ def _inputs_digest(
     training: Training | None,
     truth: pl.DataFrame,
     label_error: str | None,
+    replayed_with: Sequence[str] | None,
 ) -> str:
     return digest_of(
         {
-            "stage": "monitor/3",
+            "stage": "monitor/4",
             "endpoint": spec.endpoint,
             "task": spec.task,
             "threshold": spec.evaluation.threshold,
@@ -166,6 +177,7 @@ def _inputs_digest(
             "known_labels": sha256(truth.write_csv().encode()),
             "label_error": label_error,
             "reference": training.digest if training is not None else None,
+            "replayed_with": replayed_with,
         }
     )
 
@@ -174,7 +186,8 @@ def judge(findings: Sequence[Finding], alerts: Sequence[Alert]) -> tuple[list[Fi
     """Hold findings against the alerts' thresholds.
 
     A finding on fewer than an alert's ``min_rows`` never alerts; ``volume`` is exempt, for it measures the
-    very lack of rows. A watched metric that could not be measured notifies and never retrains.
+    very lack of rows, and so are replays, which are made of few rows. A watched metric that could not be
+    measured notifies and never retrains.
 
     :returns: all findings, marked with the most severe alert each has raised; and one for every alert raised
     """
@@ -194,7 +207,7 @@ def _hold(finding: Finding, alert: Alert) -> Finding | None:
         return None
     if (finding.segment not in alert.segments) if alert.segments else finding.segment is not None:
         return None
-    if finding.n < alert.min_rows and finding.metric != "volume":
+    if finding.n < alert.min_rows and finding.metric not in _FEW_ROWS:
         return None
     limit = alert.above if alert.above is not None else alert.below
     threshold = f"{'above' if alert.above is not None else 'below'} {limit:g}"

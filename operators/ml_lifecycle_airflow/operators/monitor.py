@@ -49,6 +49,7 @@ class MonitorOperator(StageOperator):
         from ml_lifecycle.records import Snapshot, to_json
         from ml_lifecycle.stages.features import read_labels
         from ml_lifecycle.stages.monitor import monitor, window_of
+        from ml_lifecycle.stages.replay_features import Offline
 
         spec, lake = resources.spec, resources.lake()
         snapshot = resources.received(Snapshot, self.snapshot, context)
@@ -63,6 +64,7 @@ class MonitorOperator(StageOperator):
             lambda digest: trained_as(digest, spec, lake, database, self.environment),
             read_labels(resources.model, lake, snapshot),
             now,
+            Offline(resources.model, snapshot),
         )
         record_window(database, spec.name, spec.endpoint, findings.window, to_json(findings), now)
         self.report_path = findings.html_path or findings.report_path
