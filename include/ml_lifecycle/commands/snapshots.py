@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ml_lifecycle.commands.command import Command, lake_argument, lake_of
+
 if TYPE_CHECKING:
-    from ml_lifecycle.adapters.lake import Lake
     from ml_lifecycle.snapshots.comparison import TableDifference
 
 
-def list_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``snapshots list``."""
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="the model folder")
-    parser.add_argument("--lake", metavar="URL", help="default: $ML_LIFECYCLE_LAKE")
+    lake_argument(parser)
 
 
-def compare_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``snapshots compare``."""
-    list_arguments(parser)
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    _list_arguments(parser)
     parser.add_argument("before", help="a snapshot's digest, or its beginning")
     parser.add_argument("after", help="another's")
 
 
-def collect_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``snapshots collect``."""
-    list_arguments(parser)
+def _collect_arguments(parser: argparse.ArgumentParser) -> None:
+    _list_arguments(parser)
     parser.add_argument("--newest", type=int, default=3, help="keep so many; default: %(default)s")
     parser.add_argument(
         "--days",
@@ -43,13 +40,13 @@ def collect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would go, and change nothing")
 
 
-def list_snapshots(arguments: argparse.Namespace) -> int:
+def _list(arguments: argparse.Namespace) -> int:
     """A line a snapshot, the newest first."""
     from ml_lifecycle.snapshots.history import history
     from ml_lifecycle.spec.folder import load_folder
 
     model = load_folder(arguments.folder).spec.name
-    kept = history(_lake(arguments.lake), model)
+    kept = history(lake_of(arguments), model)
     if not kept:
         print(f"{model} has no snapshot")
     for one in kept:
@@ -61,13 +58,13 @@ def list_snapshots(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def compare_snapshots(arguments: argparse.Namespace) -> int:
+def _compare(arguments: argparse.Namespace) -> int:
     """What the tables have become."""
     from ml_lifecycle.snapshots.comparison import compare
     from ml_lifecycle.snapshots.history import find
     from ml_lifecycle.spec.folder import load_folder
 
-    spec, lake = load_folder(arguments.folder).spec, _lake(arguments.lake)
+    spec, lake = load_folder(arguments.folder).spec, lake_of(arguments)
     before, after = (find(lake, spec.name, text) for text in (arguments.before, arguments.after))
     for name, difference in compare(lake, before, after, spec.sources).items():
         _print_difference(name, difference)
@@ -83,7 +80,7 @@ def _print_difference(name: str, difference: TableDifference) -> None:
         print(f"  {label}: {more:,} added, {less:,} removed, {other:,} changed")
 
 
-def collect_snapshots(arguments: argparse.Namespace) -> int:
+def _collect(arguments: argparse.Namespace) -> int:
     """What goes, or would."""
     from ml_lifecycle.adapters.lake import Lake
     from ml_lifecycle.snapshots.collection import Policy, collect
@@ -92,7 +89,7 @@ def collect_snapshots(arguments: argparse.Namespace) -> int:
     model = load_folder(arguments.folder).spec.name
     policy = Policy(arguments.newest, arguments.days, timedelta(hours=arguments.grace))
     archive = None if arguments.archive is None else Lake(arguments.archive)
-    lake, now = _lake(arguments.lake), datetime.now(UTC)
+    lake, now = lake_of(arguments), datetime.now(UTC)
     gone = collect(lake, model, policy, now, archive, dry_run=arguments.dry_run)
     for snapshot in gone.snapshots:
         print(f"{snapshot.digest[:12]}  of {snapshot.run.as_of:%Y-%m-%d %H:%M}")
@@ -104,8 +101,23 @@ def collect_snapshots(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _lake(url: str | None) -> Lake:
-    from ml_lifecycle.adapters.lake import Lake
-    from ml_lifecycle.settings import lake_url
-
-    return Lake(lake_url(url, os.environ))
+COMMANDS = (
+    Command(
+        "snapshots list",
+        "show a model's snapshots, and what needs them",
+        _list_arguments,
+        _list,
+    ),
+    Command(
+        "snapshots compare",
+        "show how two snapshots differ: columns, and rows added, removed and changed",
+        _compare_arguments,
+        _compare,
+    ),
+    Command(
+        "snapshots collect",
+        "let go of snapshots that no registered version needs",
+        _collect_arguments,
+        _collect,
+    ),
+)

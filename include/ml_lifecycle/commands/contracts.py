@@ -1,20 +1,20 @@
-"""The commands about contracts and what they found: ``ml-lifecycle contract`` and ``validation``."""
+"""Contracts, and what validations found."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+from ml_lifecycle.commands.command import Command, lake_argument, lake_of
 
-def diff_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``ml-lifecycle contract diff``."""
+
+def _diff_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("old", type=Path, help="the contract.yaml that data meet today")
     parser.add_argument("new", type=Path, help="the one that they shall meet")
 
 
-def diff(arguments: argparse.Namespace) -> int:
+def _diff(arguments: argparse.Namespace) -> int:
     """Every change, the breaking ones with their lines; 1 if there are such."""
     from ml_lifecycle.spec.contract_diff import diff_files
 
@@ -29,10 +29,9 @@ def diff(arguments: argparse.Namespace) -> int:
     return min(len(breaking), 1)
 
 
-def docs_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``ml-lifecycle validation docs``."""
+def _docs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the model's name")
-    parser.add_argument("--lake", metavar="URL", help="default: $ML_LIFECYCLE_LAKE")
+    lake_argument(parser)
     parser.add_argument("--into", type=Path, default=Path("data_docs"), help="default: %(default)s")
     parser.add_argument("--last", type=_count, default=10, help="validations shown; default: %(default)s")
 
@@ -43,14 +42,28 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def docs(arguments: argparse.Namespace) -> int:
+def _docs(arguments: argparse.Namespace) -> int:
     """Build the site and say where it is."""
     from ml_lifecycle.adapters.data_docs import build_data_docs, stored_reports
-    from ml_lifecycle.adapters.lake import Lake
-    from ml_lifecycle.settings import lake_url
 
-    lake = Lake(lake_url(arguments.lake, os.environ))
+    lake = lake_of(arguments)
     reports = stored_reports(lake, arguments.model, arguments.last)
     page = build_data_docs(reports, arguments.into)
     print(f"{page}: {len(reports)} validations of {arguments.model}")
     return 0
+
+
+COMMANDS = (
+    Command(
+        "contract diff",
+        "show what changed between two contract files; exits with 1 if a change breaks",
+        _diff_arguments,
+        _diff,
+    ),
+    Command(
+        "validation docs",
+        "build Great Expectations' Data Docs from what validations found",
+        _docs_arguments,
+        _docs,
+    ),
+)

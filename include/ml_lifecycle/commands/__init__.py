@@ -1,0 +1,1 @@
+"""What ``ml-lifecycle`` can do: a module a group of commands, each with its ``COMMANDS``."""
