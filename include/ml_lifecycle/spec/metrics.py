@@ -34,6 +34,7 @@ _WINDOW_ALERTS = (
     "error_share",
     "volume",
     "label_coverage",
+    "unknown_keys_share",
     "replay_mismatch_share",
     "replay_stale_share",
     "replay_ahead_share",

@@ -57,11 +57,14 @@ class Features(Strict):
         computes from that much history before the oldest rows that count. None computes from all there is.
     :param entities: the frame of ``tables()`` that says what there is to predict: entity keys and
         ``event_timestamp``; only batch scoring needs it
+    :param not_found: what a server does with entity keys that the online store has nothing of (Feast's
+        NOT_FOUND): ``answer`` from missing values, as Feast does, or ``refuse`` the request (404)
     """
 
     service: Text
     entities: Text = "entities"
     lookback: Duration | None = None
+    not_found: Literal["answer", "refuse"] = "answer"
 
 
 class Gate(Strict):

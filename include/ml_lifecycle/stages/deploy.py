@@ -239,6 +239,7 @@ def _copy_variant(
         feature_service=None if registry is None else spec.features.service,
         entity_keys=() if registry is None else candidate.entity_keys,
         golden_path=golden_path,
+        not_found=spec.features.not_found,
     )
 
 

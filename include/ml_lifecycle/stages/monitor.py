@@ -50,6 +50,7 @@ _NARROW = (
     "score",
     "latency_ms",
     "status",
+    "features_from",
 )
 _RANK: dict[Severity | None, int] = {None: 0, "informational": 1, "warning": 2, "critical": 3}
 
@@ -299,6 +300,10 @@ def _traffic(rows: pl.DataFrame) -> Iterator[Finding]:
     if not asked.height:
         return
     yield measured("error_share", None, asked.height, lambda: _share(asked, pl.col("status") != 200))
+    by_keys = returned.filter(pl.col("features_from") != "request")
+    if by_keys.height:
+        unknown = pl.col("features_from") == "missing"
+        yield measured("unknown_keys_share", None, by_keys.height, lambda: _share(by_keys, unknown))
     # The rows of one request share its latency.
     latency = returned.filter(pl.col("row") == 0)["latency_ms"].drop_nulls()
     for percent in (50, 95, 99):
