@@ -92,7 +92,7 @@ def watch(
         _require_decider(spec, evidence, release, decided_by)
         release = endpoint.carry_on(endpoint.complete(release, f"given all traffic by {decided_by}"))
         return Watching(release, str(endpoint.step(release)))
-    judgement = _judge(endpoint, release, tables)
+    judgement = _judge(spec, endpoint, release, tables)
     write_judgement(target.lake, release, judgement)
     if judgement.decision == "roll_back":
         # What traffic has shown is no chance that another try could mend.
@@ -135,8 +135,8 @@ def _release_of(endpoint: Endpoint, evidence: Evidence) -> Release:
     )
 
 
-def _judge(endpoint: Endpoint, release: Release, tables: Tables | None) -> Judgement:
-    spec, lake, now = endpoint.spec, endpoint.target.lake, endpoint.clock.now()
+def _judge(spec: ModelSpec, endpoint: Endpoint, release: Release, tables: Tables | None) -> Judgement:
+    lake, now = endpoint.target.lake, endpoint.clock.now()
     step = endpoint.step(release)
     watched = watch_at(spec.delivery.watch, step)
     route = endpoint.releases.route(release)
