@@ -22,6 +22,7 @@ from ml_lifecycle.delivery.exposure import (
 from ml_lifecycle.delivery.judgements import watch_folder, write_judgement
 from ml_lifecycle.delivery.judging import Judgement, judge
 from ml_lifecycle.delivery.release_history import PRODUCTION
+from ml_lifecycle.delivery.release_rows import APPROVAL_ENDED
 from ml_lifecycle.delivery.releases import Releases
 from ml_lifecycle.delivery.step_log import StepLog
 from ml_lifecycle.delivery.strategies import Step, watch_at
@@ -84,7 +85,7 @@ def watch(
     if release.state == "confirmed":
         return Watching(release, str(endpoint.step(release)))
     if target.environment == PRODUCTION and Ledger(database).approval_for(evidence.digest) is None:
-        raise endpoint.take_back(release, "its approval was withdrawn")
+        raise endpoint.take_back(release, APPROVAL_ENDED)
     if release.state == "intent" or not endpoint.step(release).is_watched:
         release = endpoint.carry_on(release)
         return Watching(release, str(endpoint.step(release)))
