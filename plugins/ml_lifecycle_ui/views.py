@@ -5,12 +5,12 @@ All values are JSON-ready. Links are relative to the page, which lies one level 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ml_lifecycle.delivery.release_history import PRODUCTION, ReleaseHistory
-from ml_lifecycle.delivery.release_rows import asked_by, began_by_itself
+from ml_lifecycle.delivery.release_rows import APPROVAL_ENDED, asked_by, began_by_itself
 from ml_lifecycle.delivery.strategies import step_at
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.requests import ApprovalRequest, open_requests
@@ -49,7 +49,7 @@ def gather(database: Database, dag_ids: Iterable[str]) -> list[dict[str, Any]]:
     models = models_of(dag_ids)
     served = {each.release.model: each for each in ReleaseHistory(database).served(PRODUCTION)}
     busy = {each.release.model: each for each in ReleaseHistory(database).all_under_way(PRODUCTION)}
-    approvals = _approvals(database, (each.release for each in (*served.values(), *busy.values())))
+    approvals = _approvals(database, (*served.values(), *busy.values()))
     windows = newest_windows(database, models, SHOWN_WINDOWS)
     requests: dict[str, list[ApprovalRequest]] = {}
     for request in open_requests(database):
@@ -73,7 +73,7 @@ def gather(database: Database, dag_ids: Iterable[str]) -> list[dict[str, Any]]:
 def history(database: Database, model: str) -> dict[str, Any]:
     """One model's newest windows and production releases, newest first."""
     releases = ReleaseHistory(database).of_model(PRODUCTION, model, SHOWN_RELEASES)
-    approvals = _approvals(database, (each.release for each in releases))
+    approvals = _approvals(database, releases)
     windows = newest_windows(database, [model], SHOWN_WINDOWS).get(model, ())
     return {
         "windows": [_window(window) for window in windows],
@@ -89,8 +89,16 @@ def step_view(release: Release, route: Route) -> dict[str, Any] | None:
     return {"role": step.role, "weight": step.weight, "watched": release.kind == "deploy" and step.is_watched}
 
 
-def _approvals(database: Database, releases: Iterable[Release]) -> Approvals:
-    return Ledger(database).approvals(each.evidence_digest for each in releases if each.evidence_digest)
+def _approvals(database: Database, shown: Sequence[Served]) -> Approvals:
+    """Of the releases, and of those that rollbacks among them took back."""
+    digests = {each.release.evidence_digest for each in shown}
+    digests |= {_evidence_replaced(each) for each in shown}
+    return Ledger(database).approvals(sorted(filter(None, digests)))
+
+
+def _evidence_replaced(found: Served) -> str | None:
+    """The evidence of what a rollback took out of service, by which its route draws who gets it."""
+    return None if found.replaced is None else found.replaced[1].salt or None
 
 
 def _approval(release: Release, approvals: Approvals) -> dict[str, Any]:
@@ -177,7 +185,7 @@ def _release(found: Served, approvals: Approvals) -> dict[str, Any]:
         "strategy": release.strategy,
         "begun": release.created_at.isoformat(),
         "requested_by": asked_by(release),
-        "taken_back_by": _taken_back_by(found),
+        "taken_back_by": _taken_back_by(found, approvals),
         **_approval(release, approvals),
         "reason": release.reason,
         "endpoint": release.endpoint,
@@ -186,12 +194,21 @@ def _release(found: Served, approvals: Approvals) -> dict[str, Any]:
     }
 
 
-def _taken_back_by(found: Served) -> str | None:
-    """What began a rollback that nobody asked for: a step that has traffic is the watch's to judge."""
+def _taken_back_by(found: Served, approvals: Approvals) -> str | None:
+    """What began a rollback that nobody asked for.
+
+    A step that has traffic is checked in the servers before it is watched. What traffic has shown ends the
+    approval too; failed checks leave it standing.
+    """
     if found.replaced is None or not began_by_itself(found.release):
         return None
     version, route = found.replaced
-    return "watch" if step_at(route.variants, version).is_watched else "checks"
+    if not step_at(route.variants, version).is_watched:
+        return "checks"
+    reason, given = found.release.reason, approvals.get(_evidence_replaced(found) or "", [])
+    ended = [one.ended.payload for one in given if one.ended is not None]
+    by_traffic = any(one["user"] is None and one["reason"] == reason for one in ended)
+    return "watch" if by_traffic or reason == APPROVAL_ENDED else "checks"
 
 
 def _mark(window: Window) -> dict[str, Any]:

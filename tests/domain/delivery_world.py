@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from delivery_kit import NOW, Candidate, approve, make_candidate, make_golden, make_model, make_spec
+from delivery_kit import NOW, TOKEN, Candidate, approve, make_candidate, make_golden, make_model, make_spec
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.cli import main
 from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.endpoint import Endpoint
 from ml_lifecycle.delivery.releases import Releases
@@ -44,7 +45,8 @@ class World:
         delivery: Mapping[str, Any] | None = None,
     ) -> None:
         self.endpoint = endpoint
-        self.database = Database(f"sqlite:///{folder}/{endpoint}.db")
+        self.database_url = f"sqlite:///{folder}/{endpoint}.db"
+        self.database = Database(self.database_url)
         self.source = Lake(str(folder / endpoint))
         self.spec = make_spec(delivery={"endpoint": endpoint, "check_timeout": timeout, **(delivery or {})})
         self.clock = CLOCK
@@ -125,6 +127,28 @@ class World:
             requested_by="ben",
             reason="complaints",
         )
+
+    def rollback_by_command(self, request: str) -> None:
+        """As a person does who has the database and the lake only."""
+        assert main([*self.rollback_command(), "--request", request, "--by", "ben"]) == 0
+
+    def rollback_command(self) -> list[str]:
+        """With the server to be asked."""
+        token = Path(self.source.full_path("token"))
+        token.parent.mkdir(parents=True, exist_ok=True)
+        token.write_text(TOKEN)
+        where, lake = self.target.environment, self.target.lake
+        return [
+            *("rollback", f"delays/{self.endpoint}", "--reason", "complaints", "--environment", where),
+            *("--database", self.database_url, "--environment-lake", f"{where}={lake.url}"),
+            *("--server", str(self.target.clients[0]), "--token-file", str(token)),
+        ]
+
+    def begin_and_take_back_by_command(self, candidate: Candidate, evidence: Evidence) -> None:
+        """As :meth:`begin_and_roll_back`, from a terminal."""
+        if self.releases.requested(self.target.environment, self.endpoint, "run 1") is None:
+            self.deploy(candidate, evidence)
+        self.rollback_by_command("run 1")
 
     def live(self) -> Release:
         live = self.releases.live(self.target.environment, self.endpoint)

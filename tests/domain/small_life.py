@@ -53,6 +53,7 @@ from ml_lifecycle.stages import (
     monitor,
     online_features,
     register,
+    replay_features,
     score,
     score_partitions,
     train,
@@ -237,6 +238,7 @@ def _monitor(place: Place) -> Record:
         lambda digest: trained_as(digest, place.spec, place.lake, place.database, PRODUCTION),
         features.read_labels(place.folder, place.lake, snapshot),
         place.now,
+        replay_features.Offline(place.folder, snapshot),
     )
     record_window(place.database, "small", place.spec.endpoint, found.window, to_json(found), place.now)
     return found

@@ -295,6 +295,15 @@ def test_what_cannot_be_read_is_said(place: Place) -> None:
         reader.read({"user_id": ["a"], "shop_id": [1, 2]})
 
 
+def test_a_key_that_no_view_has_a_row_of_is_unknown(place: Place) -> None:
+    registry = place.write(user_rows(("a", hours(1), 1.0), ("b", hours(1), None)))
+    reader = OnlineReader(registry, "service", place.url)
+    keys = {"user_id": ["a", "b", "nobody", None, "a"], "shop_id": [1, 9, 9, 9, 9]}
+    assert reader.look_up(keys).unknown == [2, 3]
+    late = reader.look_up(keys, hours(1000))
+    assert late.unknown == [2, 3], "what is too old is known all the same"
+
+
 def test_rows_are_given_again_for_a_while(place: Place) -> None:
     """From memory, as many as fit; a value given again is as old as it is."""
     registry = place.write(user_rows(*((user, hours(1), 1.0) for user in "abc")))
@@ -302,7 +311,7 @@ def test_rows_are_given_again_for_a_while(place: Place) -> None:
     reader = OnlineReader(registry, "service", place.url, 5.0, 2, lambda: now)
 
     def spent(*users: str, at: float = 2) -> list[object]:
-        found, stale = reader.look_up({"user_id": users, "shop_id": [1] * len(users)}, hours(at))
+        found, stale, _ = reader.look_up({"user_id": users, "shop_id": [1] * len(users)}, hours(at))
         assert stale.get("spent", 0) == found["spent"].count(None)
         return found["spent"]
 
@@ -331,12 +340,12 @@ def test_on_demand_features_are_made_online_and_are_as_old_as_what_they_are_made
     materialise(store, hours(0), hours(1000))
     reader = OnlineReader(registry_bytes(store), "service", place.url)
     keys = {"user_id": ["a", "b", "nobody"], "shop_id": [1, 1, 1]}
-    found, stale = reader.look_up(keys, hours(2))
+    found, stale, _ = reader.look_up(keys, hours(2))
     assert found["spent"] == [1.5, None, None]
     assert found["double"][0] == 3.0
     assert all(value is None or value != value for value in found["double"][1:])
     assert stale == {}
-    found, stale = reader.look_up(keys, hours(8))
+    found, stale, _ = reader.look_up(keys, hours(8))
     assert found["spent"] == [None, None, None]
     assert found["double"][0] is None, "made from a value that was too old"
     assert stale["spent"] == stale["double"] == 1

@@ -82,6 +82,10 @@ SCENARIOS = {
     "failing": Scenario((1,), World.deploy, _failing, ("2", "1"), error="ReleaseChecksError"),
     "failing first": Scenario((), World.deploy, _failing, (), error="ReleaseChecksError"),
     "rollback": Scenario((1, 2, 3), World.rollback, lambda world: ("run 1",), ("3", "2")),
+    "by command": Scenario((1, 2, 3), World.rollback_by_command, lambda world: ("run 1",), ("3", "2")),
+    "canary by command": Scenario(
+        (1,), World.begin_and_take_back_by_command, _approved, ("2", "1"), delivery=CANARY
+    ),
 }
 
 

@@ -405,6 +405,18 @@ def test_rows_outside_the_window_and_unanswered_ones_are_left_out(world):
     assert monitoring.metrics["error_share"] == pytest.approx(100 / 600)
 
 
+def test_the_share_of_unknown_keys_is_of_those_who_asked_by_keys(world):
+    rows = traffic(400, seed=6)
+    world.log(log_rows(rows[:200]))
+    assert "unknown_keys_share" not in world.monitor().metrics
+    world.log(log_rows(rows[200:350], features_from=pl.lit("online_store")))
+    world.log(log_rows(rows[350:], features_from=pl.lit("missing")))
+    alerts = [{"metric": "unknown_keys_share", "above": 0.2, "min_rows": 100}]
+    monitoring = world.monitor(spec=make_spec(alerts=alerts))
+    assert monitoring.metrics["unknown_keys_share"] == pytest.approx(0.25)
+    assert [alert.metric for alert in monitoring.alerts] == ["unknown_keys_share"]
+
+
 def test_release_checks_are_no_traffic(world):
     rows = traffic(200, seed=6)
     world.log(log_rows(rows[:150]))

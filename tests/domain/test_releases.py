@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from hypothesis import strategies as st
 
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.delivery.releases import Deployment, Releases
-from ml_lifecycle.delivery.route import Variant, current, published_heads
-from ml_lifecycle.errors import NothingToRollBackToError, ReleaseConflictError, ReleaseUnderWayError
+from ml_lifecycle.delivery.route import Route, Variant, current, publish, published_heads
+from ml_lifecycle.errors import (
+    IntegrityError,
+    NothingToRollBackToError,
+    ReleaseConflictError,
+    ReleaseUnderWayError,
+)
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger
-from ml_lifecycle.records import Release
+from ml_lifecycle.records import Release, canonical_json, to_json
 
 WHERE = ("production", "delays")
 
@@ -241,6 +247,22 @@ def test_a_slow_release_cannot_publish_after_it_was_rolled_back(world: World) ->
         with pytest.raises(ReleaseConflictError, match="was rolled back meanwhile: bad"):
             step()
     assert world.published() == "1"
+
+
+def test_a_route_that_an_older_version_wrote_is_published_again_as_it_is(tmp_path):
+    """It lacks what routes have come to say since."""
+    lake = Lake(str(tmp_path))
+    variant = Variant("champion", "1", "m.onnx", "0" * 64, "regression", (), ())
+    route = Route("delays", "delays", 1, (variant,), "0" * 64, NOW)
+    old = to_json(route)
+    del old["variants"][0]["not_found"]
+    path = "routes/delays/00000001.json"
+    lake.write_bytes(path, canonical_json(old))
+    publish(lake, route)
+    assert lake.read_bytes(path) == canonical_json(old)
+    assert current(lake, "delays") == route
+    with pytest.raises(IntegrityError, match="is not revision 1 as it was released"):
+        publish(lake, replace(route, salt="other"))
 
 
 def test_publishing_an_older_release_again_leaves_the_pointer(world: World) -> None:

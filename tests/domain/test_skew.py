@@ -23,7 +23,7 @@ from ml_lifecycle.adapters.feast_repo import historical_features, open_store
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.adapters.onnx import as_served as in_model_types
 from ml_lifecycle.adapters.onnx import feeds
-from ml_lifecycle.adapters.predictions import read_parts
+from ml_lifecycle.adapters.predictions import PredictionWindow, read_parts
 from ml_lifecycle.adapters.tables import write_parquet
 from ml_lifecycle.delivery.route import Route, Variant, publish
 from ml_lifecycle.records import Interval, Training, TrainingSet
@@ -32,7 +32,9 @@ from ml_lifecycle.serving.resolver import Resolver, feast_reader
 from ml_lifecycle.serving.server import ModelServer
 from ml_lifecycle.stages.feature_tables import INSTANT, build_tables, features_of, local_tables
 from ml_lifecycle.stages.features import build_scoring_rows
+from ml_lifecycle.stages.monitor_replay import replay
 from ml_lifecycle.stages.online_features import materialise
+from ml_lifecycle.stages.replay_features import Offline
 from ml_lifecycle.stages.score import score
 from ml_lifecycle.stages.score_partitions import FilePartition
 
@@ -174,6 +176,14 @@ def test_the_server_scores_what_training_and_batch_scoring_have_for_the_same_mom
     found = logged(production)
     assert len(found) == len(expected) == len(moments) * (ROWS_A_MOMENT + 10 * len(LATER))
     assert {key: values for key, values in found.items() if in_numbers(values) != expected[key]} == {}
+    # And so says the monitor, which asks for no more than the log, the offline store and the model's file.
+    window = PredictionWindow(production, "flight_delay", Interval(moments[0], ends))
+    offline = Offline(world.folder, world.snapshot(ends))
+    replayed = replay(
+        world.folder.spec, world.lake, production, window, {training.model_digest: training}.get, offline
+    )
+    assert [(one.metric, one.value) for one in replayed.findings[:1]] == [("replay_mismatch_share", 0)]
+    assert replayed.report["with_features"] == replayed.report["rows"] == 60
     if name == "year":  # three weeks need not have any
         assert {values["destination"] for values in found.values()} - {*places}, "all places were trained on"
     # Weather counts for six hours, and on the last day of the year there is none.

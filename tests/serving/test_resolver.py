@@ -29,8 +29,9 @@ ROWS: dict[tuple[object, ...], dict[str, object]] = {
     ("STALE", 5): {"carrier": "AA", "wind": None, "hour": 4},
     ("torn", 4): {"carrier": "UA", "wind": "much", "hour": 1},
 }
+NOBODY: dict[str, object] = {"hour": 7}  # of a view without keys; no other has anything of them
 
-LookedUp = tuple[Mapping[str, list[object]], Mapping[str, int]]
+LookedUp = tuple[Mapping[str, list[object]], Mapping[str, int], Sequence[int]]
 RECEIVED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -54,9 +55,14 @@ class MemoryReader:
             raise FeatureError("no view of this name")
         if any(not isinstance(flight, int) for flight in flights):
             raise TypeError("flight must be an integer")
-        found = [ROWS.get(key, {}) for key in zip(origins, flights, strict=True)]
+        found = [
+            NOBODY if key[0] in ("XXX", "YYY") else ROWS.get(key, {})
+            for key in zip(origins, flights, strict=True)
+        ]
         stale = {"wind": origins.count("STALE")} if "STALE" in origins else {}
-        return {name: [row.get(name) for row in found] for name in ("carrier", "wind", "hour")}, stale
+        unknown = [number for number, row in enumerate(found) if row in ({}, NOBODY)]
+        values = {name: [row.get(name) for row in found] for name in ("carrier", "wind", "hour")}
+        return values, stale, unknown
 
     def close(self) -> None:
         self.closed.append(self.registry)
@@ -73,7 +79,9 @@ def by_keys(origins: list[Any], flights: list[Any], **rest: Any) -> dict[str, An
     }
 
 
-def with_registry(publisher: Publisher, revision: int = 1, registry: bytes = REGISTRY) -> None:
+def with_registry(
+    publisher: Publisher, revision: int = 1, registry: bytes = REGISTRY, **changes: Any
+) -> None:
     path = f"registries/{sha256(registry)}"
     publisher.lake.write_bytes(path, registry)
     publisher(
@@ -85,6 +93,7 @@ def with_registry(publisher: Publisher, revision: int = 1, registry: bytes = REG
         registry_digest=sha256(registry),
         feature_service="late_features",
         entity_keys=("origin", "flight"),
+        **changes,
     )
 
 
@@ -240,6 +249,69 @@ def test_what_is_missing_or_too_old_is_counted(publisher: Publisher, client: htt
     assert lacking % ("wind", "stale", 1) in text
     assert lacking % ("carrier", "missing", 2) in text
     assert 'feature="hour"' not in text
+
+
+def test_unknown_keys_are_answered_from_missing_values_and_show(
+    publisher: Publisher, client: httpx.Client
+) -> None:
+    with_registry(publisher)
+    wait_for(client, 1)
+    keys = by_keys(["XXX", "EWR", "YYY"], [9, 1, 9])
+    assert client.post("/v2/models/late/infer", json=keys).status_code == 200
+    text = client.get("/metrics").text
+    assert 'ml_lifecycle_unknown_keys_total{endpoint="late",outcome="answered",version="1"} 2.0' in text
+    client.post("/v2/models/late/infer", json=by_keys(["EWR"], [1]))
+    wait_until(lambda: len(logged(publisher.lake)) == 4)
+    rows = logged(publisher.lake).sort("received_at", "row")
+    found = dict(zip(rows["entity_keys"], rows["features_from"], strict=True))
+    assert found == {
+        '{"origin":"XXX","flight":9}': "missing",
+        '{"origin":"YYY","flight":9}': "missing",
+        '{"origin":"EWR","flight":1}': "online_store",
+    }
+
+
+def test_unknown_keys_may_be_refused(publisher: Publisher, client: httpx.Client) -> None:
+    with_registry(publisher, not_found="refuse")
+    wait_for(client, 1)
+    refused = client.post("/v2/models/late/infer", json=by_keys(["EWR", "XXX"], [1, 9]))
+    assert refused.status_code == 404
+    assert refused.json()["error"] == (
+        "the online store has nothing of the entity in row 1 ({'flight': 9, 'origin': 'XXX'}), and this "
+        "endpoint refuses to answer from missing values only (features.not_found in model.yaml)"
+    )
+    assert client.post("/v2/models/late/infer", json=by_keys(["EWR"], [1])).status_code == 200
+    text = client.get("/metrics").text
+    assert 'ml_lifecycle_unknown_keys_total{endpoint="late",outcome="refused",version="1"} 1.0' in text
+
+
+def test_who_is_unknown_is_refused_alone(publisher: Publisher) -> None:
+    go, reading = threading.Event(), threading.Event()
+
+    class SlowReader(MemoryReader):
+        def look_up(self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]) -> LookedUp:
+            reading.set()
+            assert go.wait(60)
+            return super().look_up(entities, as_of)
+
+    with_registry(publisher, not_found="refuse")
+    server = ModelServer(
+        publisher.lake, "test", TOKEN, "memory://", poll_seconds=0.02, reader_factory=SlowReader
+    )
+    with live_client(server, TOKEN) as client, ThreadPoolExecutor(8) as pool:
+        wait_for(client, 1)
+
+        def ask(origin: str) -> int:
+            return client.post("/v2/models/late/infer", json=by_keys([origin], [1])).status_code
+
+        first = pool.submit(ask, "EWR")
+        assert reading.wait(60)
+        others = [pool.submit(ask, origin) for origin in ("EWR", "XXX", "EWR")]
+        wait_until(lambda: "ml_lifecycle_feature_reads_waiting 3.0" in client.get("/metrics").text)
+        go.set()
+        assert [first.result(), *(one.result() for one in others)] == [200, 200, 404, 200]
+        text = client.get("/metrics").text
+        assert 'ml_lifecycle_unknown_keys_total{endpoint="late",outcome="refused",version="1"} 1.0' in text
 
 
 def test_features_are_read_as_of_each_rows_moment(publisher: Publisher, client: httpx.Client) -> None:

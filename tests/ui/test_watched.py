@@ -18,6 +18,7 @@ from lifecycle_world import HOSTILE, World, traffic
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.judgements import watch_folder
 from ml_lifecycle.delivery.release_history import PRODUCTION, Served
+from ml_lifecycle.delivery.release_rows import APPROVAL_ENDED
 from ml_lifecycle.delivery.strategies import Step
 from ml_lifecycle.records import Release
 from ml_lifecycle.spec.watch import Watch
@@ -154,6 +155,22 @@ def test_one_that_the_watch_rolled_back_shows_what_led_to_it(mine: World) -> Non
     assert [(one["version"], one["weight"]) for one in rolled_back["traffic"]] == [("1", 0.95), ("2", 0.05)]
     (view,) = gather(mine.database, DAGS)
     assert view["champion"]["replaced"] == {"version": "2", "was_live": False}
+
+
+def test_a_step_that_failed_its_checks_is_not_said_to_be_the_watchs(mine: World) -> None:
+    """It was to have traffic; that it answers wrongly was seen before anybody watched."""
+    begun = canary(mine)
+    mine.confirm(mine.releases.begin_restore(begun, mine.tick(), reason="no answer within 60 s"))
+    back, rolled_back, _ = history(mine.database, "flights")["releases"]
+    assert (back["requested_by"], back["taken_back_by"]) == (None, "checks")
+    assert rolled_back["step"]["watched"]
+    assert rolled_back["approval_ended"] is None
+
+
+def test_one_whose_approval_ended_was_taken_back_by_the_watch(mine: World) -> None:
+    begun = canary(mine)
+    mine.confirm(mine.releases.begin_restore(begun, mine.tick(), reason=APPROVAL_ENDED))
+    assert history(mine.database, "flights")["releases"][0]["taken_back_by"] == "watch"
 
 
 def test_what_people_took_back_and_what_goes_at_once_has_no_watch(mine: World) -> None:

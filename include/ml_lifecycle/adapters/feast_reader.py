@@ -48,6 +48,19 @@ class Row(NamedTuple):
     events: tuple[int | None, ...]
 
 
+class Found(NamedTuple):
+    """What a look at the store has come to.
+
+    :param values: one list a feature, rows in the keys' order, None where there is no value
+    :param stale: how many values of each feature were there and too old
+    :param unknown: numbers of the rows whose keys no view has a row of
+    """
+
+    values: dict[str, list[object]]
+    stale: dict[str, int]
+    unknown: list[int]
+
+
 @dataclass(frozen=True)
 class _Served:
     """A stored view of the service, and what is taken from it.
@@ -137,23 +150,31 @@ class OnlineReader:
             None, as in training; without it values of any age are returned, as Feast does
         :raises FeatureError: a join key is missing, or the lists differ in length. Retry: no.
         """
-        return self.look_up(entities, as_of)[0]
+        return self.look_up(entities, as_of).values
 
     def look_up(
         self, entities: Mapping[str, Sequence[object]], as_of: datetime | Sequence[datetime] | None = None
-    ) -> tuple[dict[str, list[object]], dict[str, int]]:
-        """As :meth:`read`, with how many values of each feature were there and too old."""
+    ) -> Found:
+        """As :meth:`read`, with what was too old, and which keys are unknown."""
         rows = self.rows(entities)
         columns = zip(*(row.values for row in rows), strict=True) if rows else itertools.repeat(())
         values = {name: [*column] for name, column in zip(self._plan.features, columns, strict=False)}
+        unknown = self._unknown(rows)
         if as_of is None:
-            return values, {}
+            return Found(values, {}, unknown)
         # What counts at a moment was known before it: as in training, Feast is asked an instant earlier.
         if isinstance(as_of, datetime):
             known = [microseconds(as_of) - 1] * len(rows)
         else:
             known = [microseconds(moment) - 1 for moment in as_of]
-        return values, self._expire(values, rows, known)
+        return Found(values, self._expire(values, rows, known), unknown)
+
+    def _unknown(self, rows: Sequence[Row]) -> list[int]:
+        """Rows that no view has anything of; views without keys have the same of everybody."""
+        keyed = [at for at, served in enumerate(self._plan.views) if served.keys]
+        if not keyed:
+            return []
+        return [number for number, row in enumerate(rows) if all(row.events[at] is None for at in keyed)]
 
     def rows(self, entities: Mapping[str, Sequence[object]]) -> list[Row]:
         """What the store has of each key, whatever its age; see :meth:`read`."""

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
+import os
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_lifecycle.commands.command import Command, moment, settings_of, state_arguments
+
+if TYPE_CHECKING:
+    from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.delivery.targets import Target
+
+_TOKEN_VARIABLE = "ML_LIFECYCLE_SERVER_TOKEN"
 
 
 def _live_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +46,96 @@ def _live(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
+    state_arguments(parser)
+    parser.add_argument("name", metavar="MODEL[/ENDPOINT]", help="as ml-lifecycle live shows it")
+    parser.add_argument("--reason", required=True, help="why; kept in the ledger")
+    parser.add_argument("--environment", default="production", help="default: %(default)s")
+    parser.add_argument("--by", metavar="NAME", help="who you are, for the ledger; default: your login name")
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="a model server to check before and after, once for each; without any, none is asked",
+    )
+    parser.add_argument("--token-file", type=Path, help=f"the servers' token; default: ${_TOKEN_VARIABLE}")
+    parser.add_argument(
+        "--request", metavar="ID", help="of a rollback that was interrupted, to finish that one and no other"
+    )
+    parser.add_argument("--mlflow", metavar="URI", help="where to move the alias champion; default: nowhere")
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.delivery.audit import open_ledger
+    from ml_lifecycle.delivery.checks import Clock
+    from ml_lifecycle.delivery.way_back import check_lake, find_released
+    from ml_lifecycle.settings import SettingsError
+    from ml_lifecycle.stages.deploy import rollback
+
+    settings, environment = settings_of(arguments), arguments.environment
+    if environment not in settings.environment_lakes:
+        raise SettingsError(
+            f"where is the lake of {environment}? Give --environment-lake {environment}=URL or set "
+            f"ML_LIFECYCLE_{environment.upper()}_LAKE"
+        )
+    database = open_ledger(settings.database).database
+    model = find_released(database, environment, arguments.name)
+    lake = Lake(settings.environment_lakes[environment])
+    check_lake(database, environment, model.endpoint, lake)
+    request = arguments.request or f"command-line/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+    print(f"if this is interrupted, finish it by the same command with --request {request}", file=sys.stderr)
+    release = rollback(
+        model,
+        _target(arguments, lake),
+        database,
+        Clock(now=lambda: datetime.now(UTC)),
+        request=request,
+        requested_by=arguments.by or getpass.getuser(),
+        reason=arguments.reason,
+    )
+    where = f"{environment}/{release.endpoint}"
+    if release.kind == "withdraw":
+        print(f"{where} serves nothing any more: revision {release.revision}, {release.state}")
+    else:
+        print(f"{where} serves version {release.version}: revision {release.revision}, {release.state}")
+    if not arguments.server:
+        print(f"no server was asked: model servers follow {lake.url} within seconds, SageMaker does not")
+    if arguments.mlflow and environment == "production" and release.kind != "withdraw":
+        from ml_lifecycle.adapters.mlflow import set_alias
+
+        set_alias(arguments.mlflow, release.model, "champion", release.version)
+    return 0
+
+
+def _target(arguments: argparse.Namespace, lake: Lake) -> Target:
+    from ml_lifecycle.delivery.targets import ModelServers
+    from ml_lifecycle.delivery.way_back import PublishedOnly
+    from ml_lifecycle.serving.client import ModelClient
+    from ml_lifecycle.settings import SettingsError
+
+    if not arguments.server:
+        return PublishedOnly(arguments.environment, lake)
+    given = arguments.token_file
+    token = given.read_text(encoding="utf-8").strip() if given else os.environ.get(_TOKEN_VARIABLE)
+    if not token:
+        raise SettingsError(f"what is the servers' token? Give --token-file FILE or set {_TOKEN_VARIABLE}")
+    clients = [ModelClient(url, token) for url in arguments.server]
+    return ModelServers(arguments.environment, lake, clients)
+
+
 COMMANDS = (
     Command(
         "live",
         "show every version that answered at a time, with its share, and who let it",
         _live_arguments,
         _live,
+    ),
+    Command(
+        "rollback",
+        "go back to the release before, or take back one under way, with neither Airflow nor a model folder",
+        _rollback_arguments,
+        _rollback,
     ),
 )

@@ -7,6 +7,7 @@ says. Nothing is decided here about whether a release is good enough: only wheth
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from ml_lifecycle.delivery.checks import Clock, Golden
 from ml_lifecycle.delivery.release_history import PRODUCTION
@@ -16,17 +17,33 @@ from ml_lifecycle.delivery.strategies import Step, next_step, step_at, steps_of
 from ml_lifecycle.delivery.targets import Target
 from ml_lifecycle.errors import ReleaseChecksError, RollbackTargetError, ServerUnavailableError
 from ml_lifecycle.records import Evidence, Release
-from ml_lifecycle.spec.model import Delivery, ModelSpec
+from ml_lifecycle.spec.model import Delivery
 
 # So long people who go back wait for what they go back to; it takes a fraction of a second.
 _WAY_BACK_SECONDS = 10.0
+
+
+class Delivered(Protocol):
+    """What releases need to know of a model; its spec, where there is one."""
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+
+    @property
+    def endpoint(self) -> str:
+        """The name clients call it by."""
+
+    @property
+    def delivery(self) -> Delivery:
+        """How releases go, and how long servers are waited for."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """The model's endpoint in the environment of ``target``."""
 
-    spec: ModelSpec
+    spec: Delivered
     target: Target
     releases: Releases
     clock: Clock

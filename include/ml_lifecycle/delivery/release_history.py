@@ -136,6 +136,13 @@ class ReleaseHistory:
         with self._database.read() as connection:
             return [_served(row) for row in connection.execute(query)]
 
+    def endpoints(self, environment: str) -> list[tuple[str, str]]:
+        """Every model and endpoint that ever had a release in an environment."""
+        query = select(releases.c.model, releases.c.endpoint).distinct().order_by(releases.c.endpoint)
+        with self._database.read() as connection:
+            rows = connection.execute(query.where(releases.c.environment == environment))
+            return [(row.model, row.endpoint) for row in rows]
+
     def under_way(self, environment: str, endpoint: str) -> Release | None:
         """The release that has begun and is neither confirmed nor rolled back."""
         with self._database.read() as connection:

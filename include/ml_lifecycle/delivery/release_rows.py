@@ -19,6 +19,9 @@ from ml_lifecycle.ledger.tables import releases
 from ml_lifecycle.records import Release, canonical_json, from_json, to_json
 
 UNDER_WAY = ("intent", "applied")
+APPROVAL_ENDED = "its approval was withdrawn"
+"""Why the watch takes a release back that nothing speaks against."""
+
 State = Literal["intent", "applied", "confirmed", "rolled_back", "superseded"]
 
 _FIELDS = tuple(field.name for field in fields(Release))

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, sha256
 from ml_lifecycle.errors import IntegrityError
-from ml_lifecycle.records import ColumnSpec, Record, TaskType, canonical_json, from_json, to_json
+from ml_lifecycle.records import ColumnSpec, Record, RecordError, TaskType, canonical_json, from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Variant:
     :param registry_path: the feature registry entity keys are resolved with; None takes vectors only
     :param feature_service: name of the feature service in that registry
     :param entity_keys: the feature service's entity join keys
+    :param not_found: what becomes of a row whose keys the online store does not know: it is answered from
+        missing values, or its request is refused
     :param golden_path: requests with the answers they must get; None where a release was made without
     """
 
@@ -46,6 +48,7 @@ class Variant:
     feature_service: str | None = None
     entity_keys: tuple[str, ...] = ()
     golden_path: str | None = None
+    not_found: Literal["answer", "refuse"] = "answer"
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,26 @@ def publish(lake: Lake, route: Route) -> None:
     """
     path = f"routes/{route.endpoint}/{route.revision:08d}.json"
     data = canonical_json(to_json(route))
-    digest = sha256(data)
     if lake.exists(path):
-        lake.read_bytes(path, digest)
+        data = _published(lake, path, route)
     else:
         lake.write_bytes(path, data)
+    digest = sha256(data)
     lake.write_json(
         f"routes/{route.endpoint}/current.json", {"revision": route.revision, "path": path, "digest": digest}
     )
+
+
+def _published(lake: Lake, path: str, route: Route) -> bytes:
+    """A revision's bytes: what an older version has written may lack what routes have come to say since."""
+    data = lake.read_bytes(path)
+    try:
+        same = from_json(Route, json.loads(data)) == route
+    except (ValueError, RecordError):
+        same = False
+    if not same:
+        raise IntegrityError(f"{lake.uri(path)} is not revision {route.revision} as it was released")
+    return data
 
 
 def current(lake: Lake, endpoint: str) -> Route | None:

@@ -36,11 +36,13 @@ class Features:
 
     :param values: one sequence a column, in the model's order, nulls as None (or NaN in an array); or all
         columns packed, row-major: ``[rows, columns]``
+    :param unknown: numbers of the rows whose entity keys the online store does not know
     """
 
     rows: int
     values: Sequence[Values] | NDArray[np.floating]
     origin: Origin
+    unknown: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,14 @@ class Columns:
     :param given: column → ``[rows]`` values as they were given, for the log: bins of a profile must not move
         because a model takes 32 bits. Nulls are None in a list and NaN in an array
     :param columns: column → array of shape ``[rows]``, in the type a model takes
+    :param unknown: as in :class:`Features`
     """
 
     rows: int
     origin: Origin
     given: Mapping[str, Values]
     columns: Mapping[str, NDArray[Any]]
+    unknown: Sequence[int] = ()
 
 
 class Matrix:
@@ -64,6 +68,8 @@ class Matrix:
     :param matrix: ``[rows, columns]``, as a model takes it
     :param packed: the same, as it was given
     """
+
+    unknown: Sequence[int] = ()  # nothing of it was looked up
 
     def __init__(
         self,
@@ -120,7 +126,7 @@ def make_table(specs: Sequence[ColumnSpec], parts: Sequence[Features]) -> Table:
         values = _read(spec, values, origin)
         given[spec.name] = values
         columns[spec.name] = _as_taken(spec, values, origin)
-    return Columns(sum(part.rows for part in parts), origin, given, columns)
+    return Columns(sum(part.rows for part in parts), origin, given, columns, _unknown(parts))
 
 
 def features_of(table: Table, given: Sequence[ColumnSpec], wanted: Sequence[ColumnSpec]) -> Features | None:
@@ -135,7 +141,17 @@ def features_of(table: Table, given: Sequence[ColumnSpec], wanted: Sequence[Colu
     if any(types.get(spec.name) != spec.type for spec in wanted):
         return None
     values = table.given
-    return Features(table.rows, [values[spec.name] for spec in wanted], table.origin)
+    return Features(table.rows, [values[spec.name] for spec in wanted], table.origin, table.unknown)
+
+
+def _unknown(parts: Sequence[Features]) -> Sequence[int]:
+    """The numbers of all parts' unknown rows, as they stand behind each other."""
+    found: list[int] = []
+    start = 0
+    for part in parts:
+        found += [start + number for number in part.unknown]
+        start += part.rows
+    return found
 
 
 def pack(values: Sequence[Any], specs: Sequence[ColumnSpec]) -> NDArray[np.float64]:

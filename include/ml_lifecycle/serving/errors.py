@@ -19,6 +19,19 @@ class BadRequestError(ServingError):
     status = 400
 
 
+class UnknownEntityError(BadRequestError):
+    """The online store has nothing of an entity, and the endpoint refuses such. Retry: once it has.
+
+    :param rows: of the request, of which that is so
+    """
+
+    status = 404
+
+    def __init__(self, message: str, rows: int) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
 class UnauthorizedError(ServingError):
     """Nobody has the token that was sent. Retry: no."""
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.serving.batching import Batcher, Job, Result, Waiting, score_together
 from ml_lifecycle.serving.dataplane import LoadedVariant, Scored
-from ml_lifecycle.serving.errors import BadRequestError, ServingError
+from ml_lifecycle.serving.errors import BadRequestError, ServingError, UnknownEntityError
 from ml_lifecycle.serving.log_rows import FailedEntry, LogEntry
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.prediction_log import PredictionLog
@@ -110,6 +110,9 @@ class Inference:
 
     def _fail(self, waiting: Waiting, error: Exception) -> None:
         """A fault of ours is logged: a release is judged by it. A client's own is not."""
+        if isinstance(error, UnknownEntityError):
+            endpoint, version = waiting.job.served.route.endpoint, waiting.loaded.variant.version
+            self._metrics.unknown_keys(endpoint, version, "refused", error.rows)
         if not isinstance(error, ServingError) or error.status >= 500:
             latency_ms = (time.perf_counter() - waiting.job.started) * 1000
             status = error.status if isinstance(error, ServingError) else 500
@@ -173,6 +176,8 @@ class Inference:
             self._note_refusals(jobs, scored, latencies)
         variant = scored.variant
         self._metrics.scored(scored.route.endpoint, variant.version, variant.role, scored.table.rows)
+        if unknown := len(scored.table.unknown):
+            self._metrics.unknown_keys(scored.route.endpoint, variant.version, "answered", unknown)
         if jobs[0].served.shadows:
             self._shadows.take(jobs[0].served, scored)
 

@@ -19,7 +19,7 @@ from ml_lifecycle.serving.model import Outputs
 from ml_lifecycle.serving.moments import microseconds
 
 _ROLES = pl.Enum(["champion", "canary", "shadow", "standby"])
-_ORIGINS = pl.Enum(["request", "online_store"])
+_ORIGINS = pl.Enum(["request", "online_store", "missing"])
 
 
 def frame_of(rows: Rows) -> pl.DataFrame:
@@ -48,7 +48,7 @@ def frame_of(rows: Rows) -> pl.DataFrame:
         _constant("model_version", rows.variant.version, pl.String()),
         _constant("returned", rows.returned, pl.Boolean()),
         _constant("model_digest", rows.variant.model_digest, digest),
-        _constant("features_from", rows.origin, _ORIGINS),
+        _origins(rows, height),
         _constant("status", rows.status, pl.Int64()),
     ]
     if any(times is not None for times in rows.event_times):
@@ -92,6 +92,17 @@ def by_day(frame: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
 
 def _constant(name: str, value: object, dtype: pl.DataType) -> pl.Expr:
     return pl.lit(value, dtype).alias(name)
+
+
+def _origins(rows: Rows, height: int) -> pl.Expr:
+    """Where features came from; ``missing`` where the online store did not know the entity keys."""
+    origin = _constant("features_from", rows.origin, _ORIGINS)
+    if not rows.unknown:
+        return origin
+    unknown = np.zeros(height, np.bool_)
+    unknown[np.frombuffer(rows.unknown, np.int64)] = True
+    missing = pl.lit("missing", _ORIGINS)
+    return pl.when(pl.Series(unknown)).then(missing).otherwise(origin).alias("features_from")
 
 
 def _event_times(given: Sequence[Sequence[datetime | None] | None], counts: Sequence[int]) -> pl.Series:

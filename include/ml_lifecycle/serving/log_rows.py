@@ -99,6 +99,8 @@ class Rows:
     :param status: 200; of requests that failed, their entries'
     :param origin: where features came from; None of requests that failed
     :param values: ``packed`` or ``features:NAME``, and ``outputs:NAME`` → values of all rows
+    :param unknown: numbers of the rows whose entity keys the online store did not know
+    :param scored: how many rows there are by now
     :param ends: of each entry: how many requests there are up to its last
     """
 
@@ -114,6 +116,8 @@ class Rows:
     event_times: list[Sequence[datetime | None] | None] = field(default_factory=list)
     entities: list[Mapping[str, Sequence[Any]] | None] = field(default_factory=list)
     values: dict[str, Grown | list[Any]] = field(default_factory=dict)
+    unknown: array[int] = field(default_factory=lambda: array("q"))
+    scored: int = 0
     ends: array[int] = field(default_factory=lambda: array("q"))
     sizes: array[int] = field(default_factory=lambda: array("q"))
 
@@ -146,6 +150,9 @@ class Rows:
                 self._extend(f"features:{name}", values)
         for name, values in scored.outputs.items():
             self._extend(f"outputs:{name}", values)
+        if table.unknown:
+            self.unknown.extend(self.scored + number for number in table.unknown)
+        self.scored += table.rows
 
     def _extend(self, name: str, values: Values) -> None:
         grown = self.values.get(name)
@@ -173,6 +180,7 @@ class Rows:
                     name: Grown(values.whole[row:last]) if isinstance(values, Grown) else values[row:last]
                     for name, values in self.values.items()
                 },
+                unknown=array("q", [one - row for one in self.unknown if row <= one < last]),
                 ends=array("q", [end - start]),
                 sizes=self.sizes[number : number + 1],
             )

@@ -107,6 +107,12 @@ class Metrics:
             ["endpoint", "feature", "reason"],
             registry=registry,
         )
+        self._unknown_keys = Counter(
+            "ml_lifecycle_unknown_keys",
+            "Rows whose entity keys the online store does not know: answered from missing values, or refused",
+            ["endpoint", "version", "outcome"],
+            registry=registry,
+        )
         self._reads_waiting = Gauge(
             "ml_lifecycle_feature_reads_waiting",
             "Requests that wait for the online store to be read for those before them",
@@ -168,6 +174,10 @@ class Metrics:
         for reason, lacking in (("missing", missing), ("stale", stale)):
             for feature, count in lacking.items():
                 self._features_lacking.labels(endpoint, feature, reason).inc(count)
+
+    def unknown_keys(self, endpoint: str, version: str, outcome: str, rows: int) -> None:
+        """Count rows whose entity keys are unknown. ``outcome`` is ``answered`` or ``refused``."""
+        self._unknown_keys.labels(endpoint, version, outcome).inc(rows)
 
     def reads_waiting(self, count: Callable[[], float]) -> None:
         """Where the number of requests that wait for the online store is read."""

@@ -120,7 +120,12 @@ _REFUSED = {
     "429": "the client has used up its allowance",
     "503": "not loaded yet",
 }
-_INFER_REFUSED = {"400": "the request does not fit the model", "413": "too many bytes or rows", **_REFUSED}
+_INFER_REFUSED = {
+    **_REFUSED,
+    "400": "the request does not fit the model",
+    "404": "no such model or version, or entity keys that nothing is known of, where these are refused",
+    "413": "too many bytes or rows",
+}
 
 
 def document(version: str, models: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,13 @@ from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.serving.columns import Features
-from ml_lifecycle.serving.errors import BadRequestError, FeaturesUnavailableError, ServingError
+from ml_lifecycle.serving.errors import (
+    BadRequestError,
+    FeaturesUnavailableError,
+    ServingError,
+    UnknownEntityError,
+)
+from ml_lifecycle.shown import shown
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +29,11 @@ class Reader(Protocol):
 
     def look_up(
         self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]
-    ) -> tuple[Mapping[str, list[object]], Mapping[str, int]]:
+    ) -> tuple[Mapping[str, list[object]], Mapping[str, int], Sequence[int]]:
         """Features of the rows ``entities`` name, without those too old at each row's ``as_of``.
 
-        Beside them how many values of each feature were there and too old.
+        Beside them how many values of each feature were there and too old, and the numbers of the rows whose
+        keys the store does not know at all.
         """
         ...
 
@@ -159,11 +166,12 @@ class Resolver:
 
         :param as_of: one moment a row: a value past its time to live then is missing, as it is in training
         :raises BadRequestError: the endpoint takes no entity keys, or not these. Retry: no.
+        :raises UnknownEntityError: the store does not know them, and the endpoint refuses such. Retry: no.
         :raises FeaturesUnavailableError: the online store did not answer. Retry: yes.
         """
         try:
             with self._used():
-                found, stale = self.open().look_up(entities, as_of)
+                found, stale, unknown = self.open().look_up(entities, as_of)
         except ServingError:
             raise
         except LifecycleError as error:
@@ -183,4 +191,13 @@ class Resolver:
         missing = {column.name: one.count(None) for column, one in zip(columns, values, strict=True)}
         fresh = {name: count - stale.get(name, 0) for name, count in missing.items()}
         self._counted(rows, {name: count for name, count in fresh.items() if count}, stale)
-        return Features(rows, values, "online_store")
+        if unknown and self._variant.not_found == "refuse":
+            given = {key: column[unknown[0]] for key, column in entities.items()}
+            others = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise UnknownEntityError(
+                f"the online store has nothing of the entity in row {unknown[0]} ({shown(given)}){others}, "
+                "and this endpoint refuses to answer from missing values only (features.not_found in "
+                "model.yaml)",
+                len(unknown),
+            )
+        return Features(rows, values, "online_store", tuple(unknown))

@@ -38,6 +38,10 @@ _WINDOW_ALERTS = (
     "volume",
     "label_coverage",
     *STALENESS,
+    "unknown_keys_share",
+    "replay_mismatch_share",
+    "replay_stale_share",
+    "replay_ahead_share",
 )
 
 

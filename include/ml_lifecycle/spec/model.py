@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ml_lifecycle.records import Severity, TaskType
+from ml_lifecycle.spec.replay import Replay
 from ml_lifecycle.spec.sagemaker import SageMaker
 from ml_lifecycle.spec.source import Source
 from ml_lifecycle.spec.training import Training
@@ -56,11 +57,14 @@ class Features(Strict):
         computes from that much history before the oldest rows that count. None computes from all there is.
     :param entities: the frame of ``tables()`` that says what there is to predict: entity keys and
         ``event_timestamp``; only batch scoring needs it
+    :param not_found: what a server does with entity keys that the online store has nothing of (Feast's
+        NOT_FOUND): ``answer`` from missing values, as Feast does, or ``refuse`` the request (404)
     """
 
     service: Text
     entities: Text = "entities"
     lookback: Duration | None = None
+    not_found: Literal["answer", "refuse"] = "answer"
 
 
 class Gate(Strict):
@@ -272,10 +276,12 @@ class Monitoring(Strict):
         Quality is measured on what of it is older than ``labels.delay``, and estimated of the rest
     :param segments: column to the values whose rows are also compared apart, as in ``delivery.watch``, each
         with the same segment of the training rows. Time and the profile's size grow with their number
+    :param replay: how many served requests of a window are taken through the training path once more
     """
 
     window: PositiveDuration = timedelta(days=1)
     segments: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
+    replay: Replay = Replay()
     alerts: tuple[Alert, ...] = ()
 
     @model_validator(mode="after")

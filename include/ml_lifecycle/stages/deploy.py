@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ml_lifecycle.adapters.lake import Lake, sha256
 from ml_lifecycle.delivery.checks import Clock
-from ml_lifecycle.delivery.endpoint import Endpoint, raise_if_taken_back
+from ml_lifecycle.delivery.endpoint import Delivered, Endpoint, raise_if_taken_back
 from ml_lifecycle.delivery.lineage import RegistryFile, read_evaluation, read_training
 from ml_lifecycle.delivery.release_history import PRODUCTION
 from ml_lifecycle.delivery.releases import Deployment, Releases, is_of
@@ -104,7 +104,7 @@ def deploy(
     if live is not None and live.evidence_digest == evidence.digest:
         return releases.apply(live, target.lake, clock.now())
     if target.environment == PRODUCTION:
-        _require_approval(endpoint, database, evidence, live)
+        _require_approval(spec, endpoint.releases, database, evidence, live)
     if busy is not None and not is_of(busy, evidence.digest):
         raise in_the_way(endpoint, busy)
     if target.environment == PRODUCTION:
@@ -129,7 +129,7 @@ def deploy(
 
 
 def rollback(
-    spec: ModelSpec,
+    spec: Delivered,
     target: Target,
     database: Database,
     clock: Clock,
@@ -200,14 +200,14 @@ def _read_candidate(spec: ModelSpec, source: Lake, evidence: Evidence, version: 
 
 
 def _require_approval(
-    endpoint: Endpoint, database: Database, evidence: Evidence, champion: Release | None
+    spec: ModelSpec, releases: Releases, database: Database, evidence: Evidence, champion: Release | None
 ) -> None:
     if Ledger(database).approval_for(evidence.digest) is None:
         raise NotApprovedError(
             f"the ledger has no approval of version {evidence.version} of {evidence.model} "
             f"with evidence {evidence.digest}: ask for one by its promotion"
         )
-    check_environments(endpoint.spec, endpoint.releases, evidence)
+    check_environments(spec, releases, evidence)
     check_champion(evidence, champion)
 
 
@@ -239,6 +239,7 @@ def _copy_variant(
         feature_service=None if registry is None else spec.features.service,
         entity_keys=() if registry is None else candidate.entity_keys,
         golden_path=golden_path,
+        not_found=spec.features.not_found,
     )
 
 

@@ -35,7 +35,7 @@ from ml_lifecycle.records import (
 )
 from ml_lifecycle.spec.metrics import STALENESS
 from ml_lifecycle.spec.model import Alert, ModelSpec
-from ml_lifecycle.stages import monitor_drift, monitor_quality, monitor_traffic
+from ml_lifecycle.stages import monitor_drift, monitor_quality, monitor_replay, monitor_traffic
 from ml_lifecycle.stages.monitor_kept import KeptFindings
 from ml_lifecycle.stages.monitor_labels import KnownLabels, room_for_labels
 from ml_lifecycle.stages.monitor_quality import (
@@ -45,10 +45,12 @@ from ml_lifecycle.stages.monitor_quality import (
     served_rows,
 )
 from ml_lifecycle.stages.monitor_traffic import Traffic
+from ml_lifecycle.stages.replay_features import Offline
 
 # Of the log, that one part of predictions and labels is joined for.
 _PART_BYTES = 64 * 2**20
 _RANK: dict[Severity | None, int] = {None: 0, "informational": 1, "warning": 2, "critical": 3}
+_FEW_ROWS = {"volume", *STALENESS, *monitor_replay.METRICS}
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def monitor(
     labels: pl.LazyFrame | None,
     now: datetime,
     staleness: Sequence[Finding] = (),
+    offline: Offline | None = None,
 ) -> Monitoring:
     """Measure the window ``run.interval`` of the endpoint's traffic and write findings and reports.
 
@@ -82,6 +85,7 @@ def monitor(
     :param labels: the table of ``spec.labels``; only labels known before ``run.as_of`` are used
     :param now: noted in the report; nothing depends on it
     :param staleness: how old the features in the online store are, as it was measured
+    :param offline: where served requests are replayed; without it their features are not looked up
     :raises OSError: a lake cannot be reached. Retry: yes.
     """
     log = PredictionWindow(environment_lake, spec.endpoint, run.interval)
@@ -90,7 +94,8 @@ def monitor(
     training = reference_for(traffic.versions[0].model_digest) if traffic.versions else None
     with room_for_labels(spec.labels, 1 + sum(log.files.values()) // _PART_BYTES) as known:
         label_error = _read_labels(known, labels, run)
-        digest = _inputs_digest(spec, run, log, training, known.digest, label_error, staleness)
+        others = (staleness, None if offline is None else offline.inputs)
+        digest = _inputs_digest(spec, run, log, training, known.digest, label_error, *others)
         path = f"monitoring/{spec.name}/{digest}"
         if lake.exists(f"{path}/manifest.json"):
             return replace(from_json(Monitoring, lake.read_json(f"{path}/manifest.json")), run=run)
@@ -99,9 +104,9 @@ def monitor(
     pages, failures = _write_reports(spec, lake, path, training, found)
     if label_error is not None:
         failures.append(Finding("labels", None, None, 0, error=label_error))
-    findings, alerts = judge(
-        [*found.findings, *staleness, *failures, *_unreadable(log)], spec.monitoring.alerts
-    )
+    replayed = monitor_replay.replay(spec, lake, environment_lake, log, reference_for, offline)
+    told_of = [*found.findings, *staleness, *replayed.findings, *failures, *_unreadable(log)]
+    findings, alerts = judge(told_of, spec.monitoring.alerts)
     monitoring = Monitoring(
         run=run,
         digest=digest,
@@ -125,6 +130,7 @@ def monitor(
         "reference": training.path if training is not None else None,
         "pages": pages,
         "findings": [asdict(finding) for finding in findings],
+        "replay": replayed.report,
         "mature_until": mature_until(spec.labels, run).isoformat(),
         "cohorts": found.quality.cohorts.to_dicts() if found.quality is not None else [],
     }
@@ -148,6 +154,7 @@ def _inputs_digest(
     known_labels: str,
     label_error: str | None,
     staleness: Sequence[Finding],
+    replayed_with: Sequence[str] | None,
 ) -> str:
     return digest_of(
         {
@@ -164,6 +171,7 @@ def _inputs_digest(
             "known_labels": known_labels,
             "label_error": label_error,
             "reference": training.digest if training is not None else None,
+            "replayed_with": replayed_with,
         }
     )
 
@@ -172,8 +180,8 @@ def judge(findings: Sequence[Finding], alerts: Sequence[Alert]) -> tuple[list[Fi
     """Hold findings against the alerts' thresholds.
 
     A finding on fewer than an alert's ``min_rows`` never alerts; ``volume`` is exempt, for it measures the
-    very lack of rows, and so is staleness, which is of no rows. A watched metric that could not be measured
-    notifies and never retrains.
+    very lack of rows, and so are staleness, which is of no rows, and replays, which are of few. A watched
+    metric that could not be measured notifies and never retrains.
 
     :returns: all findings, marked with the most severe alert each has raised; and one for every alert raised
     """
@@ -193,7 +201,7 @@ def _hold(finding: Finding, alert: Alert) -> Finding | None:
         return None
     if (finding.segment not in alert.segments) if alert.segments else finding.segment is not None:
         return None
-    if finding.n < alert.min_rows and finding.metric not in ("volume", *STALENESS):
+    if finding.n < alert.min_rows and finding.metric not in _FEW_ROWS:
         return None
     limit = alert.above if alert.above is not None else alert.below
     threshold = f"{'above' if alert.above is not None else 'below'} {limit:g}"

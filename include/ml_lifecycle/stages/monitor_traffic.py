@@ -28,6 +28,7 @@ _COLUMNS = (
     "returned",
     "latency_ms",
     "status",
+    "features_from",
 )
 
 
@@ -46,12 +47,16 @@ class Traffic:
 
     Shadows answer nobody, and what a canary alone refused (4xx) the champion answered: neither is ``asked``.
 
+    :param by_keys: answers whose features the online store was asked for
+    :param unknown: of these, those of which it knew nothing
     :param latency: milliseconds; the rows of one request share one
     """
 
     answered: Counter[tuple[str, str]] = field(default_factory=Counter)
     asked: int = 0
     failed: int = 0
+    by_keys: int = 0
+    unknown: int = 0
     latency: Quantiles | None = None
     stretches: list[tuple[Stretch, frozenset[str]]] = field(default_factory=list)
 
@@ -62,6 +67,9 @@ class Traffic:
         returned = rows.filter(RETURNED)
         self.asked += asked.height
         self.failed += asked.filter(pl.col("status") != 200).height
+        by_keys = returned.filter(pl.col("features_from") != "request")
+        self.by_keys += by_keys.height
+        self.unknown += by_keys.filter(pl.col("features_from") == "missing").height
         for version, digest, n in returned.group_by("model_version", "model_digest").len().iter_rows():
             self.answered[version, digest] += n
         latency = returned.filter(pl.col("row") == 0)["latency_ms"].drop_nulls().sort()
@@ -72,6 +80,8 @@ class Traffic:
         """Count what :meth:`told` says of other rows."""
         self.asked += told["asked"]
         self.failed += told["failed"]
+        self.by_keys += told["by_keys"]
+        self.unknown += told["unknown"]
         self.answered.update({(version, digest): n for version, digest, n in told["answered"]})
         if told["latency"] is not None:
             self._see(Quantiles.decode(told["latency"]))
@@ -81,6 +91,8 @@ class Traffic:
         return {
             "asked": self.asked,
             "failed": self.failed,
+            "by_keys": self.by_keys,
+            "unknown": self.unknown,
             "answered": [[*key, n] for key, n in sorted(self.answered.items())],
             "latency": None if self.latency is None else self.latency.encode(),
         }
@@ -105,6 +117,8 @@ class Traffic:
         if not self.asked:
             return
         yield Finding("error_share", None, self.failed / self.asked, self.asked)
+        if self.by_keys:
+            yield Finding("unknown_keys_share", None, self.unknown / self.by_keys, self.by_keys)
         if self.latency is not None:
             for percent in (50, 95, 99):
                 value = self.latency.quantile(percent / 100)

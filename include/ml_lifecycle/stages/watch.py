@@ -22,6 +22,7 @@ from ml_lifecycle.delivery.exposure import (
 from ml_lifecycle.delivery.judgements import watch_folder, write_judgement
 from ml_lifecycle.delivery.judging import Judgement, judge
 from ml_lifecycle.delivery.release_history import PRODUCTION
+from ml_lifecycle.delivery.release_rows import APPROVAL_ENDED
 from ml_lifecycle.delivery.releases import Releases
 from ml_lifecycle.delivery.step_log import StepLog
 from ml_lifecycle.delivery.strategies import Step, watch_at
@@ -84,7 +85,7 @@ def watch(
     if release.state == "confirmed":
         return Watching(release, str(endpoint.step(release)))
     if target.environment == PRODUCTION and Ledger(database).approval_for(evidence.digest) is None:
-        raise endpoint.take_back(release, "its approval was withdrawn")
+        raise endpoint.take_back(release, APPROVAL_ENDED)
     if release.state == "intent" or not endpoint.step(release).is_watched:
         release = endpoint.carry_on(release)
         return Watching(release, str(endpoint.step(release)))
@@ -92,7 +93,7 @@ def watch(
         _require_decider(spec, evidence, release, decided_by)
         release = endpoint.carry_on(endpoint.complete(release, f"given all traffic by {decided_by}"))
         return Watching(release, str(endpoint.step(release)))
-    judgement = _judge(endpoint, release, tables)
+    judgement = _judge(spec, endpoint, release, tables)
     write_judgement(target.lake, release, judgement)
     if judgement.decision == "roll_back":
         # What traffic has shown is no chance that another try could mend.
@@ -135,8 +136,8 @@ def _release_of(endpoint: Endpoint, evidence: Evidence) -> Release:
     )
 
 
-def _judge(endpoint: Endpoint, release: Release, tables: Tables | None) -> Judgement:
-    spec, lake, now = endpoint.spec, endpoint.target.lake, endpoint.clock.now()
+def _judge(spec: ModelSpec, endpoint: Endpoint, release: Release, tables: Tables | None) -> Judgement:
+    lake, now = endpoint.target.lake, endpoint.clock.now()
     step = endpoint.step(release)
     watched = watch_at(spec.delivery.watch, step)
     route = endpoint.releases.route(release)

@@ -51,6 +51,7 @@ class MonitorOperator(StageOperator):
         from ml_lifecycle.records import Snapshot, to_json
         from ml_lifecycle.stages.features import read_labels
         from ml_lifecycle.stages.monitor import monitor, window_of
+        from ml_lifecycle.stages.replay_features import Offline
 
         spec, lake = resources.spec, resources.lake()
         snapshot = resources.received(Snapshot, self.snapshot, context)
@@ -66,6 +67,7 @@ class MonitorOperator(StageOperator):
             read_labels(resources.model, lake, snapshot),
             now,
             self._staleness(resources, run.as_of),
+            Offline(resources.model, snapshot),
         )
         record_window(database, spec.name, spec.endpoint, findings.window, to_json(findings), now)
         self.report_path = findings.html_path or findings.report_path
