@@ -88,6 +88,10 @@ class NeverSchedulableError(LifecycleError):
     """No node could run a pod even if it were empty. Retry: no, ask for less or make larger nodes."""
 
 
+class SparkSetupError(LifecycleError):
+    """Spark cannot be started here: PySpark, Java or a library is missing. Retry: no, install it."""
+
+
 class ConversionError(LifecycleError):
     """An estimator does not convert to ONNX, or answers differently once converted. Retry: no."""
 

@@ -225,6 +225,11 @@ class TrainingSet(Record):
         """The feature registry that a server of the model resolves entity keys with."""
         return f"{self.path}/registry.pb"
 
+    @property
+    def profile_path(self) -> str:
+        """The training rows' profile, where Spark made it; else each training makes its own."""
+        return f"{self.path}/profile.json"
+
 
 @dataclass(frozen=True)
 class Training(Record):

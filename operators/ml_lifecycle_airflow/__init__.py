@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ml_lifecycle_airflow.operators.register import RegisterOperator, RequestPromotionOperator
     from ml_lifecycle_airflow.operators.score import PlanScoreOperator, ScoreOperator, ScoreShareOperator
     from ml_lifecycle_airflow.operators.search import PlanSearchOperator, SearchOperator, TrialOperator
+    from ml_lifecycle_airflow.operators.spark import on_spark
     from ml_lifecycle_airflow.operators.train import TrainOperator
     from ml_lifecycle_airflow.operators.validate import ValidateOperator
     from ml_lifecycle_airflow.operators.watch import WatchOperator
@@ -60,6 +61,7 @@ _HOMES = {
     "ValidateOperator": "operators.validate",
     "WatchOperator": "operators.watch",
     "lifecycle_dags": "dag_builder",
+    "on_spark": "operators.spark",
 }
 
 __all__ = [
@@ -89,6 +91,7 @@ __all__ = [
     "ValidateOperator",
     "WatchOperator",
     "lifecycle_dags",
+    "on_spark",
 ]
 
 

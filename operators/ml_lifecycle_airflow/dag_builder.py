@@ -27,6 +27,7 @@ from ml_lifecycle_airflow.operators.monitor import MonitorOperator, NotifyOperat
 from ml_lifecycle_airflow.operators.register import RegisterOperator, RequestPromotionOperator
 from ml_lifecycle_airflow.operators.score import PlanScoreOperator, ScoreOperator, ScoreShareOperator
 from ml_lifecycle_airflow.operators.search import PlanSearchOperator, SearchOperator, TrialOperator
+from ml_lifecycle_airflow.operators.spark import on_spark
 from ml_lifecycle_airflow.operators.train import TrainOperator
 from ml_lifecycle_airflow.operators.validate import ValidateOperator
 from ml_lifecycle_airflow.operators.watch import WatchOperator
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from airflow.sdk import XComArg
 
     from ml_lifecycle.spec.folder import ModelFolder
+    from ml_lifecycle.spec.model import ModelSpec
     from ml_lifecycle.spec.training import Training
 
 _AS_OF = Param(
@@ -120,8 +122,8 @@ def _train(model: ModelFolder, dag_id: str) -> DAG:
     ) as dag:
         arrived = DataArrivalSensor(task_id="wait_for_data", poke_interval=30, timeout=6 * 3600)
         ingested = IngestOperator(task_id="ingest", outlets=[asset(spec.name, "snapshot")])
-        validated = ValidateOperator(task_id="validate", snapshot=ingested.output)
-        joined = TrainingSetOperator(task_id="features", snapshot=ingested.output)
+        validated = on_spark(ValidateOperator, spec)(task_id="validate", snapshot=ingested.output)
+        joined = on_spark(TrainingSetOperator, spec)(task_id="features", snapshot=ingested.output)
         pods: dict[str, Any] = {
             "training": spec.training,
             "kubernetes_conn_id": spec.connections.pods,
@@ -146,7 +148,7 @@ def _train(model: ModelFolder, dag_id: str) -> DAG:
     return dag
 
 
-def _search(training: Training, joined: TrainingSetOperator, pods: dict[str, Any]) -> XComArg:
+def _search(training: Training, joined: BaseOperator, pods: dict[str, Any]) -> XComArg:
     search = training.search
     assert search is not None, "asked before"
     planned = PlanSearchOperator(task_id="plan_search", training_set=joined.output)
@@ -227,7 +229,7 @@ def _monitor(model: ModelFolder, dag_id: str) -> DAG:
         params={"as_of": _AS_OF},
     ) as dag:
         ingested = IngestOperator(task_id="ingest", outlets=[asset(spec.name, "snapshot")])
-        measured = MonitorOperator(task_id="monitor", snapshot=ingested.output)
+        measured = on_spark(MonitorOperator, spec)(task_id="monitor", snapshot=ingested.output)
         told = NotifyOperator(task_id="notify", monitoring=measured.output)
         retraining = RetrainOperator(
             task_id="retrain",
@@ -250,16 +252,17 @@ def _score(model: ModelFolder, dag_id: str) -> DAG:
         params={"as_of": _AS_OF},
     ) as dag:
         ingested = IngestOperator(task_id="ingest", outlets=[asset(spec.name, "snapshot")])
-        validated = ValidateOperator(task_id="validate", snapshot=ingested.output)
+        validated = on_spark(ValidateOperator, spec)(task_id="validate", snapshot=ingested.output)
         fresh = MaterialiseOperator(task_id="materialise", snapshot=ingested.output)
-        ingested >> validated >> [fresh, _scoring(spec.scoring.parallel, ingested)]
+        ingested >> validated >> [fresh, _scoring(spec, ingested)]
     return dag
 
 
-def _scoring(parallel: int, ingested: IngestOperator) -> BaseOperator:
+def _scoring(spec: ModelSpec, ingested: IngestOperator) -> BaseOperator:
     """The tasks that score, one or several that share the work; returns the first."""
-    if parallel == 1:
-        return ScoreOperator(task_id="score", snapshot=ingested.output)
+    parallel = spec.scoring.parallel
+    if parallel == 1 or spec.engine == "spark":  # whose executors share it
+        return on_spark(ScoreOperator, spec)(task_id="score", snapshot=ingested.output)
     planned = PlanScoreOperator(task_id="plan_score", snapshot=ingested.output)
     # As many tasks as may run at once, not one a partition: a task costs seconds, and there may be thousands.
     shared = ScoreShareOperator.partial(task_id="score_share", plan=planned.output, shares=parallel).expand(

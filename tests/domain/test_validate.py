@@ -19,7 +19,7 @@ from ml_lifecycle.records import RuleResult, Run, Snapshot, Validation, from_jso
 from ml_lifecycle.spec.contract import Contract
 from ml_lifecycle.stages.ingest import ingest
 from ml_lifecycle.stages.validate import latest_validated, raise_if_halted, validate
-from ml_lifecycle.stages.validation_measures import PIECE_ROWS, in_pieces
+from ml_lifecycle.stages.validation_facts import PIECE_ROWS, in_pieces
 
 JANUARY = run("2013-01-01", "2013-02-01")
 FEBRUARY = run("2013-02-01", "2013-03-01", run_id="run_2")

@@ -88,7 +88,7 @@ class PredictionWindow:
         batch_bytes: int = 16 * 2**20,
         stretch_bytes: int = 64 * 2**20,
     ) -> None:
-        self._lake = lake
+        self.lake = lake
         self._batch_bytes = batch_bytes
         self._stretch_bytes = stretch_bytes
         self.window = window
@@ -130,7 +130,7 @@ class PredictionWindow:
         """
         chosen = [pl.col(name).cast(SCHEMA[name]) for name in columns]
         yield from self._batches(
-            lambda paths: read_parts(self._lake, paths), chosen, self._wanted(where, beyond), stretch
+            lambda paths: read_parts(self.lake, paths), chosen, self._wanted(where, beyond), stretch
         )
 
     def feature_batches(
@@ -144,7 +144,7 @@ class PredictionWindow:
         moment = pl.coalesce("event_time", "received_at").alias(MOMENT)
         chosen = [pl.col("features"), pl.col("score").cast(SCHEMA["score"]), moment]
         yield from self._batches(
-            lambda paths: _as_written(self._lake, paths), chosen, self._wanted(where, beyond), stretch
+            lambda paths: _as_written(self.lake, paths), chosen, self._wanted(where, beyond), stretch
         )
 
     def _wanted(self, where: pl.Expr | None, beyond: bool) -> pl.Expr:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 
 import numpy as np
@@ -183,6 +184,22 @@ def scan_files(lake: Lake, table: SnapshotTable, files: Sequence[SnapshotFile]) 
         format="parquet",
     )
     return pl.scan_pyarrow_dataset(dataset)
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Some files of a snapshot's table, whoever reads them.
+
+    :param columns: the table's, as ``name → Arrow type``
+    """
+
+    lake: Lake
+    columns: Mapping[str, str]
+    files: tuple[SnapshotFile, ...]
+
+    def scan(self) -> pl.LazyFrame:
+        """For Polars."""
+        return scan_files(self.lake, SnapshotTable(self.files, dict(self.columns)), self.files)
 
 
 def read_table(lake: Lake, snapshot: Snapshot, name: str) -> pl.LazyFrame:

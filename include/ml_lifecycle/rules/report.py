@@ -21,7 +21,7 @@ Found = tuple[bool, dict[str, Any], str | None]
 _NO_EXCEPTION = {"raised_exception": False, "exception_traceback": None, "exception_message": None}
 
 
-def suite_result(batch: Batch, found: Mapping[int, Found]) -> dict[str, Any]:
+def suite_result(batch: Batch, found: Mapping[int, Found], *, engine: str = "polars") -> dict[str, Any]:
     """The report of a batch.
 
     :param found: success, result and error of each computable rule
@@ -40,7 +40,7 @@ def suite_result(batch: Batch, found: Mapping[int, Found]) -> dict[str, Any]:
             "unsuccessful_expectations": len(outcomes) - passed,
             "success_percent": passed / len(outcomes) * 100,
         },
-        "meta": {"engine": "polars"},
+        "meta": {"engine": engine},
         "id": None,
         "results": outcomes,
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from ml_lifecycle.adapters.tables import StoredRows
 from ml_lifecycle.records import RuleResult
 from ml_lifecycle.rules.conditions import columns_of
 
@@ -70,6 +71,8 @@ class Batch:
     :param columns: those the rules read; an engine need look at no others
     :param of_source: whether the rows are the source's own, so that offending ones can be quarantined
     :param older: rows judged before; those with the values of a row in ``frame`` are judged again beside it
+    :param stored: the rows of ``frame`` as files, for an engine that reads them itself
+    :param older_stored: those of ``older``
     :param known: the one column of another table in which a rule looks values up
     """
 
@@ -79,6 +82,8 @@ class Batch:
     rules: tuple[Rule, ...]
     of_source: bool = False
     older: pl.LazyFrame | None = None
+    stored: StoredRows | None = None
+    older_stored: StoredRows | None = None
     known: pl.LazyFrame | None = None
 
     @property

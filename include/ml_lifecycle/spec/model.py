@@ -13,6 +13,7 @@ from ml_lifecycle.records import Severity, TaskType
 from ml_lifecycle.spec.replay import Replay
 from ml_lifecycle.spec.sagemaker import SageMaker
 from ml_lifecycle.spec.source import Source
+from ml_lifecycle.spec.spark import Engine, Spark
 from ml_lifecycle.spec.training import Training
 from ml_lifecycle.spec.types import (
     ConnectionId,
@@ -326,12 +327,17 @@ class Connections(Strict):
 
 
 class ModelSpec(Strict):
-    """``model.yaml``, version 1."""
+    """``model.yaml``, version 1.
+
+    :param engine: what computes the stages with many rows, with the same results; ``polars`` on one machine
+    """
 
     spec: Literal[1]
     name: Name
     description: str
     task: TaskType
+    engine: Engine = "polars"
+    spark: Spark = Spark()
     owner: Text
     team: Tag | None = None
     tags: tuple[Tag, ...] = ()
@@ -349,6 +355,12 @@ class ModelSpec(Strict):
     scoring: Scoring = Scoring()
     monitoring: Monitoring = Monitoring()
     notify: tuple[Notify, ...] = ()
+
+    @model_validator(mode="after")
+    def _spark_has_its_engine(self) -> ModelSpec:
+        if self.engine != "spark" and "spark" in self.model_fields_set:
+            raise FieldError("spark", "goes with engine: spark")
+        return self
 
     @model_validator(mode="after")
     def _watch_fits_the_task(self) -> ModelSpec:

@@ -12,6 +12,7 @@ label was known later than the first question of the holdout.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ from ml_lifecycle.stages.feature_tables import (
 
 if TYPE_CHECKING:
     from ml_lifecycle.adapters.feast_repo import Features
+    from ml_lifecycle.spark.session import SparkSession
 
 ColumnType = Literal["float", "int", "string", "bool"]
 
@@ -72,6 +74,7 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
     :attr:`TrainingSet.registry_path`.
 
     :raises FeatureError: a table or column is missing, or a span has no labelled row. Retry: no.
+    :raises SparkElsewhereError: an application is to do this. Retry: no, run it.
     """
     run, spec = snapshot.run, folder.spec
     digest = digest_of(
@@ -81,14 +84,19 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
     if lake.exists(f"{root}/manifest.json"):
         return replace(from_json(TrainingSet, lake.read_json(f"{root}/manifest.json")), run=run)
 
+    session = None
+    if spec.engine == "spark":
+        from ml_lifecycle.spark.job import Job
+        from ml_lifecycle.spark.session import session_for
+
+        session = session_for(spec.spark, lake, Job("features", {"snapshot": to_json(snapshot)}))
     features = features_of(folder)
     tables = build_tables(folder, lake, snapshot)
     spans = Spans.of(spec, run.as_of)
     training, holdout = spans.split(_known_labels(folder, lake, tables, run.as_of))
-    with local_tables(lake, tables) as path:
-        joined, registry = _join(features, path, spec.labels, pl.concat([training, holdout]))
     personal = personal_columns(folder.contracts.values())
-    rows, columns = _as_served(joined, features.columns())
+    joined, registry = _join(session, lake, tables, features, spec.labels, pl.concat([training, holdout]))
+    rows, columns = as_served(joined, features.columns())
     columns = tuple(replace(column, personal=column.name in personal) for column in columns)
     for name, part in (("train", rows.head(training.height)), ("holdout", rows.tail(holdout.height))):
         write_parquet(lake, f"{root}/{name}.parquet", part)
@@ -110,6 +118,10 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
         personal=tuple(sorted(personal.intersection(rows.columns))),
     )
     lake.write_bytes(training_set.registry_path, registry)
+    if session is not None:
+        from ml_lifecycle.spark.profiling import profile_training_rows
+
+        profile_training_rows(session, lake, training_set, spec.monitoring.segments)
     lake.write_json(f"{root}/manifest.json", to_json(training_set))
     return training_set
 
@@ -190,9 +202,9 @@ class ScoringRows(AbstractContextManager["ScoringRows"]):
     """
 
     def __init__(self, folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> None:
-        self._folder = folder
+        self.folder = folder
+        self.snapshot = snapshot
         self._lake = lake
-        self._snapshot = snapshot
         self._opened = ExitStack()
         self._newest: tuple[Interval, pl.DataFrame] | None = None
 
@@ -203,8 +215,8 @@ class ScoringRows(AbstractContextManager["ScoringRows"]):
     def _store(self) -> tuple[Features, Any]:
         from ml_lifecycle.adapters.feast_repo import open_store
 
-        features = features_of(self._folder)
-        tables = build_tables(self._folder, self._lake, self._snapshot)
+        features = features_of(self.folder)
+        tables = build_tables(self.folder, self._lake, self.snapshot)
         path = self._opened.enter_context(local_tables(self._lake, tables))
         return features, open_store(features, path)
 
@@ -215,26 +227,30 @@ class ScoringRows(AbstractContextManager["ScoringRows"]):
         features, store = self._store
         moments = rows.with_columns(pl.col(_MOMENT) - INSTANT)
         found = historical_features(store, features.service, moments)
-        return _as_served(found.select(*features.columns()).hstack(rows), features.columns())
+        return as_served(found.select(*features.columns()).hstack(rows), features.columns())
 
     def read(self, part: RowSlice) -> pl.DataFrame:
-        """The rows of a slice. Raises as :func:`build_scoring_rows`, and
+        """The rows of a slice. Raises as :func:`build_scoring_rows` and :meth:`keys`."""
+        return self.joined(self.keys(part))[0]
+
+    def keys(self, part: RowSlice) -> pl.DataFrame:
+        """The entity rows of a slice.
 
         :raises FeatureError: the window has not as many rows as when it was sliced. Retry: no.
         """
         if self._newest is None or self._newest[0] != part.window:
             self._newest = None  # two windows' keys need not be held
-            rows = entity_rows(self._folder, self._lake, self._snapshot, part.window)
+            rows = entity_rows(self.folder, self._lake, self.snapshot, part.window)
             self._newest = part.window, rows
         rows = self._newest[1]
         if rows.height != part.of:
             raise FeatureError(
                 f"from {part.window.start.isoformat()} to {part.window.end.isoformat()} there were {part.of} "
                 f"rows to score when they were counted, and now there are {rows.height}: tables() of "
-                f"features.py must make the same {self._folder.spec.features.entities!r} of the same "
+                f"features.py must make the same {self.folder.spec.features.entities!r} of the same "
                 "sources, and of no more than features.lookback of them"
             )
-        return self.joined(rows.slice(part.first, part.rows))[0]
+        return rows.slice(part.first, part.rows)
 
 
 @dataclass(frozen=True)
@@ -304,7 +320,14 @@ def _known_labels(folder: ModelFolder, lake: Lake, tables: FeatureTables, as_of:
     )
 
 
-def _join(features: Features, path: Path, labels: Labels, rows: pl.DataFrame) -> tuple[pl.DataFrame, bytes]:
+def _join(
+    session: SparkSession | None,
+    lake: Lake,
+    tables: FeatureTables,
+    features: Features,
+    labels: Labels,
+    rows: pl.DataFrame,
+) -> tuple[pl.DataFrame, bytes]:
     """The labels' rows behind their features, and the registry that the features were found by."""
     from ml_lifecycle.adapters.feast_repo import historical_features, open_store, registry_bytes
 
@@ -316,18 +339,31 @@ def _join(features: Features, path: Path, labels: Labels, rows: pl.DataFrame) ->
         )
     if clash := sorted(columns.keys() & {*labels.keys, labels.column, _MOMENT}):
         raise FeatureError(f"features {clash} are named like the label or an entity key: rename them")
-    store = open_store(features, path)
     moments = pl.col(labels.event_time).alias(_MOMENT)
-    found = historical_features(store, features.service, rows.select(*labels.keys, moments - INSTANT))
+    asked = rows.select(*labels.keys, moments - INSTANT)
+    if session is not None:
+        from ml_lifecycle.spark import features as on_spark
+
+        found = on_spark.historical_features(session, lake, tables.tables, features, asked)
+        with tempfile.TemporaryDirectory(prefix="features-") as name:  # to register views, no table is read
+            registry = registry_bytes(open_store(features, Path(name)))
+    else:
+        with local_tables(lake, tables) as path:
+            store = open_store(features, path)
+            found = historical_features(store, features.service, asked)
+            registry = registry_bytes(store)
     # The join keeps rows and order, so the label need not go through Feast.
     joined = found.select(*columns).hstack(rows.select(labels.column, moments, *labels.keys))
-    return joined, registry_bytes(store)
+    return joined, registry
 
 
-def _as_served(
+def as_served(
     rows: pl.DataFrame, columns: Mapping[str, ColumnType]
 ) -> tuple[pl.DataFrame, tuple[ColumnSpec, ...]]:
-    """The features in the types, and with the missing values, that a server will see; and their specs."""
+    """The features in the types, and with the missing values, that a server will see; and their specs.
+
+    :raises FeatureError: a value is missing that its type cannot leave out. Retry: no.
+    """
     typed = []
     for name, kind in columns.items():
         values = pl.col(name).cast(_TYPES[kind])

@@ -87,6 +87,7 @@ def monitor(
     :param staleness: how old the features in the online store are, as it was measured
     :param offline: where served requests are replayed; without it their features are not looked up
     :raises OSError: a lake cannot be reached. Retry: yes.
+    :raises SparkElsewhereError: Spark, which is to profile the window, runs elsewhere. Retry: no, but there.
     """
     log = PredictionWindow(environment_lake, spec.endpoint, run.interval)
     kept = KeptFindings(lake, spec.name, log)
@@ -252,6 +253,10 @@ def _measure(window: _Window, training: Training | None, known: KnownLabels) -> 
         return _Measured((*findings, Finding("reference", None, None, main.rows, error=error)))
     stretches = window.traffic.of(main.model_digest)
     quality, failures = _quality(window, training, stretches, main.rows, known)
+    if spec.engine == "spark":
+        from ml_lifecycle.spark.windows import keep_profiles
+
+        keep_profiles(spec, window.lake, window.log, training, window.kept, stretches)
     drift = monitor_drift.measure(
         window.lake, window.log, training, spec.monitoring.segments, window.kept, stretches
     )

@@ -64,7 +64,7 @@ def measure(
     """
     try:
         reference = read_profile(lake.read_json(training.profile_path))
-        known = _known_segments(training, segments)
+        known = known_segments(training, segments)
         profile, sample = _profile_window(log, training, known, kept, stretches)
         found = (
             *(
@@ -81,7 +81,8 @@ def measure(
     return Drift(found, profile, sample)
 
 
-def _known_segments(training: Training, segments: Segments) -> Segments:
+def known_segments(training: Training, segments: Segments) -> Segments:
+    """Those of the model's own columns."""
     names = {column.name for column in training.columns}
     return {name: values for name, values in segments.items() if name in names}
 
@@ -94,16 +95,10 @@ def _profile_window(
     stretches: Sequence[Stretch],
 ) -> tuple[Profile, pl.DataFrame]:
     """Stretch by stretch: the profile, and a sample in the order of time, its features also as text."""
-    inputs = [training.model_digest, [asdict(one) for one in training.columns], dict(segments)]
-    kind = f"profile-{digest_of([Profile.schema, *inputs])[:16]}"
     total = profile_batches([], _profiled(training), segments)
     sample: pl.DataFrame | None = None
     for stretch in stretches:
-        found = kept.find(
-            stretch,
-            kind,
-            lambda beyond, stretch=stretch: _profile_stretch(log, training, segments, stretch, beyond),  # type: ignore[misc]
-        )
+        found = profiled_stretch(log, training, segments, kept, stretch)
         if found is None:
             continue
         total = merge(total, from_json(Profile, dict(found.told)))
@@ -111,6 +106,23 @@ def _profile_window(
     if sample is None:
         raise ProfileError("no row of the window can be read")
     return total, sample.sort(MOMENT, TURN)
+
+
+def profiled_stretch(
+    log: PredictionWindow, training: Training, segments: Segments, kept: KeptFindings, stretch: Stretch
+) -> Found | None:
+    """A stretch's profile and sample, kept or made now; None if none of its rows is in the window."""
+    return kept.find(
+        stretch,
+        profile_kind(training, segments),
+        lambda beyond: _profile_stretch(log, training, segments, stretch, beyond),
+    )
+
+
+def profile_kind(training: Training, segments: Segments) -> str:
+    """What profiles of stretches depend on, beside their files, as they are kept by."""
+    inputs = [training.model_digest, [asdict(one) for one in training.columns], dict(segments)]
+    return f"profile-{digest_of([Profile.schema, *inputs])[:16]}"
 
 
 def _profile_stretch(
@@ -214,7 +226,7 @@ def write_report(
     """
     try:
         training_set = from_json(TrainingSet, lake.read_json(training.training_set_path))
-        reference = _training_sample(lake, training_set, training, _known_segments(training, segments))
+        reference = _training_sample(lake, training_set, training, known_segments(training, segments))
         report = evidently.drift_report(reference, sample, training.columns, findings)
     except OSError:
         raise  # the lake is unreachable: a retry helps

@@ -45,8 +45,10 @@ from ml_lifecycle.records import (
     from_json,
     to_json,
 )
+from ml_lifecycle.spark.job import Job
+from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.spec.model import ModelSpec
-from ml_lifecycle.stages.score_partitions import OpenRows, Partition
+from ml_lifecycle.stages.score_partitions import OpenRows, Partition, planned_partitions
 
 # What the model runs on at once, and what a row group of the answers holds.
 BATCH_ROWS = 65_536
@@ -60,6 +62,7 @@ def score(
     version: str,
     partitions: Sequence[Partition],
     threads: int = 1,
+    job: Job | None = None,
 ) -> Scoring:
     """Score ``partitions`` with the model of ``training``; the answers are those that a server gives.
 
@@ -69,15 +72,23 @@ def score(
 
     :param version: the registry version of the model
     :param threads: of ONNX Runtime
+    :param job: asks for the same, where Spark may run elsewhere
     :raises FeatureError: a feature is missing, of another type, or null where its type has no null; or the
         partitions have different columns. Retry: no.
     :raises SourceError: a partition cannot be read. Retry: no.
     :raises IntegrityError: the model file is not the registered one. Retry: no.
+    :raises SparkElsewhereError: an application is to do this. Retry: no, run it.
     """
     with _Scorer(spec, lake, training, version, threads) as scorer:
         path, keys = scorer.place(partitions)
         if lake.exists(f"{path}/manifest.json"):
             return replace(from_json(Scoring, lake.read_json(f"{path}/manifest.json")), run=run)
+        if spec.engine == "spark" and (missing := scorer.unfinished(keys)):
+            from ml_lifecycle.spark.scoring import finish_on_spark
+            from ml_lifecycle.spark.session import session_for, spark_session
+
+            session = spark_session(spec.spark, lake) if job is None else session_for(spec.spark, lake, job)
+            finish_on_spark(session, spec, lake, training, version, partitions, missing, threads)
         scored = scorer.answer(path, partitions, keys, range(len(partitions)))
     scoring = Scoring(
         run=run,
@@ -94,6 +105,17 @@ def score(
     return scoring
 
 
+def score_plan(folder: ModelFolder, lake: Lake, plan: ScoringPlan, training: Training) -> Scoring:
+    """:func:`score` the slices of a plan.
+
+    :raises SpecError: the folder is not the one that the scoring was planned with. Retry: no.
+    """
+    job = Job("score", {"plan": to_json(plan)})
+    spec = folder.spec
+    with planned_partitions(folder, lake, plan) as partitions:
+        return score(spec, lake, plan.run, training, plan.version, partitions, spec.scoring.threads, job)
+
+
 def score_share(
     spec: ModelSpec,
     lake: Lake,
@@ -108,10 +130,24 @@ def score_share(
 
     What :func:`score` then finds it need not compute. Raises as that does.
     """
-    with _Scorer(spec, lake, training, plan.version, threads) as scorer:
-        path, keys = scorer.place(partitions)
-        scored = scorer.answer(path, partitions, keys, range(share, len(partitions), shares))
+    numbers = range(share, len(partitions), shares)
+    scored = finish(spec, lake, training, plan.version, partitions, numbers, threads)
     return ScoredShare(plan.run, plan.digest, share, len(scored), sum(one.file.rows for one in scored))
+
+
+def finish(
+    spec: ModelSpec,
+    lake: Lake,
+    training: Training,
+    version: str,
+    partitions: Sequence[Partition],
+    numbers: Sequence[int],
+    threads: int = 1,
+) -> list[ScoredPartition]:
+    """See to it that the partitions of these numbers are finished. Raises as :func:`score` does."""
+    with _Scorer(spec, lake, training, version, threads) as scorer:
+        path, keys = scorer.place(partitions)
+        return scorer.answer(path, partitions, keys, numbers)
 
 
 def _check_alike(first: ScoredPartition, other: ScoredPartition) -> None:
@@ -165,6 +201,17 @@ class _Scorer(AbstractContextManager["_Scorer"]):
         named = [[partition.name, key] for partition, key in zip(partitions, keys, strict=True)]
         return f"scores/{self._spec.name}/{digest_of({**terms, 'partitions': named})}", keys
 
+    def unfinished(self, keys: Sequence[str]) -> list[int]:
+        """Numbers of the partitions that are to be computed, of several with the same rows the first."""
+        first: dict[str, int] = {}
+        for number, key in enumerate(keys):
+            first.setdefault(key, number)
+        return [number for key, number in first.items() if not self._lake.exists(self._note(key))]
+
+    def _note(self, key: str) -> str:
+        """What a finished partition came to."""
+        return f"scored_partitions/{self._spec.name}/{key}.json"
+
     def answer(
         self, path: str, partitions: Sequence[Partition], keys: Sequence[str], numbers: Sequence[int]
     ) -> list[ScoredPartition]:
@@ -185,7 +232,7 @@ class _Scorer(AbstractContextManager["_Scorer"]):
         return done
 
     def _answer(self, partition: Partition, key: str, target: str) -> Future[ScoredPartition]:
-        noted = f"scored_partitions/{self._spec.name}/{key}.json"
+        noted = self._note(key)
         if self._lake.exists(noted):
             known = from_json(ScoredPartition, self._lake.read_json(noted))
             if self._lake.exists(target) or self._writing.submit(self._copy, known.file, target).result():

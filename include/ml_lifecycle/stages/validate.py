@@ -19,6 +19,7 @@ becomes the last validated one of its ``as_of``.
 
 **Who judges.** Polars in one streaming pass, or, where the contract says ``engine: great_expectations``,
 Great Expectations on pandas in memory: with the same verdicts and counts, and a report in the same format.
+Where the model says ``engine: spark``, Spark measures, and Great Expectations judges rows on it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from functools import cache
 from typing import ClassVar
 
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake, safe_name
-from ml_lifecycle.adapters.tables import read_table, scan_files
+from ml_lifecycle.adapters.tables import StoredRows, read_table, scan_files
 from ml_lifecycle.errors import DataHaltedError
 from ml_lifecycle.records import (
     Record,
@@ -45,15 +45,17 @@ from ml_lifecycle.records import (
     sortable,
     to_json,
 )
-from ml_lifecycle.rules import one_pass
-from ml_lifecycle.rules.rule import Batch, Checked
-from ml_lifecycle.spec.contract import Contract, ContractFile, Engine
+from ml_lifecycle.rules.rule import Batch
+from ml_lifecycle.spark.job import Job
+from ml_lifecycle.spec.contract import Contract, ContractFile
 from ml_lifecycle.spec.contract_rules import RuleSeverity
 from ml_lifecycle.spec.loader import Parsed
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.source import Source
 from ml_lifecycle.stages.contract_versions import contract_digest, keep_contracts, refuse_breaking
 from ml_lifecycle.stages.ingest import contract_of
+from ml_lifecycle.stages.validation_engine import ValidationEngine
+from ml_lifecycle.stages.validation_facts import Facts
 from ml_lifecycle.stages.validation_measures import measures, rows_by_day
 from ml_lifecycle.stages.validation_report import quarantine_path, render_html, write_quarantine
 from ml_lifecycle.stages.validation_rules import (
@@ -94,6 +96,7 @@ def validate(
     :raises ContractBreaksError: a contract breaks the one that ``previous`` met, and its major version is not
         larger. Retry: no.
     :raises SpecError: a source names a contract that does not exist. Retry: no.
+    :raises SparkElsewhereError: Spark, which is to make it, runs elsewhere. Retry: no, but there.
     """
     run = snapshot.run
     by_source = _contracts(spec, contracts)
@@ -109,6 +112,8 @@ def validate(
             "keys": {name: source.keys for name, source in spec.sources.items()},
             "as_of": run.as_of.isoformat(),
             "interval": [run.interval.start.isoformat(), run.interval.end.isoformat()],
+            # Sketches of a distribution may tell something else in their last digits.
+            **({"engine": spec.engine} if spec.engine != "polars" else {}),
         }
     )
     folder = f"validations/{safe_name(run.model)}/{digest}"
@@ -185,15 +190,16 @@ def _judge(
     digest: str,
 ) -> Validation:
     """Check every source, then write the report and, if halted, the quarantine."""
-    check = _checks()
+    given = {"snapshot": to_json(snapshot), "previous": None if previous is None else to_json(previous)}
+    engine = ValidationEngine(spec, lake, Job("validate", given))
     results: list[RuleResult] = []
     reports: dict[str, object] = {}
     offending: list[tuple[RuleResult, pl.DataFrame]] = []
     for name, contract in contracts.items():
         baseline = previous if contract is None or met.get(name) == contract_digest(contract) else None
-        source = _Source(name, spec.sources, contract, lake, snapshot, previous, baseline)
+        source = _Source(name, spec.sources, contract, lake, snapshot, previous, baseline, engine.facts)
         for batch in source.batches():
-            checked = check("polars" if contract is None else contract.engine, batch)
+            checked = engine.check("polars" if contract is None else contract.engine, batch)
             results.extend(checked.results)
             reports[batch.name] = checked.report
             offending.extend(checked.offending)
@@ -231,21 +237,6 @@ def _judge(
     return validation
 
 
-def _checks() -> Callable[[Engine, Batch], Checked]:
-    """Runs a batch on an engine; Great Expectations is imported when the first batch needs it."""
-
-    @cache
-    def great_expectations() -> Callable[[Batch], Checked]:
-        from ml_lifecycle.adapters.expectations import Expectations
-
-        return Expectations().check
-
-    def check(engine: Engine, batch: Batch) -> Checked:
-        return one_pass.check(batch) if engine == "polars" else great_expectations()(batch)
-
-    return check
-
-
 def _contracts_met(lake: Lake, previous: Snapshot | None) -> dict[str, str]:
     """Which contracts the previous snapshot was validated by; none if that is not on record."""
     if previous is None:
@@ -264,6 +255,7 @@ class _Source:
     :param sources: all there are; its references lead to others
     :param previous: the last validated snapshot, which distributions are compared with
     :param baseline: the same, where its rows met this very contract and need no second look
+    :param facts: what measures a table
     """
 
     name: str
@@ -273,6 +265,7 @@ class _Source:
     snapshot: Snapshot
     previous: Snapshot | None
     baseline: Snapshot | None
+    facts: Callable[[StoredRows], Facts]
 
     @property
     def source(self) -> Source:
@@ -287,11 +280,11 @@ class _Source:
         batches = [*self._whole_table_batches(), *self._reference_batches(new)]
         if not new:
             return batches
-        new_rows = scan_files(self.lake, table, new)
-        old_rows = scan_files(self.lake, table, old) if old else None
+        rows = StoredRows(self.lake, table.columns, tuple(new))
         if self.contract is not None:
-            batches.append(row_batch(self.name, self.contract, table.columns, new_rows))
-        return batches + self._unique_batches(new_rows, old_rows)
+            batch = row_batch(self.name, self.contract, table.columns, rows.scan())
+            batches.append(replace(batch, stored=rows))
+        return batches + self._unique_batches(rows, StoredRows(self.lake, table.columns, tuple(old)))
 
     def _judged(self, source: str) -> set[str]:
         """Digests of the files that a source had when this one's rows were judged last."""
@@ -334,10 +327,9 @@ class _Source:
         columns = self.snapshot.tables[self.name].columns
         own = [c for c in (self.source.event_time, self.source.known_at, *self.source.keys) if c is not None]
         batches = [type_batch(self.name, self.contract, columns, own)]
-        rows = read_table(self.lake, self.snapshot, self.name)
-        previous = None
+        rows, previous = self._facts(self.snapshot), None
         if self.previous is not None and self.name in self.previous.tables:
-            previous = read_table(self.lake, self.previous, self.name)
+            previous = self._facts(self.previous)
         run = self.snapshot.run
         if self.contract.volume is not None and self.source.event_time is not None:
             days = rows_by_day(rows, self.source.event_time, run.interval)
@@ -346,7 +338,11 @@ class _Source:
         measured = measures(self.source, self.contract, run, rows, previous)
         return [*batches, measure_batch(self.name, measured)] if measured else batches
 
-    def _unique_batches(self, new: pl.LazyFrame, old: pl.LazyFrame | None) -> list[Batch]:
+    def _facts(self, snapshot: Snapshot) -> Facts:
+        table = snapshot.tables[self.name]
+        return self.facts(StoredRows(self.lake, table.columns, table.files))
+
+    def _unique_batches(self, new: StoredRows, old: StoredRows) -> list[Batch]:
         groups: list[tuple[str, tuple[str, ...], RuleSeverity]] = []
         if self.source.keys:
             time = () if self.source.event_time is None else (self.source.event_time,)
@@ -362,12 +358,12 @@ class _Source:
         batches = []
         for rule, fields, severity in groups:
             missing = [field for field in fields if field not in columns]
-            batches.append(
-                unique_batch(
-                    *(self.name, rule, fields, severity, new, missing),
-                    hidden=not hidden.isdisjoint(fields),
-                    # Rows of other partitions have other event times.
-                    older=None if self.source.event_time in fields else old,
-                )
+            # Rows of other partitions have other event times.
+            older = old if old.files and self.source.event_time not in fields else None
+            batch = unique_batch(
+                *(self.name, rule, fields, severity, new.scan(), missing),
+                hidden=not hidden.isdisjoint(fields),
+                older=None if older is None else older.scan(),
             )
+            batches.append(replace(batch, stored=new, older_stored=older))
         return batches

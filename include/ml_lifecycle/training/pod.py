@@ -38,6 +38,7 @@ from ml_lifecycle.profiles.profile import (
     Profile,
     Segments,
     make_profile,
+    read_profile,
 )
 from ml_lifecycle.records import ColumnSpec, TrainingSet, from_json, to_json
 from ml_lifecycle.training.checkpoints import Checkpoints
@@ -144,7 +145,8 @@ def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage, checkpoints: 
     reference = make_reference(estimator, asked, training_set.columns, job.task)
     classes = classes_of(estimator, job.task)
     outputs = reference.outputs[: reference.holdout_rows]
-    profile = _profile(served, asked, training_set.columns, reference, job.segments)
+    features = _feature_profile(lake, training_set, served, job.segments)
+    profile = _profile(features, asked, training_set.columns, reference, job.segments)
     truth = _truth(holdout[training_set.label_column], classes)
     metrics, reasons = measure_all(Answers(job.task, truth, outputs))
     files = {
@@ -236,8 +238,19 @@ def _columns_without_values(served: pl.DataFrame) -> list[str]:
     return [series.name for series in served if series.dtype == pl.Float32 and bool(series.is_nan().all())]
 
 
+def _feature_profile(
+    lake: Lake, training_set: TrainingSet, served: pl.DataFrame, segments: Segments
+) -> Profile:
+    """The training features' profile, of the training set's making if it tells these segments apart."""
+    if lake.exists(training_set.profile_path):
+        made = read_profile(lake.read_json(training_set.profile_path))
+        if made.segments.keys() == {f"{name}={value}" for name in segments for value in segments[name]}:
+            return made
+    return make_profile(served, training_set.columns, segments)
+
+
 def _profile(
-    served: pl.DataFrame,
+    features: Profile,
     holdout: pl.DataFrame,
     columns: tuple[ColumnSpec, ...],
     reference: Reference,
@@ -247,7 +260,6 @@ def _profile(
     outputs = reference.outputs[: reference.holdout_rows]
     if outputs.ndim == 2:
         outputs = outputs[:, -1] if outputs.shape[1] == 2 else outputs.max(axis=1)
-    features = make_profile(served, columns, segments)
     cut = [column for column in columns if column.name in segments]
     scored = holdout.with_columns(pl.Series(SCORE_COLUMN, outputs))
     scores = make_profile(scored, [*cut, ColumnSpec(SCORE_COLUMN, "float")], segments)

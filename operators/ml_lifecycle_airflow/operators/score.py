@@ -90,17 +90,14 @@ class ScoreOperator(StageOperator):
         """Return where the scores are."""
         from ml_lifecycle.delivery.lineage import read_training
         from ml_lifecycle.records import ScoringPlan, Snapshot
-        from ml_lifecycle.stages.score import score
-        from ml_lifecycle.stages.score_partitions import planned_partitions
+        from ml_lifecycle.stages.score import score_plan
 
-        lake, spec = resources.lake(), resources.spec
+        lake = resources.lake()
         if self.plan is None:
             plan = _plan(resources, lake, resources.received(Snapshot, self.snapshot, context))
         else:
             plan = resources.received(ScoringPlan, self.plan, context)
-        training = read_training(lake, plan.training_path)
-        with planned_partitions(resources.model, lake, plan) as partitions:
-            scoring = score(spec, lake, plan.run, training, plan.version, partitions, spec.scoring.threads)
+        scoring = score_plan(resources.model, lake, plan, read_training(lake, plan.training_path))
         self.log.info("%d rows scored by version %s", scoring.rows, scoring.version)
         return scoring
 

@@ -1,0 +1,227 @@
+"""Features on Spark: Feast's own Spark store joins, and answers as :mod:`ml_lifecycle.adapters.as_of` does.
+
+Feast's store (0.67) would answer otherwise where rows tie, and where it writes moments and keys into SQL.
+So it is given tables and rows in a form in which it cannot:
+
+- Of rows with the same key and event time it keeps all, and an entity row then comes back several times; a
+  row without its created timestamp never counts. It is given the one that counts.
+- It tells entity rows apart by their keys in one text, where ``("a", "bc")`` is ``("ab", "c")``. It is given
+  keys that say how long they are.
+- It reads the first and the last moment through Python, in the time zone of the driver's machine, and takes
+  them for UTC. It is given moments without a zone, which are read as they are.
+- It makes columns of the entity rows columns of the result, whatever they are called. They travel in one.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView, RepoConfig
+from feast.feature_view import DUMMY_ENTITY_ID
+from feast.infra.offline_stores.offline_store import RetrievalMetadata
+
+from ml_lifecycle.adapters.feast_store import source_columns
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.errors import FeatureError
+from ml_lifecycle.spark.on_demand import OnDemandFeatures
+from ml_lifecycle.spark.passing import passing_rows
+from ml_lifecycle.spark.session import spark_path
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+    from ml_lifecycle.adapters.feast_repo import Features
+
+POSITION = "__position"  # of a row in its table
+_MOMENT, _CARRIED, _ROW = "event_timestamp", "__carried", "__row"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What Feast's SQL calls columns of its own, and what is no name in SQL: ``null`` would be one, in every row.
+_TAKEN = {_MOMENT, "created_timestamp", "entity_timestamp", "row_number", "false", "not", "null", "true"}
+# Feast sets it for its own use of the session, and everybody's quoted names become patterns.
+_PATTERNS = "spark.sql.parser.quotedRegexColumnNames"
+
+
+def historical_features(
+    session: SparkSession, lake: Lake, tables: Mapping[str, str], features: Features, rows: pl.DataFrame
+) -> pl.DataFrame:
+    """As :func:`ml_lifecycle.adapters.feast_repo.historical_features`, joined on Spark.
+
+    :param tables: feature table → path in the lake
+    :param rows: entity keys and ``event_timestamp``
+    :raises FeatureError: the views have what Feast's Spark store cannot work with, see :func:`check`.
+        Retry: no.
+    """
+    kept = kept_names(features, rows.columns)
+    with passing_rows(session, lake) as passing:
+        asked = passing.to_spark([rows.rename(kept).with_row_index(_ROW)])
+        joined = SparkFeatures(session, features, read_tables(session, lake, tables)).join(asked)
+        found = passing.from_spark(joined.rows).sort(_ROW)
+    if found.height != rows.height:
+        raise FeatureError(f"the join on Spark made {found.height} rows of {rows.height}")
+    return joined.on_demand(found.rename({plain: name for name, plain in kept.items()})).drop(_ROW)
+
+
+def kept_names(features: Features, columns: Iterable[str]) -> dict[str, str]:
+    """What columns that only come along are called meanwhile: theirs may be anything, dots and quotes too."""
+    asked = {*features.join_keys(), _MOMENT}
+    return {name: f"__kept{number}" for number, name in enumerate(columns) if name not in asked}
+
+
+def read_tables(session: SparkSession, lake: Lake, tables: Mapping[str, str]) -> dict[str, DataFrame]:
+    """Feature tables of the lake, one file each, every row with its position."""
+    from pyspark.sql import functions as F
+
+    read = {name: session.read.parquet(spark_path(lake, path)) for name, path in tables.items()}
+    return {
+        name: rows.select("*", F.col("_metadata.row_index").alias(POSITION)) for name, rows in read.items()
+    }
+
+
+class Joined:
+    """Entity rows with their features, on Spark, in no order.
+
+    :param rows: all but on-demand features
+    """
+
+    def __init__(
+        self, rows: DataFrame, views: Sequence[OnDemandFeatureView], metadata: RetrievalMetadata | None
+    ) -> None:
+        self.rows = rows
+        self.on_demand = OnDemandFeatures(views, metadata)
+
+
+class SparkFeatures:
+    """The feature tables on Spark, and Feast's Spark store over them.
+
+    :param tables: by name, each row with its :data:`POSITION`
+    :raises FeatureError: see :func:`check`. Retry: no.
+    """
+
+    def __init__(self, session: SparkSession, features: Features, tables: Mapping[str, DataFrame]) -> None:
+        check(features)
+        self._session = session
+        self._features = features
+        self._tables = tables
+
+    def join(self, rows: DataFrame) -> Joined:
+        """The rows with the features that counted at each one's ``event_timestamp``, that instant included.
+
+        :param rows: at least one; columns that are no keys come along
+        :raises FeatureError: a key is missing. Retry: no.
+        """
+        # Imported before its warnings are filtered: it sets a filter of its own.
+        import feast.infra.offline_stores.contrib.spark_offline_store.spark  # noqa: F401
+        from pyspark.sql import functions as F
+
+        keys = self._features.join_keys()
+        if missing := [key for key in keys if key not in rows.columns]:
+            raise FeatureError(f"the rows to join lack the keys {missing}; they have {rows.columns}")
+        asked = rows.select(
+            *(_sized(F.col(key)).alias(key) for key in keys),
+            F.lit("").alias(DUMMY_ENTITY_ID),
+            F.col(_MOMENT).cast("timestamp_ntz").alias(_MOMENT),
+            F.struct(*(F.col(name) for name in rows.columns)).alias(_CARRIED),
+        )
+        before = self._session.conf.get(_PATTERNS, "false") or "false"
+        try:
+            with tempfile.TemporaryDirectory(prefix="feast-") as folder, warnings.catch_warnings():
+                # Each says that the store is experimental.
+                warnings.filterwarnings(
+                    "ignore", message="The spark .* experimental", category=RuntimeWarning
+                )
+                store, service = self._store(Path(folder))
+                job = store.get_historical_features(entity_df=asked, features=service)
+                found = job.to_spark_df()
+        finally:
+            self._session.conf.set(_PATTERNS, before)
+        names = [name for name in found.columns if name not in asked.columns]
+        return Joined(found.select(f"{_CARRIED}.*", *names), job.on_demand_feature_views, job.metadata)
+
+    def _store(self, folder: Path) -> tuple[FeatureStore, FeatureService]:
+        features = self._features
+        store = FeatureStore(
+            config=RepoConfig(
+                project=features.project,
+                provider="local",
+                repo_path=folder,
+                registry={"registry_type": "file", "path": str(folder / "registry.pb")},
+                offline_store={"type": "spark"},
+                online_store=None,
+                entity_key_serialization_version=3,
+            )
+        )
+        views = [self._on_spark(view) for view in features.views]
+        store.apply([*features.entities, *views, *features.on_demand, features.service])
+        return store, store.get_feature_service(features.service.name)
+
+    def _on_spark(self, view: FeatureView) -> FeatureView:
+        """The view over its table as Feast's store is given it."""
+        from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
+
+        name = f"{view.name}__{uuid.uuid4().hex}"
+        self._that_count(view).createOrReplaceTempView(name)
+        moved = copy(view)
+        moved.batch_source = SparkSource(name=view.name, table=name, timestamp_field=_MOMENT)
+        return moved
+
+    def _that_count(self, view: FeatureView) -> DataFrame:
+        """Of the rows with a key and event time the one created last, else the last in the table."""
+        from pyspark.sql import Window
+        from pyspark.sql import functions as F
+
+        source, in_source = view.batch_source, source_columns(view.batch_source)
+        keys = list(self._features.keys_of(view))
+        named = [field.name for field in view.schema if field.name not in keys]
+        rows = self._tables[source.name]
+        created, event = source.created_timestamp_column, F.col(source.timestamp_field)
+        same = Window.partitionBy(*(F.col(in_source.get(key, key)) for key in keys), event)
+        newest = [*([F.col(created).desc_nulls_last()] if created else []), F.col(POSITION).desc()]
+        ranked = rows.withColumn("__rank", F.row_number().over(same.orderBy(*newest)))
+        return ranked.where("__rank = 1").select(
+            *(_sized(F.col(in_source.get(key, key))).alias(key) for key in keys),
+            *([] if keys else [F.lit("").alias(DUMMY_ENTITY_ID)]),
+            *(F.col(in_source.get(name, name)).alias(name) for name in named),
+            event.cast("timestamp_ntz").alias(_MOMENT),
+        )
+
+
+def check(features: Features) -> None:
+    """Whether Feast's Spark store can work with these views.
+
+    :raises FeatureError: a name is no plain one in SQL, two differ in case only, or a time to live is not in
+        whole seconds, as the store counts it. Retry: no.
+    """
+    names = [*features.columns(), *features.join_keys()]
+    for name in [*names, *(view.name for view in features.views)]:
+        if not _NAME.fullmatch(name) or name.lower() in _TAKEN:
+            raise FeatureError(
+                f"engine: spark cannot have a feature, key or view named {name!r}: use letters, digits and "
+                f"'_', and none of {', '.join(sorted(_TAKEN))}"
+            )
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(name.lower(), name)
+        if other != name:
+            raise FeatureError(f"{other!r} and {name!r} are one name to Spark: rename one")
+    for view in features.views:
+        if view.ttl and view.ttl % timedelta(seconds=1):
+            raise FeatureError(
+                f"feature view {view.name!r} has a ttl of {view.ttl.total_seconds()} seconds, of which "
+                "Feast's Spark store drops the fraction: give whole seconds"
+            )
+
+
+def _sized(key: Column) -> Column:
+    from pyspark.sql import functions as F
+
+    text = key.cast("string")
+    return F.concat(F.length(text).cast("string"), F.lit(":"), text)
