@@ -238,7 +238,7 @@ def _monitor(place: Place) -> Record:
         lambda digest: trained_as(digest, place.spec, place.lake, place.database, PRODUCTION),
         features.read_labels(place.folder, place.lake, snapshot),
         place.now,
-        replay_features.Offline(place.folder, snapshot),
+        offline=replay_features.Offline(place.folder, snapshot),
     )
     record_window(place.database, "small", place.spec.endpoint, found.window, to_json(found), place.now)
     return found

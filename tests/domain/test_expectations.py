@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ import polars as pl
 import pytest
 
 from ml_lifecycle.adapters.expectations import Expectations
+from ml_lifecycle.adapters.gx_import import great_expectations
 from ml_lifecycle.adapters.tables import column_types
 from ml_lifecycle.records import RuleResult
 from ml_lifecycle.rules import one_pass
@@ -246,9 +249,7 @@ def test_the_report_is_great_expectations_own_without_personal_values(check: Che
         "expect_column_values_to_match_regex": "critical",
         "expect_column_values_to_be_between": "warning",
     }
-    import great_expectations.core
-
-    config = great_expectations.core.expectationSuiteValidationResultSchema.load(checked.report)
+    config = great_expectations().core.expectationSuiteValidationResultSchema.load(checked.report)
     assert not config.success
 
 
@@ -258,3 +259,10 @@ def test_quiet(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[st
         assert check_field(Expectations().check, [1], type="integer", min=0)["range"].passed
     assert [record for record in caplog.records if record.name.startswith("great_expectations")] == []
     assert capfd.readouterr().err == ""
+
+
+def test_a_process_without_a_main_file_is_not_ended() -> None:
+    """Where PySpark is installed, its import takes such a process for a doctest and exits with 0."""
+    source = "from ml_lifecycle.adapters.gx_import import great_expectations; print(great_expectations())"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert "great_expectations" in done.stdout

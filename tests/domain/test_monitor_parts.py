@@ -104,7 +104,7 @@ def test_of_a_torn_part_nothing_is_kept(world: World) -> None:
     torn.write_bytes(whole[: len(whole) // 2])
     assert world.monitor().predictions == 600
     kept = list(world.lake.list("monitoring/late/stretches"))
-    assert len(kept) == 3  # traffic, answers and profile of the first part
+    assert len(kept) == 4  # traffic, answers, profile and replayed rows of the first part
     assert "unreadable_parts" in {
         metric for metric, _ in world.findings(world.monitor(spec=make_spec(alerts=[])))
     }

@@ -30,6 +30,7 @@ from ml_lifecycle.spec.folder import ModelFolder, load_folder
 from ml_lifecycle.stages.feature_tables import build_tables, features_of, local_tables
 from ml_lifecycle.stages.ingest import ingest
 from ml_lifecycle.stages.monitor import judge, monitor
+from ml_lifecycle.stages.monitor_kept import KeptFindings
 from ml_lifecycle.stages.monitor_replay import Replayed, replay
 from ml_lifecycle.stages.online_features import materialise
 from ml_lifecycle.stages.replay_features import Offline
@@ -173,7 +174,8 @@ class World:
         spec = self.folder.spec.model_copy(update={"monitoring": monitoring})
         log = PredictionWindow(self.served, "small", WINDOW)
         offline = Offline(self.folder, snapshot or self.snapshot())
-        return replay(spec, self.lake, self.served, log, self.known, offline)
+        kept = KeptFindings(self.lake, "small", log)
+        return replay(spec, self.lake, self.served, log, kept, self.known, offline)
 
     def known(self, digest: str) -> Training | None:
         return self.training if digest == self.training.model_digest else None
@@ -255,9 +257,9 @@ def test_a_moment_in_the_past_gets_rows_that_it_did_not_know(world):
     log_day = f"predictions/small/{SERVED:%Y-%m-%d}"
     assert world.served.sizes(log_day)
     log = PredictionWindow(world.served, "small", Interval(moment, NOW))
-    found = replay(
-        world.folder.spec, world.lake, world.served, log, world.known, Offline(world.folder, world.snapshot())
-    )
+    kept = KeptFindings(world.lake, "small", log)
+    offline = Offline(world.folder, world.snapshot())
+    found = replay(world.folder.spec, world.lake, world.served, log, kept, world.known, offline)
     assert shares(found)["replay_ahead_share", None] == 1
     assert shares(found)["replay_mismatch_share", None] == 0
 
@@ -431,7 +433,7 @@ def test_the_monitor_alerts_on_it(world):
     snapshot = world.snapshot()
     run = replace(snapshot.run, interval=WINDOW)
     offline = Offline(world.folder, snapshot)
-    found = monitor(spec, world.lake, world.served, run, world.known, None, NOW, offline)
+    found = monitor(spec, world.lake, world.served, run, world.known, None, NOW, offline=offline)
     assert ("replay_mismatch_share", None, "critical") in {
         (one.metric, one.column, one.severity) for one in found.alerts
     }

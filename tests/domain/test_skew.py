@@ -32,6 +32,7 @@ from ml_lifecycle.serving.resolver import Resolver, feast_reader
 from ml_lifecycle.serving.server import ModelServer
 from ml_lifecycle.stages.feature_tables import INSTANT, build_tables, features_of, local_tables
 from ml_lifecycle.stages.features import build_scoring_rows
+from ml_lifecycle.stages.monitor_kept import KeptFindings
 from ml_lifecycle.stages.monitor_replay import replay
 from ml_lifecycle.stages.online_features import materialise
 from ml_lifecycle.stages.replay_features import Offline
@@ -179,9 +180,9 @@ def test_the_server_scores_what_training_and_batch_scoring_have_for_the_same_mom
     # And so says the monitor, which asks for no more than the log, the offline store and the model's file.
     window = PredictionWindow(production, "flight_delay", Interval(moments[0], ends))
     offline = Offline(world.folder, world.snapshot(ends))
-    replayed = replay(
-        world.folder.spec, world.lake, production, window, {training.model_digest: training}.get, offline
-    )
+    kept = KeptFindings(world.lake, "flight_delay", window)
+    trained = {training.model_digest: training}.get
+    replayed = replay(world.folder.spec, world.lake, production, window, kept, trained, offline)
     assert [(one.metric, one.value) for one in replayed.findings[:1]] == [("replay_mismatch_share", 0)]
     assert replayed.report["with_features"] == replayed.report["rows"] == 60
     if name == "year":  # three weeks need not have any

@@ -5,7 +5,6 @@ It takes seconds to import what they need and more to write the pages, so nothin
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ml_lifecycle.adapters.gx_import import great_expectations
 from ml_lifecycle.adapters.lake import Lake, safe_name
 from ml_lifecycle.errors import LifecycleError
 
@@ -61,15 +61,14 @@ def _with_named_sets(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_data_docs(reports: Iterable[StoredReport], folder: Path) -> Path:
     """Write the site into ``folder``; returns its first page."""
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    import great_expectations
+    gx = great_expectations()
     from great_expectations.core import RunIdentifier, expectationSuiteValidationResultSchema
     from great_expectations.data_context.types.resource_identifiers import (
         ExpectationSuiteIdentifier,
         ValidationResultIdentifier,
     )
 
-    context = great_expectations.get_context(mode="ephemeral")
+    context = gx.get_context(mode="ephemeral")
     for report in reports:
         run = RunIdentifier(run_name=report.validation[:12], run_time=report.as_of)
         for name, value in report.batches.items():

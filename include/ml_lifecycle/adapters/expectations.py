@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from ml_lifecycle.adapters.gx_import import great_expectations
 from ml_lifecycle.rules.meanings import offending_rows
 from ml_lifecycle.rules.report import finite
 from ml_lifecycle.rules.rule import MAX_SAMPLED_ROWS, Batch, Checked, checked
@@ -24,16 +24,9 @@ class Expectations:
     """An ephemeral Great Expectations context; importing it costs seconds, so it is made once a task."""
 
     def __init__(self) -> None:
-        # Its import alone logs hundreds of INFO lines.
-        logging.getLogger("great_expectations").setLevel(logging.WARNING)
-        import great_expectations
-        import great_expectations.expectations
-
-        # This module sets its own level while it is imported.
-        logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
-        self._gx = great_expectations
-        self._classes = great_expectations.expectations
-        self._context = great_expectations.get_context(mode="ephemeral")
+        self._gx = great_expectations()
+        self._classes = self._gx.expectations
+        self._context = self._gx.get_context(mode="ephemeral")
         self._context.variables.progress_bars = {"globally": False, "metric_calculations": False}
         self._data_source = self._context.data_sources.add_pandas("lake")
 

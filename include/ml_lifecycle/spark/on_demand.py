@@ -35,5 +35,6 @@ class OnDemandFeatures:
         from ml_lifecycle.adapters.feast_store import AsOfRetrievalJob
 
         views = [OnDemandFeatureView.from_proto(Proto.FromString(view)) for view in self._views]
-        job = AsOfRetrievalJob(lambda: iter([rows]), None, False, views, lambda: self._metadata)
+        table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())  # as Feast's conversions know them
+        job = AsOfRetrievalJob(lambda: iter([table]), None, False, views, lambda: self._metadata)
         return pl.DataFrame(pl.from_arrow(job.to_arrow()))

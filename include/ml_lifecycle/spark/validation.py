@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow as pa  # Spark reads the types of what works on columns
 
+from ml_lifecycle.adapters.gx_import import great_expectations
 from ml_lifecycle.rules.patterns import lacks_pattern
 from ml_lifecycle.rules.report import Found, counts, suite_result
 from ml_lifecycle.rules.rule import MAX_SAMPLED_ROWS, Batch, Checked, Rule, checked
@@ -45,15 +45,11 @@ class SparkExpectations:
     """Great Expectations on a Spark session; importing it costs seconds, so it is made once a task."""
 
     def __init__(self, session: SparkSession) -> None:
-        with _quiet():
-            import great_expectations
-            import great_expectations.expectations
-
-            _register_python_patterns()
         self._session = session
-        self._gx = great_expectations
-        self._classes = great_expectations.expectations
-        self._context = great_expectations.get_context(mode="ephemeral")
+        self._gx = great_expectations()
+        _register_python_patterns()
+        self._classes = self._gx.expectations
+        self._context = self._gx.get_context(mode="ephemeral")
         self._context.variables.progress_bars = {"globally": False, "metric_calculations": False}
         self._data_source = self._context.data_sources.add_spark("lake", persist=False)
         self._numbers = itertools.count()
@@ -212,9 +208,7 @@ class _Conditions:
 
     @staticmethod
     def _classes(rule: Rule) -> Any:
-        import great_expectations.expectations
-
-        return getattr(great_expectations.expectations, rule.expectation)
+        return getattr(great_expectations().expectations, rule.expectation)
 
 
 _DOMAIN = ("column", "column_A", "column_B", "column_list", "ignore_row_if", "row_condition")
@@ -259,6 +253,11 @@ def _register_python_patterns() -> None:
         column_condition_partial,
     )
 
+    # It warns that a metric is defined again, which is what is meant.
+    log = logging.getLogger("great_expectations")
+    before = log.level
+    log.setLevel(logging.ERROR)
+
     class ColumnValuesMatchPythonPattern(ColumnMapMetricProvider):  # type: ignore[misc]
         """``column_values.match_regex`` on Spark, by what the engine ``polars`` matches with."""
 
@@ -268,6 +267,8 @@ def _register_python_patterns() -> None:
         @column_condition_partial(engine=SparkDFExecutionEngine)  # type: ignore[untyped-decorator]
         def _spark(cls, column: Column, regex: str, **_: Any) -> Any:
             return _has_pattern(regex)(column)
+
+    log.setLevel(before)
 
 
 def _has_pattern(regex: str) -> Any:
@@ -279,13 +280,3 @@ def _has_pattern(regex: str) -> Any:
         return found.to_arrow()
 
     return arrow_udf(has, "boolean")  # type: ignore[call-overload]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Importing Great Expectations alone logs hundreds of lines."""
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
-    yield
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    # This module sets its own level while it is imported.
-    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)

@@ -358,7 +358,7 @@ class ModelSpec(Strict):
 
     @model_validator(mode="after")
     def _spark_has_its_engine(self) -> ModelSpec:
-        if self.engine != "spark" and "spark" in self.model_fields_set:
+        if self.engine != "spark" and self.spark != Spark():
             raise FieldError("spark", "goes with engine: spark")
         return self
 

@@ -71,6 +71,7 @@ def monitor(
     reference_for: Callable[[str], Training | None],
     labels: pl.LazyFrame | None,
     now: datetime,
+    *,
     staleness: Sequence[Finding] = (),
     offline: Offline | None = None,
 ) -> Monitoring:
@@ -105,7 +106,7 @@ def monitor(
     pages, failures = _write_reports(spec, lake, path, training, found)
     if label_error is not None:
         failures.append(Finding("labels", None, None, 0, error=label_error))
-    replayed = monitor_replay.replay(spec, lake, environment_lake, log, reference_for, offline)
+    replayed = monitor_replay.replay(spec, lake, environment_lake, log, kept, reference_for, offline)
     told_of = [*found.findings, *staleness, *replayed.findings, *failures, *_unreadable(log)]
     findings, alerts = judge(told_of, spec.monitoring.alerts)
     monitoring = Monitoring(

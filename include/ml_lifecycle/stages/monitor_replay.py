@@ -22,6 +22,7 @@ from ml_lifecycle.personal import MASK, told
 from ml_lifecycle.records import Finding, Training
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.stages.feature_tables import features_of
+from ml_lifecycle.stages.monitor_kept import KeptFindings
 from ml_lifecycle.stages.replay_features import Offline, OfflineFeatures
 from ml_lifecycle.stages.replay_models import ServedModels
 from ml_lifecycle.stages.replay_rows import ServedRow, sample_rows
@@ -49,6 +50,7 @@ def replay(
     lake: Lake,
     environment_lake: Lake,
     log: PredictionWindow,
+    kept: KeptFindings,
     training_of: Callable[[str], Training | None],
     offline: Offline | None,
 ) -> Replayed:
@@ -61,7 +63,7 @@ def replay(
     if not spec.monitoring.replay.rows:
         return Replayed()
     try:
-        rows = list(sample_rows(log, spec.monitoring.replay.rows, spec.monitoring.replay.seed))
+        rows = list(sample_rows(log, kept, spec.monitoring.replay.rows, spec.monitoring.replay.seed))
         if not rows:
             return Replayed()
         features = OfflineFeatures(lake, spec, offline, rows)

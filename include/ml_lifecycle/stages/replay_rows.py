@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,11 +11,15 @@ from typing import Any
 
 import polars as pl
 
-from ml_lifecycle.adapters.predictions import PredictionWindow
+from ml_lifecycle.adapters.predictions import PredictionWindow, Stretch
+from ml_lifecycle.stages.monitor_kept import Found, KeptFindings
+from ml_lifecycle.stages.monitor_traffic import first_and_last, span
 
 _STRATUM = ("route_revision", "model_version", "model_digest", "variant", "features_from")
 _LOGGED = ("prediction_id", "row", *_STRATUM)
+_TIMES = ("received_at", "event_time")
 _ANSWERED = pl.col("status") == 200
+_PLACE = pl.col("chance").rank("ordinal").over(_STRATUM).alias("place")
 
 
 @dataclass(frozen=True)
@@ -44,30 +49,30 @@ class ServedRow:
         return min(self.received_at, self.moment)
 
 
-def sample_rows(log: PredictionWindow, size: int, seed: int) -> Iterator[ServedRow]:
+def sample_rows(log: PredictionWindow, kept: KeptFindings, size: int, seed: int) -> Iterator[ServedRow]:
     """Rows that were answered, evenly among revisions, versions, roles and ways to features.
 
-    The same log and seed give the same rows, whatever parts the log is in.
+    The same log and seed give the same rows, whatever parts the log is in. What was drawn of a stretch is
+    kept: those drawn of all are among them.
     """
-    chance = pl.concat_str("prediction_id", "row", separator="/").hash(seed).alias("chance")
-    place = pl.col("chance").rank("ordinal").over(_STRATUM).alias("place")
-    empty = pl.DataFrame(schema={"prediction_id": pl.String})
-    kept, counted = [empty], [empty.select()]
-    for batch in log.batches(_LOGGED, _ANSWERED):
-        ranked = batch.with_columns(chance).with_columns(place)
-        counted.append(ranked.group_by(_STRATUM).len("all"))
-        kept.append(ranked.filter(pl.col("place") <= size).drop("place"))
-    drawn = pl.concat(kept, how="diagonal")
-    if drawn.is_empty():
+    drawn, answered = [], Counter[tuple[Any, ...]]()
+    for stretch in log.stretches():
+        found = kept.find(
+            stretch,
+            f"replay-{size}-{seed}",
+            lambda beyond, stretch=stretch: _draw(log, stretch, size, seed, beyond=beyond),  # type: ignore[misc]
+        )
+        if found is not None and not found.rows.is_empty():
+            drawn.append(found.rows)
+            answered.update({tuple(stratum): rows for *stratum, rows in found.told["strata"]})
+    if not drawn:
         return
-    sizes = pl.concat(counted, how="diagonal").group_by(_STRATUM).agg(pl.col("all").sum())
-    drawn = drawn.unique(_LOGGED).with_columns(place).sort("place", *_STRATUM, "chance").head(size)
-    drawn = drawn.with_columns(pl.len().over(_STRATUM).alias("drawn")).join(sizes, on=_STRATUM)
-    weights = drawn.select(*_LOGGED, (pl.col("all") / pl.col("drawn")).alias("weight"))
-    columns = (*_LOGGED, "received_at", "event_time", "entity_keys", "features", "outputs")
-    wanted = _ANSWERED & pl.col("prediction_id").is_in(weights["prediction_id"].unique().implode())
-    found = pl.concat(log.batches(columns, wanted))
-    for one in found.join(weights, on=_LOGGED).unique(_LOGGED).sort(_LOGGED).to_dicts():
+    chosen = (
+        pl.concat(drawn).unique(_LOGGED).with_columns(_PLACE).sort("place", *_STRATUM, "chance").head(size)
+    )
+    stands_for = chosen.group_by(_STRATUM).len().rows()
+    weights = {tuple(stratum): answered[tuple(stratum)] / rows for *stratum, rows in stands_for}
+    for one in chosen.sort(_LOGGED).to_dicts():
         yield ServedRow(
             id=one["prediction_id"],
             row=one["row"],
@@ -80,5 +85,27 @@ def sample_rows(log: PredictionWindow, size: int, seed: int) -> Iterator[ServedR
             keys=json.loads(one["entity_keys"] or "{}"),
             features=json.loads(one["features"]),
             outputs=json.loads(one["outputs"]),
-            weight=one["weight"],
+            weight=weights[tuple(one[name] for name in _STRATUM)],
         )
+
+
+def _draw(log: PredictionWindow, stretch: Stretch, size: int, seed: int, *, beyond: bool) -> Found:
+    """The rows of a stretch with the smallest hashes, so many of each stratum, and how many there are."""
+    chance = pl.concat_str("prediction_id", "row", separator="/").hash(seed).alias("chance")
+    least, strata, moments = [], Counter[tuple[Any, ...]](), []
+    for batch in log.batches((*_LOGGED, *_TIMES), _ANSWERED, stretch, beyond=beyond):
+        moments += span(batch.select(pl.coalesce("event_time", "received_at")).to_series())
+        strata.update({tuple(stratum): rows for *stratum, rows in batch.group_by(_STRATUM).len().iter_rows()})
+        least.append(_smallest(batch.select(*_LOGGED, chance), size))
+    if not strata:
+        return Found(None, None, {"strata": []}, pl.DataFrame())
+    drawn = _smallest(pl.concat(least).unique(_LOGGED), size)
+    wanted = _ANSWERED & pl.col("prediction_id").is_in(drawn["prediction_id"].unique().implode())
+    columns = (*_LOGGED, *_TIMES, "entity_keys", "features", "outputs")
+    rows = pl.concat(log.batches(columns, wanted, stretch, beyond=beyond)).join(drawn, on=_LOGGED)
+    told = {"strata": [[*stratum, number] for stratum, number in sorted(strata.items())]}
+    return Found(*first_and_last(moments), told, rows)
+
+
+def _smallest(rows: pl.DataFrame, size: int) -> pl.DataFrame:
+    return rows.filter(size >= _PLACE)

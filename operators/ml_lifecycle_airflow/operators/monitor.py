@@ -66,8 +66,8 @@ class MonitorOperator(StageOperator):
             lambda digest: trained_as(digest, spec, lake, database, self.environment),
             read_labels(resources.model, lake, snapshot),
             now,
-            self._staleness(resources, run.as_of),
-            Offline(resources.model, snapshot),
+            staleness=self._staleness(resources, run.as_of),
+            offline=Offline(resources.model, snapshot),
         )
         record_window(database, spec.name, spec.endpoint, findings.window, to_json(findings), now)
         self.report_path = findings.html_path or findings.report_path
