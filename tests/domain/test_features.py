@@ -21,7 +21,8 @@ from ml_lifecycle.spec.scaffold import new_folder
 from ml_lifecycle.stages.feature_tables import FeatureTables, build_tables
 from ml_lifecycle.stages.features import build_training_set
 from ml_lifecycle.stages.ingest import ingest
-from ml_lifecycle.stages.online_features import Materialisation, audit_online, materialise
+from ml_lifecycle.stages.monitor_online import audit_online
+from ml_lifecycle.stages.online_features import Materialisation, materialise
 
 
 @pytest.fixture(scope="module")

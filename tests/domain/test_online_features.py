@@ -32,7 +32,8 @@ from ml_lifecycle.records import Interval, Run, Snapshot, to_json
 from ml_lifecycle.spec.folder import load_folder
 from ml_lifecycle.stages.feature_tables import build_tables, features_of
 from ml_lifecycle.stages.ingest import ingest
-from ml_lifecycle.stages.online_features import Materialisation, audit_online, materialise, staleness
+from ml_lifecycle.stages.monitor_online import audit_online, mismatches, staleness
+from ml_lifecycle.stages.online_features import Materialisation, materialise
 
 HOUR = timedelta(hours=1)
 STEPS = (january(8), january(9), january(9) + 4 * HOUR, january(10), january(11))
@@ -234,6 +235,25 @@ def test_a_new_state_of_the_folder_writes_all_again(story: Story, tmp_path: Path
     assert done.since is None
     audit = audit_online(changed, story.world.lake, story.snapshots[-1], url, STEPS[-1], sample=500)
     assert audit.differing == {}
+
+
+def test_a_value_that_somebody_else_wrote_is_found(story: Story, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/online.db"
+    folder, lake = story.world.folder, story.world.lake
+    assert mismatches(folder, lake, url) == ((), ()), "nothing was written yet"
+    story.write(-1, url)
+    (right,), examples = mismatches(folder, lake, url)
+    assert (right.metric, right.column, right.value, examples) == ("online_mismatch_share", None, 0, ())
+    (tmp_path / "pushed").mkdir()
+    store = open_store(features_of(folder), tmp_path / "pushed", url)
+    moment = STEPS[-1] - timedelta(minutes=1)
+    pushed = {"origin": ["EWR"], "event_timestamp": [moment], "origin_late_share_1d": [0.875]}
+    store.write_to_online_store("origin_delays", pl.DataFrame(pushed).to_pandas())
+    (whole, feature), (example,) = mismatches(folder, lake, url)
+    assert feature.column == "origin_delays:origin_late_share_1d"
+    assert whole.value == feature.value == 1 / right.n
+    assert "0.875" in example
+    assert "EWR" in example
 
 
 def windows(story: Story, url: str, folder: Path) -> list[tuple[datetime, datetime | None]]:

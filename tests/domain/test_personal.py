@@ -21,7 +21,7 @@ from ml_lifecycle.errors import CanaryError, DataHaltedError, GateError, Lifecyc
 from ml_lifecycle.personal import MASK, masked, pseudonym, without_values
 from ml_lifecycle.profiles.profile import CategoricalColumn, NumericColumn, make_profile
 from ml_lifecycle.records import ColumnSpec, Snapshot, Training, to_json
-from ml_lifecycle.stages import ingest, online_features, validate
+from ml_lifecycle.stages import ingest, monitor_online, online_features, validate
 
 PLANTED = "Slartibartfast"
 # What the model works on, and what it is: data.
@@ -143,7 +143,7 @@ def test_no_value_is_shown_whatever_goes_wrong(
         assert f"'mode': '{MASK}'" in said
     behind = store.replace("other", "behind")
     online_features.materialise(folder, place.lake, Place(life.root, 1).record(Snapshot, "ingest"), behind)
-    audit = online_features.audit_online(folder, place.lake, snapshot, behind, snapshot.run.as_of)
+    audit = monitor_online.audit_online(folder, place.lake, snapshot, behind, snapshot.run.as_of)
     assert any(f"'machine_id': '{MASK}'" in example for example in audit.examples)
     place.keep("audit", to_json(audit))
     # Files that cannot be read.

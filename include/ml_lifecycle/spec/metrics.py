@@ -11,7 +11,7 @@ TASK_METRICS: dict[TaskType, tuple[str, ...]] = {
 }
 
 # Of each feature view, and of the last materialisation: how old at the run's moment, by the online store.
-STALENESS = ("feature_staleness_seconds", "materialisation_staleness_seconds")
+ONLINE_STORE = ("feature_staleness_seconds", "materialisation_staleness_seconds", "online_mismatch_share")
 
 # Measured on every window; the task's own metrics on the labels that have arrived.
 _WINDOW_ALERTS = (
@@ -37,7 +37,7 @@ _WINDOW_ALERTS = (
     "error_share",
     "volume",
     "label_coverage",
-    *STALENESS,
+    *ONLINE_STORE,
     "unknown_keys_share",
     "replay_mismatch_share",
     "replay_stale_share",

@@ -33,7 +33,7 @@ from ml_lifecycle.records import (
     from_json,
     to_json,
 )
-from ml_lifecycle.spec.metrics import STALENESS
+from ml_lifecycle.spec.metrics import ONLINE_STORE
 from ml_lifecycle.spec.model import Alert, ModelSpec
 from ml_lifecycle.stages import monitor_drift, monitor_quality, monitor_replay, monitor_traffic
 from ml_lifecycle.stages.monitor_kept import KeptFindings
@@ -50,7 +50,7 @@ from ml_lifecycle.stages.replay_features import Offline
 # Of the log, that one part of predictions and labels is joined for.
 _PART_BYTES = 64 * 2**20
 _RANK: dict[Severity | None, int] = {None: 0, "informational": 1, "warning": 2, "critical": 3}
-_FEW_ROWS = {"volume", *STALENESS, *monitor_replay.METRICS}
+_FEW_ROWS = {"volume", *ONLINE_STORE, *monitor_replay.METRICS}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def monitor(
     labels: pl.LazyFrame | None,
     now: datetime,
     *,
-    staleness: Sequence[Finding] = (),
+    online: Sequence[Finding] = (),
     offline: Offline | None = None,
 ) -> Monitoring:
     """Measure the window ``run.interval`` of the endpoint's traffic and write findings and reports.
@@ -85,7 +85,7 @@ def monitor(
     :param reference_for: model digest → the training that made it, None if it is unknown
     :param labels: the table of ``spec.labels``; only labels known before ``run.as_of`` are used
     :param now: noted in the report; nothing depends on it
-    :param staleness: how old the features in the online store are, as it was measured
+    :param online: what :mod:`.monitor_online` says of the online store
     :param offline: where served requests are replayed; without it their features are not looked up
     :raises OSError: a lake cannot be reached. Retry: yes.
     :raises SparkElsewhereError: Spark, which is to profile the window, runs elsewhere. Retry: no, but there.
@@ -96,7 +96,7 @@ def monitor(
     training = reference_for(traffic.versions[0].model_digest) if traffic.versions else None
     with room_for_labels(spec.labels, 1 + sum(log.files.values()) // _PART_BYTES) as known:
         label_error = _read_labels(known, labels, run)
-        others = (staleness, None if offline is None else offline.inputs)
+        others = (online, None if offline is None else offline.inputs)
         digest = _inputs_digest(spec, run, log, training, known.digest, label_error, *others)
         path = f"monitoring/{spec.name}/{digest}"
         if lake.exists(f"{path}/manifest.json"):
@@ -107,7 +107,7 @@ def monitor(
     if label_error is not None:
         failures.append(Finding("labels", None, None, 0, error=label_error))
     replayed = monitor_replay.replay(spec, lake, environment_lake, log, kept, reference_for, offline)
-    told_of = [*found.findings, *staleness, *replayed.findings, *failures, *_unreadable(log)]
+    told_of = [*found.findings, *online, *replayed.findings, *failures, *_unreadable(log)]
     findings, alerts = judge(told_of, spec.monitoring.alerts)
     monitoring = Monitoring(
         run=run,
@@ -155,12 +155,12 @@ def _inputs_digest(
     training: Training | None,
     known_labels: str,
     label_error: str | None,
-    staleness: Sequence[Finding],
+    online: Sequence[Finding],
     replayed_with: Sequence[str] | None,
 ) -> str:
     return digest_of(
         {
-            "staleness": [asdict(finding) for finding in staleness],
+            "online": [asdict(finding) for finding in online],
             "stage": "monitor/4",
             "endpoint": spec.endpoint,
             "task": spec.task,
@@ -182,8 +182,8 @@ def judge(findings: Sequence[Finding], alerts: Sequence[Alert]) -> tuple[list[Fi
     """Hold findings against the alerts' thresholds.
 
     A finding on fewer than an alert's ``min_rows`` never alerts; ``volume`` is exempt, for it measures the
-    very lack of rows, and so are staleness, which is of no rows, and replays, which are of few. A watched
-    metric that could not be measured notifies and never retrains.
+    very lack of rows, and so are the online store's, which are of none, and replays, which are of few. A
+    watched metric that could not be measured notifies and never retrains.
 
     :returns: all findings, marked with the most severe alert each has raised; and one for every alert raised
     """

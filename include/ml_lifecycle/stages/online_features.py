@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,15 +15,12 @@ import polars as pl
 from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.personal import personal_columns
-from ml_lifecycle.records import Evidence, Finding, Record, Run, Snapshot, Training, from_json
+from ml_lifecycle.records import Evidence, Record, Run, Snapshot, Training, from_json
 from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.stages.feature_tables import (
     INSTANT,
-    build_tables,
     features_of,
-    local_tables,
     make_frames,
     sources_of,
 )
@@ -49,22 +45,6 @@ class Materialisation(Record):
     since: str | None
     rows: dict[str, int]
     healed: AwareDatetime | None = None
-
-
-@dataclass(frozen=True)
-class Audit(Record):
-    """Online values held against what the offline join says for the same keys and moment.
-
-    :param compared: values compared
-    :param differing: values that differ, by ``view:feature``; empty is what should be
-    :param examples: a few of them, in words
-    """
-
-    schema: ClassVar[str] = "feature_audit/1"
-    as_of: AwareDatetime
-    compared: int
-    differing: dict[str, int]
-    examples: tuple[str, ...]
 
 
 def materialise(
@@ -141,39 +121,6 @@ def _counting(
     return {table: pl.scan_ipc(into / f"{table}.arrow") for table in lifetimes}
 
 
-def staleness(folder: ModelFolder, online_store: str, as_of: datetime) -> tuple[Finding, ...]:
-    """How old at ``as_of`` what an online store was given is, by its own ledger; in seconds.
-
-    Of each feature view the age of its newest event, and the age of the newest finished materialisation.
-    Later ones do not count: the same moment gives the same answer. A store that cannot be read, or was never
-    given a view, is a finding with an ``error``; nothing is raised.
-    """
-    from ml_lifecycle.adapters.feast_written import OnlineWriter
-
-    written, error = None, f"nothing was materialised as of {as_of.isoformat()} or before"
-    features = features_of(folder)
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="features-") as name,
-            contextlib.closing(OnlineWriter(features, Path(name), online_store)) as writer,
-        ):
-            written = next((window for window in writer.windows() if window.as_of <= as_of), None)
-    except LifecycleError as failure:
-        error = str(failure)
-    newest = written.newest if written is not None else {}
-    views = sorted(view.name for view in features.views if view.online)
-    moments = [("feature_staleness_seconds", view, newest.get(view)) for view in views]
-    moments.append(
-        ("materialisation_staleness_seconds", None, written.as_of if written is not None else None)
-    )
-    return tuple(
-        Finding(metric, view, None, 0, error=error)
-        if moment is None
-        else Finding(metric, view, (as_of - moment).total_seconds(), 1)
-        for metric, view, moment in moments
-    )
-
-
 def prepare_online(folder: ModelFolder, lake: Lake, evidence: Evidence, online_store: str) -> Materialisation:
     """Bring an online store up to a candidate's data, before the candidate is served.
 
@@ -183,30 +130,3 @@ def prepare_online(folder: ModelFolder, lake: Lake, evidence: Evidence, online_s
     path = f"snapshots/{evidence.model}/{evidence.snapshot_digest}/manifest.json"
     snapshot = replace(from_json(Snapshot, lake.read_json(path)), run=training.run)
     return materialise(folder, lake, snapshot, online_store)
-
-
-def audit_online(
-    folder: ModelFolder,
-    lake: Lake,
-    snapshot: Snapshot,
-    online_store: str,
-    as_of: datetime,
-    sample: int = 100,
-    seed: int = 0,
-) -> Audit:
-    """Hold ``sample`` keys of each view in the online store against the offline join as of ``as_of``.
-
-    :param as_of: that of the last materialisation
-    """
-    from ml_lifecycle.adapters.feast_audit import compare
-    from ml_lifecycle.adapters.feast_repo import open_store
-
-    features = features_of(folder)
-    with local_tables(lake, build_tables(folder, lake, snapshot)) as path:
-        store = open_store(features, path, online_store)
-        compared, differences = compare(store, features, as_of - INSTANT, sample, seed)
-    personal = personal_columns(folder.contracts.values())
-    differing = Counter(difference.feature for difference in differences)
-    return Audit(
-        as_of, compared, dict(differing), tuple(difference.shown(personal) for difference in differences[:10])
-    )

@@ -66,7 +66,7 @@ class MonitorOperator(StageOperator):
             lambda digest: trained_as(digest, spec, lake, database, self.environment),
             read_labels(resources.model, lake, snapshot),
             now,
-            staleness=self._staleness(resources, run.as_of),
+            online=self._online(resources, run.as_of),
             offline=Offline(resources.model, snapshot),
         )
         record_window(database, spec.name, spec.endpoint, findings.window, to_json(findings), now)
@@ -85,14 +85,17 @@ class MonitorOperator(StageOperator):
             )
         return findings
 
-    def _staleness(self, resources: Resources, as_of: datetime) -> tuple[Finding, ...]:
-        from ml_lifecycle.stages.online_features import staleness
+    def _online(self, resources: Resources, as_of: datetime) -> tuple[Finding, ...]:
+        from ml_lifecycle.stages.monitor_online import mismatches, staleness
 
         try:
             store = resources.online_store(self.environment)
         except AirflowNotFoundException:  # whoever never connected one serves no features from it
             return ()
-        return staleness(resources.model, store, as_of)
+        differing, examples = mismatches(resources.model, resources.lake(), store)
+        for example in examples:
+            self.log.warning("online is not offline: %s", example)
+        return (*staleness(resources.model, store, as_of), *differing)
 
 
 class NotifyOperator(StageOperator):
