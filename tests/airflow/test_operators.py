@@ -199,7 +199,7 @@ def test_a_run_that_nobody_gave_a_window_looks_at_the_newest_of_the_spec(
         mock.patch("ml_lifecycle.stages.features.read_labels", autospec=True),
         mock.patch("ml_lifecycle.stages.monitor.monitor", autospec=True) as measure,
     ):
-        measure.side_effect = lambda *arguments: replace(
+        measure.side_effect = lambda *arguments, **_: replace(
             monitoring(False), run=arguments[3], window=arguments[3].interval
         )
         window = from_json(Monitoring, operator.execute(context(conf=conf))).window
