@@ -8,21 +8,21 @@ goes wrong is said in ``failure.json`` beside the job, and the exit code is 1.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import logging
 import os
 import sys
 import tempfile
 import traceback
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ml_lifecycle.adapters.lake import Lake, sha256
-from ml_lifecycle.errors import LifecycleError, SpecError
+from ml_lifecycle.adapters.code_package import keep_package, package_path, unpack
+from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.personal import without_values
 from ml_lifecycle.records import Interval, ScoringPlan, Snapshot, Training, from_json, to_json
 from ml_lifecycle.spark.job import (
     ENVIRONMENT_OPTIONS_VARIABLE,
@@ -31,7 +31,7 @@ from ml_lifecycle.spark.job import (
     SparkFailure,
     SparkJob,
 )
-from ml_lifecycle.spec.folder import ModelFolder, load_folder, pack_folder
+from ml_lifecycle.spec.folder import ModelFolder, load_folder
 
 log = logging.getLogger("ml_lifecycle.spark")
 
@@ -43,14 +43,9 @@ def plan_application(folder: ModelFolder, lake: Lake, job: Job) -> SparkJob:
 
     :raises SpecError: the folder changed while the run was using it. Retry: no.
     """
-    planned = SparkJob.make(
-        folder.spec.name, job, f"code/{folder.code_digest}.zip", folder.code_digest, folder.spec_digest
-    )
-    if not lake.exists(planned.code_path):
-        package = pack_folder(folder.path)
-        if sha256(package) != folder.code_digest:
-            raise SpecError(f"{folder.path} changed while the run was using it")
-        lake.write_bytes(planned.code_path, package)
+    code = (package_path(folder), folder.code_digest)
+    planned = SparkJob.make(folder.spec.name, job, *code, folder.spec_digest)
+    keep_package(folder, lake)
     lake.write_json(planned.path, to_json(planned))
     return planned
 
@@ -85,8 +80,7 @@ def run_job(lake: Lake, job: SparkJob) -> None:
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, job.model).resolve()
-        with zipfile.ZipFile(io.BytesIO(lake.read_bytes(job.code_path, job.code_digest))) as archive:
-            archive.extractall(folder)
+        unpack(lake, job.code_path, job.code_digest, folder)
         STAGES[job.stage](load_folder(folder), lake, job.arguments)
 
 
@@ -94,7 +88,8 @@ def _failure(error: Exception) -> SparkFailure:
     kind = type(error).__name__
     if isinstance(error, LifecycleError):
         return SparkFailure(kind, str(error), error.retryable)
-    return SparkFailure(kind, str(error), True, tuple(traceback.format_exception(error)))
+    lines = (without_values(line) for line in traceback.format_exception(error))
+    return SparkFailure(kind, without_values(str(error)), True, tuple(lines))
 
 
 def _validate(folder: ModelFolder, lake: Lake, given: Arguments) -> None:

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from ml_lifecycle.adapters import mlflow
-from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, sha256
+from ml_lifecycle.adapters.code_package import keep_package, package_path
+from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.errors import (
     IntegrityError,
     LifecycleError,
@@ -22,7 +23,7 @@ from ml_lifecycle.errors import (
     StaleAttemptError,
 )
 from ml_lifecycle.records import Training, TrainingSet, digest_of, from_json, to_json
-from ml_lifecycle.spec.folder import ModelFolder, pack_folder
+from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.training.cost import Cost
 from ml_lifecycle.training.job import (
     RESULT_FILES,
@@ -85,7 +86,7 @@ def plan_training(
         path=f"training/{spec.name}/{digest}",
         training_set_path=f"{training_set.path}/manifest.json",
         training_set_digest=training_set.digest,
-        code_path=f"code/{folder.code_digest}.zip",
+        code_path=package_path(folder),
         code_digest=folder.code_digest,
         spec_digest=folder.spec_digest,
         task=spec.task,
@@ -98,11 +99,7 @@ def plan_training(
     )
     if lake.exists(job.manifest_path):
         return job
-    if not lake.exists(job.code_path):
-        package = pack_folder(folder.path)
-        if sha256(package) != folder.code_digest:
-            raise SpecError(f"{folder.path} changed while the run was using it")
-        lake.write_bytes(job.code_path, package)
+    keep_package(folder, lake)
     lake.write_json(job.job_path, to_json(job))
     return job
 

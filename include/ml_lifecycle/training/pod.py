@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import json
 import logging
 import os
@@ -11,7 +10,6 @@ import platform
 import sys
 import tempfile
 import traceback
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 import polars as pl
 
+from ml_lifecycle.adapters.code_package import unpack
 from ml_lifecycle.adapters.lake import Lake, json_bytes, sha256
 from ml_lifecycle.adapters.onnx import as_served, convert
 from ml_lifecycle.errors import (
@@ -132,7 +131,7 @@ def _run(lake: Lake, attempt: Attempt, folder: Path, usage: Usage, checkpoints: 
         raise IntegrityError(
             f"{lake.uri(job.training_set_path)} is {training_set.digest}, not {job.training_set_digest}"
         )
-    _unpack(lake, job, folder)
+    unpack(lake, job.code_path, job.code_digest, folder)
     rows, holdout = _read(lake, training_set.train_path), _read(lake, training_set.holdout_path)
     if not rows.height or not holdout.height:
         raise FeatureError(f"there are {rows.height} training rows and {holdout.height} holdout rows")
@@ -218,11 +217,6 @@ def _failure(error: Exception, folder: Path) -> Failure:
         )
         return Failure(kind, message, user_frames(error, folder))
     return Failure(kind, str(error), user_frames(error.__cause__ or error, folder))
-
-
-def _unpack(lake: Lake, job: TrainingJob, folder: Path) -> None:
-    with zipfile.ZipFile(io.BytesIO(lake.read_bytes(job.code_path, job.code_digest))) as archive:
-        archive.extractall(folder)
 
 
 def _read(lake: Lake, path: str) -> pl.DataFrame:

@@ -1,0 +1,39 @@
+"""A model folder in the lake, packed: what training pods and Spark applications run."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+from ml_lifecycle.adapters.lake import Lake, sha256
+from ml_lifecycle.errors import SpecError
+from ml_lifecycle.spec.folder import ModelFolder, pack_folder
+
+
+def package_path(folder: ModelFolder) -> str:
+    """Where the folder's package lies, by its digest."""
+    return f"code/{folder.code_digest}.zip"
+
+
+def keep_package(folder: ModelFolder, lake: Lake) -> None:
+    """Pack the folder into the lake, unless it is there.
+
+    :raises SpecError: the folder changed since it was loaded. Retry: no.
+    """
+    path = package_path(folder)
+    if lake.exists(path):
+        return
+    package = pack_folder(folder.path)
+    if sha256(package) != folder.code_digest:
+        raise SpecError(f"{folder.path} changed while the run was using it")
+    lake.write_bytes(path, package)
+
+
+def unpack(lake: Lake, path: str, digest: str, folder: Path) -> None:
+    """Unpack a package whose bytes have this digest.
+
+    :raises IntegrityError: they have another one. Retry: no.
+    """
+    with zipfile.ZipFile(io.BytesIO(lake.read_bytes(path, digest))) as archive:
+        archive.extractall(folder)
