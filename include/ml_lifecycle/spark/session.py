@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     # Under its own name also for the stages, which do not import PySpark themselves.
     from pyspark.sql import SparkSession as SparkSession
 
+_LOOPBACK = "127.0.0.1"
 _SUBMITTED = "PYSPARK_GATEWAY_PORT"  # spark-submit tells Python so where its JVM listens
 
 _PATTERN = re.compile(r"[][{}*?\\]")  # what Hadoop expands in paths
@@ -65,6 +66,9 @@ def spark_session(spark: Spark, lake: Lake | None = None, *, name: str = "ml-lif
     for settings in (own, spark.settings, {} if lake is None else s3_settings(lake), _ALWAYS):
         for key, value in settings.items():
             conf.set(key, value)
+    if own:
+        # Before it heeds any setting, Spark looks up its machine's name, which need not lead anywhere.
+        os.environ.setdefault("SPARK_LOCAL_IP", _LOOPBACK)
     session = SparkSession.builder.config(conf=conf).getOrCreate()
     session.sparkContext.setLogLevel("WARN")
     if own:
@@ -113,8 +117,8 @@ def local_settings(spark: Spark) -> dict[str, str]:
     return {
         "spark.master": f"local[{spark.threads}]",
         "spark.driver.memory": jvm_memory(spark.driver.memory),
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": _LOOPBACK,
+        "spark.driver.bindAddress": _LOOPBACK,
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.shuffle.partitions": str(spark.threads),
