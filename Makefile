@@ -59,7 +59,7 @@ test: lint ## Prove it: lint and every quick test
 	$(BIN)/python -m pytest -m "not full and not proof" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-full: install-dev ## The demo, whole lives on a running stack, browser and fuzz tests (half an hour)
-	$(BIN)/python -m pytest -m full
+	$(BIN)/python -m pytest -m full -n 2 --dist loadfile --no-loadscope-reorder
 
 proof: install-dev ## The long proofs: kills everywhere, scheduling, PostgreSQL, soak (hours on two cores)
 	$(BIN)/python -m pytest -m proof
