@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,8 +24,16 @@ providers._get_local_constants = lambda: providers._local_constants
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts a whole Airflow comes first; begun last, it alone would be waited for."""
+    """Sort the tests, and give each an id of its own: of those that share one pytest-xdist runs one."""
+    # What starts a whole Airflow comes first; begun last, it alone would be waited for.
     items.sort(key=lambda item: item.path.name != "test_spine.py")
+    for item in items:
+        _, parametrised, parameters = item.name.partition("[")
+        if parametrised and "[" not in item.nodeid:  # Schemathesis', as of pytest 9.2
+            item._id = item.id.with_params(parameters.removesuffix("]"))
+    shared = [node for node, times in Counter(item.nodeid for item in items).items() if times > 1]
+    if shared:
+        raise pytest.UsageError(f"several tests are called {', '.join(shared)}")
 
 
 @pytest.fixture(scope="session")
