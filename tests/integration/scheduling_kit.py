@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,8 @@ def kill_with_tasks(stack: Stack, program: str) -> None:
     """The same for everything it has started, as when a machine goes down."""
     parent = psutil.Process(int(supervisorctl(stack, "pid", program)))
     for process in [parent, *parent.children(recursive=True)]:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # a task's child that has ended meanwhile
+            process.kill()
 
 
 @contextmanager

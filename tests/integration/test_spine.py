@@ -66,9 +66,7 @@ def test_the_registry_knows_the_champion(stack: Stack) -> None:
 
 def test_the_registry_s_server_is_one_process(stack: Stack) -> None:
     """The one that MLflow would start it from, and keep waiting, is spared."""
-    supervisor = psutil.Process(int((stack.root / "supervisord.pid").read_text()))
-    lines = [" ".join(process.cmdline()) for process in supervisor.children(recursive=True)]
-    (server,) = [line for line in lines if "mlflow" in line]
+    (server,) = [line for line in command_lines(stack).values() if "mlflow" in line]
     assert "mlflow.server.fastapi_app:app" in server
 
 
