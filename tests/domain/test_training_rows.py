@@ -167,7 +167,8 @@ def test_missing_values_are_counted_in_all_rows(
 ) -> None:
     folder = folder_with_an_integer(world, tmp_path / "dags" / "models" / "small")
     said = set()
-    for number, (slice_bytes, pieces) in enumerate([(as_of.SLICE_BYTES, 131_072), (30_000, 999), (9_000, 70)]):
+    sizes = [(as_of.SLICE_BYTES, 131_072), (30_000, 999), (9_000, 70)]
+    for number, (slice_bytes, pieces) in enumerate(sizes):
         monkeypatch.setattr(as_of, "SLICE_BYTES", slice_bytes)
         monkeypatch.setattr(validation_facts, "PIECE_ROWS", pieces)
         lake = world.at(tmp_path / f"lake{number}")
