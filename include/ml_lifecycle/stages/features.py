@@ -49,6 +49,7 @@ from ml_lifecycle.stages.feature_tables import (
     local_tables,
     sources_of,
 )
+from ml_lifecycle.stages.input_rules import InputProof
 
 if TYPE_CHECKING:
     from ml_lifecycle.adapters.feast_repo import Features
@@ -73,7 +74,8 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
     Beside the two files lies the registry that a server of the model resolves entity keys with, see
     :attr:`TrainingSet.registry_path`.
 
-    :raises FeatureError: a table or column is missing, or a span has no labelled row. Retry: no.
+    :raises FeatureError: a table or column is missing, or a span has no labelled row; or a feature's tag
+        names no contract field, or one whose rules its values break. Retry: no.
     :raises SparkElsewhereError: an application is to do this. Retry: no, run it.
     """
     run, spec = snapshot.run, folder.spec
@@ -91,13 +93,15 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
 
         session = session_for(spec.spark, lake, Job("features", {"snapshot": to_json(snapshot)}))
     features = features_of(folder)
+    proof = InputProof(features.tags(), folder.contracts.values())
     tables = build_tables(folder, lake, snapshot)
     spans = Spans.of(spec, run.as_of)
     training, holdout = spans.split(_known_labels(folder, lake, tables, run.as_of))
-    personal = personal_columns(folder.contracts.values())
+    personal = personal_columns(folder.contracts.values()) | proof.personal
     joined, registry = _join(session, lake, tables, features, spec.labels, pl.concat([training, holdout]))
+    proof.add(joined)
     rows, columns = as_served(joined, features.columns())
-    columns = tuple(replace(column, personal=column.name in personal) for column in columns)
+    columns = tuple(replace(column, personal=column.name in personal) for column in proof.proved(columns))
     for name, part in (("train", rows.head(training.height)), ("holdout", rows.tail(holdout.height))):
         write_parquet(lake, f"{root}/{name}.parquet", part)
     training_set = TrainingSet(
