@@ -7,7 +7,7 @@ does not, since this runs the folder's code and imports what it imports.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -17,12 +17,14 @@ import polars as pl
 from ml_lifecycle.adapters.tables import POLARS_TYPES
 from ml_lifecycle.errors import FeatureError, SpecError, TrainingError
 from ml_lifecycle.records import TaskType
-from ml_lifecycle.spec.feature_fields import can_become, contract_says, field_mark
+from ml_lifecycle.spec.feature_fields import can_become, contract_says, field_mark, tag_mark
+from ml_lifecycle.spec.feature_tags import TAG, Tag, TagError, can_be_served, field_of, input_rules
 from ml_lifecycle.spec.folder import FolderReading, error_place, load_module
 from ml_lifecycle.spec.loader import Parsed
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.problems import Problem, SourceFile, suggest
 from ml_lifecycle.spec.types import format_duration
+from ml_lifecycle.spec.yaml12 import Mark
 
 _MOMENT = "event_timestamp"
 
@@ -130,6 +132,7 @@ class _Features:
             yield self._in_code(str(error))
         else:
             yield from self._names(columns, keys)
+            yield from self._tags(features.tags())
         yield from self._tables(declared)
 
     def _names(self, columns: list[str], keys: tuple[str, ...]) -> Iterator[Problem]:
@@ -164,6 +167,35 @@ class _Features:
                     ("delivery", "watch", "segments", column),
                     f"no feature or key {column!r}",
                     suggest(column, known),
+                )
+
+    def _tags(self, tags: Iterable[Tag]) -> Iterator[Problem]:
+        """Each tag names a field that its feature can hold; what becomes of the field's rules is advice."""
+        contracts = self.reading.contracts
+        if contracts is None:
+            return
+        for tag in tags:
+            try:
+                contract, item = field_of(tag, contracts.value.all)
+            except TagError as error:
+                hints = [*error.hints]
+                if error.field is not None:
+                    name = error.field[0].name
+                    said = contract_says(contracts, error.field[1].name)
+                    hints += [line for line in said if line.startswith(f"contract {name} ")]
+                mark = tag_mark(self.reading.files["features.py"], tag.view, tag.feature, TAG)
+                yield self._at(mark, error.message, hints)
+                continue
+            if input_rules(contract, item) is None:
+                self.advice.append(
+                    f"feature {tag.feature!r} holds {tag.names}, whose broken rules only warn (severity: "
+                    "warn): none of them becomes a rule of the model's input"
+                )
+            elif item.pattern is not None and not can_be_served(item.pattern):
+                self.advice.append(
+                    f"the pattern of {tag.names} becomes no rule of the model's input {tag.feature!r}: only "
+                    "Python's own engine computes it (look-around, back references, flags), and a client's "
+                    "text could keep it, and the server, busy for ever"
                 )
 
     def _tables(self, declared: Mapping[str, Mapping[str, pl.DataType]]) -> Iterator[Problem]:
@@ -304,10 +336,12 @@ class _Features:
 
     def _at_field(self, table: str, column: str, message: str, hints: list[str]) -> Problem:
         """A problem with what a feature view declares; without a place where the code makes its fields."""
-        data = self.reading.files["features.py"]
-        mark = field_mark(data, table, column)
+        return self._at(field_mark(self.reading.files["features.py"], table, column), message, hints)
+
+    def _at(self, mark: Mark | None, message: str, hints: list[str]) -> Problem:
         if mark is None:
             return self._in_code(message, hints)
+        data = self.reading.files["features.py"]
         shown = str(self.reading.path / "features.py")
         return SourceFile(shown, data.decode("utf-8", errors="replace")).problem(mark, message, hints)
 

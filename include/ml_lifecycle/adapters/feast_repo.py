@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import ParseResult, unquote, urlparse, urlunparse
 
 import polars as pl
@@ -35,8 +35,8 @@ from feast.types import Bool, FeastType, Float32, Float64, Int32, Int64, String
 
 from ml_lifecycle.adapters.feast_store import source_columns
 from ml_lifecycle.errors import FeatureError
+from ml_lifecycle.spec.feature_tags import TAG, ColumnType, Tag
 
-ColumnType = Literal["float", "int", "string", "bool"]
 _REGISTRY = "registry.pb"
 _TIMESTAMP = pl.Datetime("us", "UTC")
 
@@ -127,6 +127,15 @@ class Features:
                     raise FeatureError(f"two features of {self.service.name!r} are named {field.name!r}")
                 columns[field.name] = _TYPES[field.dtype][0]
         return columns
+
+    def tags(self) -> tuple[Tag, ...]:
+        """What the service's features say by their tags of the contract fields that they hold."""
+        return tuple(
+            Tag(projection.name, field.name, _TYPES[field.dtype][0], field.tags[TAG])
+            for projection in self.service.feature_view_projections
+            for field in projection.features
+            if TAG in field.tags and field.dtype in _TYPES
+        )
 
     def keys_of(self, view: FeatureView) -> dict[str, pl.DataType]:
         """The columns that a view's rows are found by, with their types; none for a view without entities.

@@ -60,12 +60,15 @@ class Features(Strict):
         ``event_timestamp``; only batch scoring needs it
     :param not_found: what a server does with entity keys that the online store has nothing of (Feast's
         NOT_FOUND): ``answer`` from missing values, as Feast does, or ``refuse`` the request (404)
+    :param broken_rules: what a server does with a vector that breaks a rule of the contract field that a
+        feature's tag names: ``report`` it in a metric and answer, or ``refuse`` the request (400)
     """
 
     service: Text
     entities: Text = "entities"
     lookback: Duration | None = None
     not_found: Literal["answer", "refuse"] = "answer"
+    broken_rules: Literal["report", "refuse"] = "report"
 
 
 class Gate(Strict):
