@@ -73,15 +73,16 @@ def make(folder: Path, predictions: int, part_rows: int) -> None:
     (folder / "labels").mkdir()
     sums = {"labelled": 0, "mature": 0, "known": 0, "positive": 0, "score": 0.0, "right": 0, "squared": 0.0}
     hours: list[pl.DataFrame] = []
-    for number in range(predictions // part_rows):
+    at_once = max(part_rows, 20_000 // part_rows * part_rows)
+    for number, start in enumerate(range(0, predictions // part_rows * part_rows, at_once)):
         rng = np.random.default_rng(number)
-        rows = drawn[rng.integers(0, BLOCK, part_rows)]
-        keys = np.arange(number * part_rows, (number + 1) * part_rows)
+        keys = np.arange(start, min(start + at_once, predictions // part_rows * part_rows))
+        rows = drawn[rng.integers(0, BLOCK, len(keys))]
         moments = int(DAY.timestamp()) * 1_000_000 + keys * step
         score = score_of(rows["normal"].to_numpy())
-        truth = rng.random(part_rows) < score
-        known = rng.random(part_rows) < 0.9  # of the others nothing ever becomes known
-        write_part(target, number, rows, keys, moments, score)
+        truth = rng.random(len(keys)) < score
+        known = rng.random(len(keys)) < 0.9  # of the others nothing ever becomes known
+        write_parts(target, number, part_rows, rows, keys, moments, score)
         labels = pl.DataFrame(
             {
                 "flight": keys,
@@ -110,10 +111,16 @@ def make(folder: Path, predictions: int, part_rows: int) -> None:
     make_training(folder)
 
 
-def write_part(
-    target: Path, number: int, rows: pl.DataFrame, keys: np.ndarray, moments: np.ndarray, score: np.ndarray
+def write_parts(
+    target: Path,
+    number: int,
+    part_rows: int,
+    rows: pl.DataFrame,
+    keys: np.ndarray,
+    moments: np.ndarray,
+    score: np.ndarray,
 ) -> None:
-    """As the server writes it: a part of one model, with structs, Enums and LZ4."""
+    """As the server writes them: parts of one model, with structs, Enums and LZ4."""
     import numpy as np
     import polars as pl
 
@@ -152,9 +159,11 @@ def write_part(
         .with_columns(**constants)
         .select(tuple(SCHEMA))
     )
-    first = frame["received_at"][0]
-    name = f"{first:%Y%m%dT%H%M%S%f}-bench-{number:06d}-{kind_of(DIGEST, frame)}.parquet"
-    frame.write_parquet(target / name, compression="lz4", statistics=False)
+    kind = kind_of(DIGEST, frame)
+    for part, start in enumerate(range(0, len(keys), part_rows), int(keys[0]) // part_rows):
+        written = frame[start : start + part_rows]
+        name = f"{written['received_at'][0]:%Y%m%dT%H%M%S%f}-bench-{part:06d}-{kind}.parquet"
+        written.write_parquet(target / name, compression="lz4", statistics=False)
 
 
 def make_training(folder: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ml_lifecycle.commands import contracts, folders, ledger, pods, releases, scoring, snapshots
+from ml_lifecycle.commands import contracts, folders, ledger, pods, predictions, releases, scoring, snapshots
 from ml_lifecycle.commands.command import Command
 from ml_lifecycle.errors import LifecycleError
 
@@ -22,6 +22,7 @@ COMMANDS = (
     *scoring.COMMANDS,
     *contracts.COMMANDS,
     *snapshots.COMMANDS,
+    *predictions.COMMANDS,
     *pods.COMMANDS,
     *ledger.COMMANDS,
 )

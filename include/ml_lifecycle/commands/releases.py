@@ -11,7 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ml_lifecycle.commands.command import Command, moment, settings_of, state_arguments
+from ml_lifecycle.commands.command import (
+    Command,
+    environment_lake_of,
+    moment,
+    settings_of,
+    state_arguments,
+)
 
 if TYPE_CHECKING:
     from ml_lifecycle.adapters.lake import Lake
@@ -67,22 +73,15 @@ def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from ml_lifecycle.adapters.lake import Lake
     from ml_lifecycle.delivery.audit import open_ledger
     from ml_lifecycle.delivery.checks import Clock
     from ml_lifecycle.delivery.way_back import check_lake, find_released
-    from ml_lifecycle.settings import SettingsError
     from ml_lifecycle.stages.deploy import rollback
 
     settings, environment = settings_of(arguments), arguments.environment
-    if environment not in settings.environment_lakes:
-        raise SettingsError(
-            f"where is the lake of {environment}? Give --environment-lake {environment}=URL or set "
-            f"ML_LIFECYCLE_{environment.upper()}_LAKE"
-        )
+    lake = environment_lake_of(settings, environment)
     database = open_ledger(settings.database).database
     model = find_released(database, environment, arguments.name)
-    lake = Lake(settings.environment_lakes[environment])
     check_lake(database, environment, model.endpoint, lake)
     request = arguments.request or f"command-line/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
     print(f"if this is interrupted, finish it by the same command with --request {request}", file=sys.stderr)

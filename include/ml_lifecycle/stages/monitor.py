@@ -16,7 +16,8 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import PredictionWindow, Stretch
+from ml_lifecycle.adapters.prediction_parts import Stretch
+from ml_lifecycle.adapters.predictions import PredictionWindow
 from ml_lifecycle.errors import NoSpaceError
 from ml_lifecycle.metrics import METRICS
 from ml_lifecycle.personal import told
@@ -94,7 +95,7 @@ def monitor(
     kept = KeptFindings(lake, spec.name, log)
     traffic = monitor_traffic.measure(log, kept)
     training = reference_for(traffic.versions[0].model_digest) if traffic.versions else None
-    with room_for_labels(spec.labels, 1 + sum(log.files.values()) // _PART_BYTES) as known:
+    with room_for_labels(spec.labels, 1 + log.size // _PART_BYTES) as known:
         label_error = _read_labels(known, labels, run)
         others = (online, None if offline is None else offline.inputs)
         digest = _inputs_digest(spec, run, log, training, known.digest, label_error, *others)
@@ -161,14 +162,14 @@ def _inputs_digest(
     return digest_of(
         {
             "online": [asdict(finding) for finding in online],
-            "stage": "monitor/4",
+            "stage": "monitor/5",
             "endpoint": spec.endpoint,
             "task": spec.task,
             "threshold": spec.evaluation.threshold,
             "monitoring": spec.monitoring.model_dump(mode="json"),
             "labels": spec.labels.model_dump(mode="json"),
             "window": [run.interval.start.isoformat(), run.interval.end.isoformat()],
-            "files": log.files,
+            "log": [[stretch.name, stretch.digest] for stretch in log.stretches],
             "mature_until": mature_until(spec.labels, run).isoformat(),
             "known_labels": known_labels,
             "label_error": label_error,
@@ -283,8 +284,8 @@ def _quality(
 def _unreadable(log: PredictionWindow) -> Iterator[Finding]:
     if log.unreadable:
         listed = "; ".join(f"{path}: {error}" for path, error in list(log.unreadable.items())[:3])
-        text = f"{len(log.unreadable)} of {len(log.files)} parts of the log cannot be read: {listed}"
-        yield Finding("unreadable_parts", None, float(len(log.unreadable)), len(log.files), error=text)
+        text = f"{len(log.unreadable)} of {log.parts} parts of the log cannot be read: {listed}"
+        yield Finding("unreadable_parts", None, float(len(log.unreadable)), log.parts, error=text)
 
 
 def _write_reports(
