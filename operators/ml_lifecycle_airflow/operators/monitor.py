@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from ml_lifecycle.records import Finding, Monitoring
+    from ml_lifecycle.records import Monitoring
+    from ml_lifecycle.stages.monitor_online import Online
 
 
 class MonitorOperator(StageOperator):
@@ -85,17 +86,17 @@ class MonitorOperator(StageOperator):
             )
         return findings
 
-    def _online(self, resources: Resources, as_of: datetime) -> tuple[Finding, ...]:
-        from ml_lifecycle.stages.monitor_online import mismatches, staleness
+    def _online(self, resources: Resources, as_of: datetime) -> Online:
+        from ml_lifecycle.stages.monitor_online import Online, look_at
 
         try:
             store = resources.online_store(self.environment)
         except AirflowNotFoundException:  # whoever never connected one serves no features from it
-            return ()
-        differing, examples = mismatches(resources.model, resources.lake(), store)
-        for example in examples:
+            return Online()
+        online = look_at(resources.model, resources.lake(), store, as_of)
+        for example in online.examples:
             self.log.warning("online is not offline: %s", example)
-        return (*staleness(resources.model, store, as_of), *differing)
+        return online
 
 
 class NotifyOperator(StageOperator):
