@@ -255,3 +255,13 @@ def test_a_field_is_hidden_that_only_the_version_s_contract_calls_personal(world
     replayed = world.replay()
     assert replayed.report["first_differences"] == {"features: state:mode": 20}
     assert {one["logged"] for one in replayed.report["examples"]} == {MASK}
+
+
+def test_a_view_that_has_lost_the_feature_explains_nothing(world: World) -> None:
+    world.log(world.online(MACHINES).with_columns(pl.col("load") / 3), MACHINES)
+    world.edit('Field(name="load", dtype=Float64), ', "")
+    world.edit(LOAD, '"mode"),')
+    replayed = world.replay()
+    found = shares(replayed)
+    assert (found["replay_mismatch_share", LOAD_STEP], found["replay_code_share", None]) == (1, 0)
+    assert {one["cause"] for one in replayed.report["examples"]} == {"skew"}
