@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,8 +24,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import table
-from drift import NUMBERS, columns, make_rows, timed
+from common import apart, asked_of, keep, table, timed
+from drift import NUMBERS, columns, make_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -266,16 +264,6 @@ def hour(folder: Path) -> dict[str, Any]:
 WORK: dict[str, Callable[[Path], dict[str, Any]]] = {"first": whole, "later": later, "hour": hour}
 
 
-def apart(kind: str, folder: Path) -> dict[str, Any]:
-    """The work in a process of its own."""
-    command = [sys.executable, __file__, "--child", kind, str(folder)]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"· {kind}: {found['seconds']:.1f} s, {found['peak_mib']:.0f} MiB", file=sys.stderr, flush=True)
-    return found
-
-
 def check_day(folder: Path, answer: dict[str, Any], predictions: int) -> None:
     """Against what was counted while the log was written."""
     sums, found = json.loads((folder / "sums.json").read_text()), answer["findings"]
@@ -329,12 +317,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--predictions", type=int, default=10_000_000)
     parser.add_argument("--part-rows", type=int, default=20_000)
-    parser.add_argument("--results", type=Path)
-    parser.add_argument("--child", nargs=2)
-    asked = parser.parse_args()
-    if asked.child:
-        print(json.dumps(WORK[asked.child[0]](Path(asked.child[1]))))
-        return 0
+    asked = asked_of(parser, WORK)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
@@ -353,11 +336,9 @@ def main() -> int:
         [(kind, f"{one['seconds']:.1f}", f"{one['peak_mib']:.0f}") for kind, one in runs.items()],
     )
     table(("of an hour", "off by"), [(key, f"{value:.2g}") for key, value in off.items()])
-    if asked.results:
-        raw = {kind: {k: v for k, v in one.items() if k != "answer"} for kind, one in runs.items()}
-        asked.results.parent.mkdir(parents=True, exist_ok=True)
-        told = {"predictions": asked.predictions, "part_rows": asked.part_rows, "log_bytes": size, "off": off}
-        asked.results.write_text(json.dumps({**told, "kept_bytes": kept, **raw}, indent=1))
+    raw = {kind: {k: v for k, v in one.items() if k != "answer"} for kind, one in runs.items()}
+    told = {"predictions": asked.predictions, "part_rows": asked.part_rows, "log_bytes": size, "off": off}
+    keep(asked.results, {**told, "kept_bytes": kept, **raw})
     peak = max(one["peak_mib"] for one in runs.values())
     return 0 if runs["first"]["seconds"] <= SECONDS and peak <= MIB else 1
 

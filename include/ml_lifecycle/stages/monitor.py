@@ -39,6 +39,7 @@ from ml_lifecycle.spec.model import Alert, ModelSpec
 from ml_lifecycle.stages import monitor_drift, monitor_quality, monitor_replay, monitor_traffic
 from ml_lifecycle.stages.monitor_kept import KeptFindings
 from ml_lifecycle.stages.monitor_labels import KnownLabels, room_for_labels
+from ml_lifecycle.stages.monitor_online import Online
 from ml_lifecycle.stages.monitor_quality import (
     Quality,
     mature_until,
@@ -73,7 +74,7 @@ def monitor(
     labels: pl.LazyFrame | None,
     now: datetime,
     *,
-    online: Sequence[Finding] = (),
+    online: Online | None = None,
     offline: Offline | None = None,
 ) -> Monitoring:
     """Measure the window ``run.interval`` of the endpoint's traffic and write findings and reports.
@@ -86,18 +87,20 @@ def monitor(
     :param reference_for: model digest → the training that made it, None if it is unknown
     :param labels: the table of ``spec.labels``; only labels known before ``run.as_of`` are used
     :param now: noted in the report; nothing depends on it
-    :param online: what :mod:`.monitor_online` says of the online store
+    :param online: what is said of the online store. How old its values were then is among what the result
+        follows from; how many were right is not, as a store tells only of now: the first answer stays
     :param offline: where served requests are replayed; without it their features are not looked up
     :raises OSError: a lake cannot be reached. Retry: yes.
     :raises SparkElsewhereError: Spark, which is to profile the window, runs elsewhere. Retry: no, but there.
     """
+    online = online or Online()
     log = PredictionWindow(environment_lake, spec.endpoint, run.interval)
     kept = KeptFindings(lake, spec.name, log)
     traffic = monitor_traffic.measure(log, kept)
     training = reference_for(traffic.versions[0].model_digest) if traffic.versions else None
     with room_for_labels(spec.labels, 1 + log.size // _PART_BYTES) as known:
         label_error = _read_labels(known, labels, run)
-        others = (online, None if offline is None else offline.inputs)
+        others = (online.staleness, None if offline is None else offline.inputs)
         digest = _inputs_digest(spec, run, log, training, known.digest, label_error, *others)
         path = f"monitoring/{spec.name}/{digest}"
         if lake.exists(f"{path}/manifest.json"):
@@ -108,7 +111,8 @@ def monitor(
     if label_error is not None:
         failures.append(Finding("labels", None, None, 0, error=label_error))
     replayed = monitor_replay.replay(spec, lake, environment_lake, log, kept, reference_for, offline)
-    told_of = [*found.findings, *online, *replayed.findings, *failures, *_unreadable(log)]
+    of_store = (*online.staleness, *online.mismatches)
+    told_of = [*found.findings, *of_store, *replayed.findings, *failures, *_unreadable(log)]
     findings, alerts = judge(told_of, spec.monitoring.alerts)
     monitoring = Monitoring(
         run=run,
@@ -156,12 +160,12 @@ def _inputs_digest(
     training: Training | None,
     known_labels: str,
     label_error: str | None,
-    online: Sequence[Finding],
+    staleness: Sequence[Finding],
     replayed_with: Sequence[str] | None,
 ) -> str:
     return digest_of(
         {
-            "online": [asdict(finding) for finding in online],
+            "staleness": [asdict(finding) for finding in staleness],
             "stage": "monitor/5",
             "endpoint": spec.endpoint,
             "task": spec.task,

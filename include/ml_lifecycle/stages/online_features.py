@@ -84,12 +84,13 @@ def materialise(
         with contextlib.closing(OnlineWriter(features, repository, online_store, personal)) as writer:
             last, begun = writer.last(), writer.begun()
             before, known = None, {}
+            if last is not None:
+                earlier = (moment for moment in (last.as_of, last.since) if moment is not None)
+                now = replace(now, since=next((moment for moment in earlier if moment < now.as_of), None))
             if last is not None and last.code_digest == now.code_digest and lake.exists(last.snapshot_path):
                 before = from_json(Snapshot, lake.read_json(last.snapshot_path))
                 known = _counting(folder, features, lake, before, last.as_of, Path(name) / "known")
                 now = replace(now, newest=last.newest)
-                earlier = (moment for moment in (last.as_of, last.since) if moment is not None)
-                now = replace(now, since=next((moment for moment in earlier if moment < now.as_of), None))
             rows = writer.write(tables, known, now)
     since = before.digest if before is not None else None
     healed = None

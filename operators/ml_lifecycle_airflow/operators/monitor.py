@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from ml_lifecycle.adapters.lake import Lake
-    from ml_lifecycle.records import Finding, Monitoring, Run
+    from ml_lifecycle.records import Monitoring, Run
+    from ml_lifecycle.stages.monitor_online import Online
 
 # Of one very busy server a day's, in a minute or two; a backlog is worked off by several runs.
 _PARTS_A_RUN = 150_000
@@ -112,17 +113,17 @@ class MonitorOperator(StageOperator):
                 "prediction log: %d parts became %d files, %d replaced parts deleted", *astuple(done)
             )
 
-    def _online(self, resources: Resources, as_of: datetime) -> tuple[Finding, ...]:
-        from ml_lifecycle.stages.monitor_online import mismatches, staleness
+    def _online(self, resources: Resources, as_of: datetime) -> Online:
+        from ml_lifecycle.stages.monitor_online import Online, look_at
 
         try:
             store = resources.online_store(self.environment)
         except AirflowNotFoundException:  # whoever never connected one serves no features from it
-            return ()
-        differing, examples = mismatches(resources.model, resources.lake(), store)
-        for example in examples:
+            return Online()
+        online = look_at(resources.model, resources.lake(), store, as_of)
+        for example in online.examples:
             self.log.warning("online is not offline: %s", example)
-        return (*staleness(resources.model, store, as_of), *differing)
+        return online
 
 
 class NotifyOperator(StageOperator):
