@@ -59,6 +59,14 @@ class Http(Strict):
     overlap_numbers: int = Field(default=1000, ge=0)
 
     @model_validator(mode="after")
+    def _path_is_only_that(self) -> Http:
+        if "://" in self.path or self.path.startswith("//"):
+            raise FieldError("path", "is below the address of the connection: leave the address out")
+        if "?" in self.path or "#" in self.path:
+            raise FieldError("path", "ends before '?' and '#': what is asked for stands in parameters")
+        return self
+
+    @model_validator(mode="after")
     def _pages_go_on_in_one_way(self) -> Http:
         if self.page_parameter is not None and self.next is not None:
             raise FieldError("page_parameter", "or next, not both")
