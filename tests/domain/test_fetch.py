@@ -277,6 +277,14 @@ def test_a_query_that_cannot_be_fetched_is_said(shop: Shop, sql: dict[str, Any],
         twice()
 
 
+def test_a_query_may_have_several_lines_and_comments(shop: Shop) -> None:
+    query = "SELECT id, at, value, changed\n\tFROM orders -- all of them"
+    shop.put(order(1, 1))
+    assert shop.fetch(query=query) == 1
+    shop.put(order(2, 2))
+    assert shop.fetch(query=query) == 1
+
+
 def test_an_empty_table_has_not_arrived_and_a_dead_database_neither(shop: Shop, tmp_path: Path) -> None:
     with pytest.raises(SourceNotReadyError, match="source 'orders': nothing was fetched that has a row"):
         shop.snapshot()
