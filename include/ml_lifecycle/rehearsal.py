@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -23,6 +23,9 @@ from ml_lifecycle.spec.loader import Parsed
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.problems import Problem, SourceFile, suggest
 from ml_lifecycle.spec.types import format_duration
+
+if TYPE_CHECKING:
+    from ml_lifecycle.adapters.feast_repo import Features
 
 _MOMENT = "event_timestamp"
 
@@ -130,6 +133,7 @@ class _Features:
             yield self._in_code(str(error))
         else:
             yield from self._names(columns, keys)
+            yield from self._alerts(features, columns)
         yield from self._tables(declared)
 
     def _names(self, columns: list[str], keys: tuple[str, ...]) -> Iterator[Problem]:
@@ -150,14 +154,6 @@ class _Features:
                 yield self.model.problem(
                     path, f"no feature or key {gate.segment!r}", suggest(gate.segment, known)
                 )
-        for number, alert in enumerate(self.spec.monitoring.alerts):
-            for place, column in enumerate(alert.columns or ()):
-                if column not in columns:
-                    yield self.model.problem(
-                        ("monitoring", "alerts", number, "columns", place),
-                        f"no feature {column!r}",
-                        suggest(column, columns),
-                    )
         for column in self.spec.delivery.watch.segments:
             if column not in known:
                 yield self.model.problem(
@@ -165,6 +161,25 @@ class _Features:
                     f"no feature or key {column!r}",
                     suggest(column, known),
                 )
+
+    def _alerts(self, features: Features, columns: list[str]) -> Iterator[Problem]:
+        """What alerts name as columns is something that their metric has findings of."""
+        views = {view.name: [field.name for field in view.features] for view in features.views}
+        of_the_store = {
+            "feature_staleness_seconds": ("feature view", [*views]),
+            "online_mismatch_share": (
+                "feature",
+                [f"{view}:{name}" for view, names in views.items() for name in names],
+            ),
+        }
+        for number, alert in enumerate(self.spec.monitoring.alerts):
+            if alert.metric.startswith("replay_"):
+                continue  # of the steps that differ
+            kind, known = of_the_store.get(alert.metric, ("feature", columns))
+            for place, column in enumerate(alert.columns or ()):
+                if column not in known:
+                    path = ("monitoring", "alerts", number, "columns", place)
+                    yield self.model.problem(path, f"no {kind} {column!r}", suggest(column, known))
 
     def _tables(self, declared: Mapping[str, Mapping[str, pl.DataType]]) -> Iterator[Problem]:
         tables = getattr(self.module, "tables", None)
