@@ -121,7 +121,18 @@ def test_a_second_up_prints_where_the_stack_runs(
     assert f"Airflow  {stack.airflow_url} " in printed
     assert f"MLflow   {stack.mlflow_url}\n" in printed
     command = Path(sys.executable).with_name("ml-lifecycle")
-    assert f"ask      . {stack.settings_file}; {command} live\n" in printed
+    assert f"ask      . {shlex.quote(str(stack.settings_file))}; {command} live\n" in printed
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    beneath = Stack(root=tmp_path / "file" / "run", ports=free_ports())
+    monkeypatch.setattr(commands, "_stack", lambda name: beneath)
+    monkeypatch.setattr(commands.signal, "signal", lambda *_: None)  # the test's own process keeps its own
+    assert commands.main(["up"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: [Errno 20] Not a directory: '{beneath.root}")
 
 
 def test_two_processes_on_one_port_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
