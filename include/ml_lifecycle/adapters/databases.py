@@ -38,6 +38,8 @@ def chunks(engine: Engine, sql: Sql, since: Cursor | None, what: str) -> Iterato
         # Else drivers fetch all of it before the first row is seen.
         streaming = connection.execution_options(stream_results=True, max_row_buffer=sql.chunk_rows)
         result = streaming.execute(text(query), values)
+        if not result.returns_rows:
+            raise SourceError(f"{what}: the query gives no table: write a SELECT")
         names = list(result.keys())
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise SourceError(f"{what}: the query gives {', '.join(doubled)} more than once")
