@@ -262,7 +262,10 @@ def test_types_that_databases_have(database_url: str, tmp_path: Path) -> None:
         ({"cursor": "value"}, "source 'orders': value is Float64; a cursor is a time or a whole number"),
         ({"query": "SELECT id, id FROM orders", "cursor": None}, "gives id more than once"),
         ({"query": "SELEC id FROM orders"}, "the database (does not take the query|cannot be read now)"),
-        ({"query": "DELETE FROM orders", "cursor": None}, "(the query gives no table: write a SELECT|does not take the query)"),
+        (
+            {"query": "DELETE FROM orders", "cursor": None},
+            "(gives no table: write a SELECT|does not take the query)",
+        ),
         ({"query": "SELECT id, at, value, NULL AS changed FROM orders"}, "1 rows have no changed"),
         ({"query": "SELECT id, at, value, 'soon' AS changed FROM orders"}, "changed is text that is no time"),
     ],
