@@ -55,6 +55,7 @@ def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server",
         metavar="URL",
+        type=_server_url,
         action="append",
         default=[],
         help="a model server to check before and after, once for each; without any, none is asked",
@@ -64,6 +65,12 @@ def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
         "--request", metavar="ID", help="of a rollback that was interrupted, to finish that one and no other"
     )
     parser.add_argument("--mlflow", metavar="URI", help="where to move the alias champion; default: nowhere")
+
+
+def _server_url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):  # else it would pass for a server that is down
+        raise argparse.ArgumentTypeError(f"{text!r}: write an address such as http://127.0.0.1:8093")
+    return text
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
@@ -84,11 +91,12 @@ def _rollback(arguments: argparse.Namespace) -> int:
     model = find_released(database, environment, arguments.name)
     lake = Lake(settings.environment_lakes[environment])
     check_lake(database, environment, model.endpoint, lake)
+    target = _target(arguments, lake, model.endpoint)
     request = arguments.request or f"command-line/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
     print(f"if this is interrupted, finish it by the same command with --request {request}", file=sys.stderr)
     release = rollback(
         model,
-        _target(arguments, lake),
+        target,
         database,
         Clock(now=lambda: datetime.now(UTC)),
         request=request,
@@ -109,10 +117,11 @@ def _rollback(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _target(arguments: argparse.Namespace, lake: Lake) -> Target:
+def _target(arguments: argparse.Namespace, lake: Lake, endpoint: str) -> Target:
     from ml_lifecycle.delivery.targets import ModelServers
     from ml_lifecycle.delivery.way_back import PublishedOnly
-    from ml_lifecycle.serving.client import ModelClient
+    from ml_lifecycle.errors import ServerUnavailableError
+    from ml_lifecycle.serving.client import ModelClient, RequestRefusedError
     from ml_lifecycle.settings import SettingsError
 
     if not arguments.server:
@@ -122,6 +131,14 @@ def _target(arguments: argparse.Namespace, lake: Lake) -> Target:
     if not token:
         raise SettingsError(f"what is the servers' token? Give --token-file FILE or set {_TOKEN_VARIABLE}")
     clients = [ModelClient(url, token) for url in arguments.server]
+    for client in clients:
+        try:
+            client.metadata(endpoint)
+        except ServerUnavailableError:
+            continue  # as while it is down
+        except RequestRefusedError as error:
+            if error.status in (401, 403):  # its checks would fail, and what is live would stay so
+                raise SettingsError(f"{client} does not take this token; nothing was changed") from error
     return ModelServers(arguments.environment, lake, clients)
 
 
