@@ -114,8 +114,10 @@ def _collect(arguments: argparse.Namespace) -> int:
     verb = "would go" if arguments.dry_run else "went"
     megabytes = sum(gone.files.values()) / 2**20
     print(f"{len(gone.snapshots)} snapshots {verb}; {len(gone.files)} files, {megabytes:,.1f} MiB")
-    if gone.snapshots:
+    if gone.snapshots and not arguments.dry_run:
         print(f"the files of these snapshots can go in {arguments.grace:g} hours, by the same command")
+    elif gone.snapshots:
+        print(f"the files of these snapshots could go {arguments.grace:g} hours later, in the same way")
     return 0
 
 
