@@ -48,7 +48,7 @@ def rehearse(reading: FolderReading) -> Rehearsal:
     advice: list[str] = []
     features = _import(reading, "features", problems)
     if reading.model is not None:
-        advice += _advice(reading.model.value)
+        advice += [*_advice(reading.model.value), *_renamed(reading, reading.model.value)]
         if features is not None:
             problems += _Features(reading, reading.model, features, advice).problems()
     return Rehearsal(tuple(problems), tuple(advice))
@@ -105,6 +105,21 @@ def _advice(spec: ModelSpec) -> Iterator[str]:
             f"delivery.steps in model.yaml are percent: the largest, {max(shares) * 100:g}, is less than one "
             "in a hundred requests; 5 is five percent"
         )
+
+
+def _renamed(reading: FolderReading, spec: ModelSpec) -> Iterator[str]:
+    """A misspelt name would leave a column of its own, and the right one without values."""
+    contracts = {one.name: one for one in reading.contracts.value.all} if reading.contracts else {}
+    for name, source in spec.sources.items():
+        if (contract := contracts.get(source.contract or "")) is None:
+            continue
+        fields = [field.name for field in contract.fields]
+        for column in source.renamed:
+            if column not in fields:
+                yield (
+                    f"sources.{name}.renamed in model.yaml: contract {contract.name} lists no {column!r}; "
+                    + "; ".join(suggest(column, fields))
+                )
 
 
 @dataclass

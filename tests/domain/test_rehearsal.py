@@ -386,8 +386,14 @@ def test_a_file_that_does_not_compile_is_told_once(tmp_path: Path) -> None:
             "delivery: {strategy: canary, steps: [0.25, 0.5]}\nmonitoring:\n",
             "delivery.steps in model.yaml are percent: the largest, 0.5, is less than one in a hundred",
         ),
+        (
+            "model.yaml",
+            "keys: [order_id]\n",
+            "keys: [order_id]\n    renamed: {amuont: [cost]}\n",
+            "orders.renamed in model.yaml: contract orders lists no 'amuont'; did you mean 'amount'?",
+        ),
     ],
-    ids=["one approver", "no contract", "short window", "no entities", "steps as shares"],
+    ids=["one approver", "no contract", "short window", "no entities", "steps as shares", "renamed"],
 )
 def test_what_may_be_meant_is_a_note(tmp_path: Path, file: str, old: str, new: str, advice: str) -> None:
     folder = new_folder("returns", tmp_path)
