@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -25,6 +25,9 @@ from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.problems import Problem, SourceFile, suggest
 from ml_lifecycle.spec.types import format_duration
 from ml_lifecycle.spec.yaml12 import Mark
+
+if TYPE_CHECKING:
+    from ml_lifecycle.adapters.feast_repo import Features
 
 _MOMENT = "event_timestamp"
 
@@ -47,7 +50,7 @@ def rehearse(reading: FolderReading) -> Rehearsal:
     advice: list[str] = []
     features = _import(reading, "features", problems)
     if reading.model is not None:
-        advice += _advice(reading.model.value)
+        advice += [*_advice(reading.model.value), *_renamed(reading, reading.model.value)]
         if features is not None:
             problems += _Features(reading, reading.model, features, advice).problems()
     return Rehearsal(tuple(problems), tuple(advice))
@@ -106,6 +109,21 @@ def _advice(spec: ModelSpec) -> Iterator[str]:
         )
 
 
+def _renamed(reading: FolderReading, spec: ModelSpec) -> Iterator[str]:
+    """A misspelt name would leave a column of its own, and the right one without values."""
+    contracts = {one.name: one for one in reading.contracts.value.all} if reading.contracts else {}
+    for name, source in spec.sources.items():
+        if (contract := contracts.get(source.contract or "")) is None:
+            continue
+        fields = [field.name for field in contract.fields]
+        for column in source.renamed:
+            if column not in fields:
+                yield (
+                    f"sources.{name}.renamed in model.yaml: contract {contract.name} lists no {column!r}; "
+                    + "; ".join(suggest(column, fields))
+                )
+
+
 @dataclass
 class _Features:
     """``features.py`` held against ``model.yaml`` and the contracts."""
@@ -133,6 +151,7 @@ class _Features:
         else:
             yield from self._names(columns, keys)
             yield from self._tags(features.tags())
+            yield from self._alerts(features, columns)
         yield from self._tables(declared)
 
     def _names(self, columns: list[str], keys: tuple[str, ...]) -> Iterator[Problem]:
@@ -153,14 +172,6 @@ class _Features:
                 yield self.model.problem(
                     path, f"no feature or key {gate.segment!r}", suggest(gate.segment, known)
                 )
-        for number, alert in enumerate(self.spec.monitoring.alerts):
-            for place, column in enumerate(alert.columns or ()):
-                if column not in columns:
-                    yield self.model.problem(
-                        ("monitoring", "alerts", number, "columns", place),
-                        f"no feature {column!r}",
-                        suggest(column, columns),
-                    )
         for column in self.spec.delivery.watch.segments:
             if column not in known:
                 yield self.model.problem(
@@ -197,6 +208,25 @@ class _Features:
                     "Python's own engine computes it (look-around, back references, flags), and a client's "
                     "text could keep it, and the server, busy for ever"
                 )
+
+    def _alerts(self, features: Features, columns: list[str]) -> Iterator[Problem]:
+        """What alerts name as columns is something that their metric has findings of."""
+        views = {view.name: [field.name for field in view.features] for view in features.views}
+        of_the_store = {
+            "feature_staleness_seconds": ("feature view", [*views]),
+            "online_mismatch_share": (
+                "feature",
+                [f"{view}:{name}" for view, names in views.items() for name in names],
+            ),
+        }
+        for number, alert in enumerate(self.spec.monitoring.alerts):
+            if alert.metric.startswith("replay_"):
+                continue  # of the steps that differ
+            kind, known = of_the_store.get(alert.metric, ("feature", columns))
+            for place, column in enumerate(alert.columns or ()):
+                if column not in known:
+                    path = ("monitoring", "alerts", number, "columns", place)
+                    yield self.model.problem(path, f"no {kind} {column!r}", suggest(column, known))
 
     def _tables(self, declared: Mapping[str, Mapping[str, pl.DataType]]) -> Iterator[Problem]:
         tables = getattr(self.module, "tables", None)

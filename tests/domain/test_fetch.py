@@ -262,6 +262,10 @@ def test_types_that_databases_have(database_url: str, tmp_path: Path) -> None:
         ({"cursor": "value"}, "source 'orders': value is Float64; a cursor is a time or a whole number"),
         ({"query": "SELECT id, id FROM orders", "cursor": None}, "gives id more than once"),
         ({"query": "SELEC id FROM orders"}, "the database (does not take the query|cannot be read now)"),
+        (
+            {"query": "DELETE FROM orders", "cursor": None},
+            "(gives no table: write a SELECT|does not take the query)",
+        ),
         ({"query": "SELECT id, at, value, NULL AS changed FROM orders"}, "1 rows have no changed"),
         ({"query": "SELECT id, at, value, 'soon' AS changed FROM orders"}, "changed is text that is no time"),
     ],
@@ -275,6 +279,14 @@ def test_a_query_that_cannot_be_fetched_is_said(shop: Shop, sql: dict[str, Any],
 
     with pytest.raises((SourceError, SourceNotReadyError), match=said):
         twice()
+
+
+def test_a_query_may_have_several_lines_and_comments(shop: Shop) -> None:
+    query = "SELECT id, at, value, changed\n\tFROM orders -- all of them"
+    shop.put(order(1, 1))
+    assert shop.fetch(query=query) == 1
+    shop.put(order(2, 2))
+    assert shop.fetch(query=query) == 1
 
 
 def test_an_empty_table_has_not_arrived_and_a_dead_database_neither(shop: Shop, tmp_path: Path) -> None:

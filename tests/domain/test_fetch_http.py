@@ -109,6 +109,12 @@ def test_pages_follow_each_other_by_url_by_token_and_by_number(api: Api) -> None
     assert len(api.asked) == 3 + 3 + 4  # the last is empty
 
 
+def test_the_path_is_below_the_address_with_a_slash_in_front_too(api: Api) -> None:
+    api.answer = lambda path, given: (200, {}, [{"id": 1}])
+    assert read(api, path="/orders") == [{"id": 1}]
+    assert api.asked == [("/v1/orders", {})]
+
+
 def test_what_is_nested_becomes_columns(api: Api) -> None:
     api.answer = lambda path, given: (200, {}, [{"id": 1, "price": {"amount": 1.5}}, {"id": 2, "note": "x"}])
     assert read(api) == [
@@ -205,6 +211,9 @@ def test_only_what_is_new_is_asked_for_and_kept(api: Api, tmp_path: Path) -> Non
         ({"page_parameter": "page", "next": "next"}, "or next, not both"),
         ({"next_parameter": "token"}, "needs next"),
         ({"cursor": "at"}, "and cursor_parameter go together"),
+        ({"path": "https://elsewhere.example/orders"}, "leave the address out"),
+        ({"path": "//elsewhere.example/orders"}, "leave the address out"),
+        ({"path": "orders?shop=7"}, "stands in parameters"),
     ],
 )
 def test_pages_are_declared_in_one_way(http: dict[str, Any], said: str) -> None:

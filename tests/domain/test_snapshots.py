@@ -235,6 +235,10 @@ def test_the_commands(
         assert main(["snapshots", *arguments]) == 0
         return capsys.readouterr().out.splitlines()
 
+    for odd in (["--newest", "-1"], ["--days", "9" * 20], ["--grace", "nan"], ["--grace", "-1"]):
+        with pytest.raises(SystemExit):
+            main(["snapshots", "collect", folder, *odd])
+        assert f"argument {odd[0]}: {odd[1]!r}: write a" in capsys.readouterr().err
     assert main(["snapshots", "list", folder]) == 1
     assert "where is the lake? Give --lake URL or set ML_LIFECYCLE_LAKE" in capsys.readouterr().err
     monkeypatch.setenv("ML_LIFECYCLE_LAKE", life.lake.url)
@@ -248,3 +252,5 @@ def test_the_commands(
     assert said("collect", folder, "--newest", "1", "--days", "0")[-2] == "5 snapshots went; 0 files, 0.0 MiB"
     assert said("collect", folder, "--grace", "0")[-1].startswith("0 snapshots went; 5 files, 0.0 MiB")
     assert len(said("list", folder)) == 1
+    elsewhere = str(life.folder / "elsewhere")
+    assert said("list", folder, "--lake", elsewhere) == [f"demo has no snapshot in {elsewhere}"]

@@ -154,6 +154,25 @@ def test_what_would_be_served_is_checked_where_a_server_is_named(
     assert world.live().version == "2"
 
 
+def test_a_wrong_token_is_said_before_anything_is_changed(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = place.world(1, 2)
+    (tmp_path / "other").write_text("another server's")
+    before = len(Ledger(world.database).entries())
+    assert main([*world.rollback_command(), "--token-file", str(tmp_path / "other")]) == 1
+    assert capsys.readouterr().err.endswith(" does not take this token; nothing was changed\n")
+    assert len(Ledger(world.database).entries()) == before
+
+
+def test_a_server_without_a_scheme_is_no_server_that_is_down(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*command(place.world(1)), "--server", "127.0.0.1:8093"])
+    assert "write an address such as http://127.0.0.1:8093" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [

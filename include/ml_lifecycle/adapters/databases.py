@@ -38,6 +38,8 @@ def chunks(engine: Engine, sql: Sql, since: Cursor | None, what: str) -> Iterato
         # Else drivers fetch all of it before the first row is seen.
         streaming = connection.execution_options(stream_results=True, max_row_buffer=sql.chunk_rows)
         result = streaming.execute(text(query), values)
+        if not result.returns_rows:
+            raise SourceError(f"{what}: the query gives no table: write a SELECT")
         names = list(result.keys())
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise SourceError(f"{what}: the query gives {', '.join(doubled)} more than once")
@@ -50,11 +52,12 @@ def _statement(engine: Engine, sql: Sql, since: Cursor | None) -> tuple[str, Map
     if sql.cursor is None:
         return query, {}
     cursor = engine.dialect.identifier_preparer.quote(sql.cursor)
+    fetched = f"SELECT * FROM ({query}\n) fetched"  # its last line may end with a comment
     if since is None:
-        return f"SELECT * FROM ({query}) fetched ORDER BY {cursor}", {}
+        return f"{fetched} ORDER BY {cursor}", {}
     # Rows without a cursor too, each time: they are a mistake that must be seen.
     new = f"{cursor} >= :since OR {cursor} IS NULL"
-    return f"SELECT * FROM ({query}) fetched WHERE {new} ORDER BY {cursor}", {"since": since}
+    return f"{fetched} WHERE {new} ORDER BY {cursor}", {"since": since}
 
 
 def _frame(names: Sequence[str], rows: Sequence[Sequence[Any]], what: str) -> pl.DataFrame:

@@ -79,7 +79,8 @@ def _answers(
     parameters: dict[str, str] = dict(http.parameters)
     if since is not None and http.cursor_parameter is not None:
         parameters[http.cursor_parameter] = str(since) if isinstance(since, str | int) else since.isoformat()
-    url, seen = client.base_url.join(http.path), set[tuple[str, str]]()
+    # With a slash in front it would leave the path of the connection's address.
+    url, seen = client.base_url.join(http.path.lstrip("/")), set[tuple[str, str]]()
     for page in range(1, _MAX_PAGES + 1):
         if http.page_parameter is not None:
             parameters[http.page_parameter] = str(page)

@@ -236,8 +236,9 @@ def _check_evolution(columns: Sequence[str], source: Source, contract: Contract 
 
 
 def _needed(source: Source) -> list[str]:
-    """The columns that the source itself names."""
-    return [column for column in (source.event_time, source.known_at, *source.keys) if column is not None]
+    """The columns that the source itself names, each once: an event may be known when it happens."""
+    named = dict.fromkeys((source.event_time, source.known_at, *source.keys))
+    return [column for column in named if column is not None]
 
 
 def newest_event(name: str, source: Source, file: SourceFile) -> datetime | None:

@@ -63,6 +63,7 @@ def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server",
         metavar="URL",
+        type=_server_url,
         action="append",
         default=[],
         help="a model server to check before and after, once for each; without any, none is asked, but "
@@ -73,6 +74,12 @@ def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
         "--request", metavar="ID", help="of a rollback that was interrupted, to finish that one and no other"
     )
     parser.add_argument("--mlflow", metavar="URI", help="where to move the alias champion; default: nowhere")
+
+
+def _server_url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):  # else it would pass for a server that is down
+        raise argparse.ArgumentTypeError(f"{text!r}: write an address such as http://127.0.0.1:8093")
+    return text
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
@@ -116,7 +123,8 @@ def _target(arguments: argparse.Namespace, lake: Lake, model: Released) -> Targe
     from ml_lifecycle.delivery.sagemaker_found import read_note
     from ml_lifecycle.delivery.targets import ModelServers
     from ml_lifecycle.delivery.way_back import PublishedOnly
-    from ml_lifecycle.serving.client import ModelClient
+    from ml_lifecycle.errors import ServerUnavailableError
+    from ml_lifecycle.serving.client import ModelClient, RequestRefusedError
     from ml_lifecycle.settings import SettingsError
 
     if not arguments.server:
@@ -129,6 +137,14 @@ def _target(arguments: argparse.Namespace, lake: Lake, model: Released) -> Targe
     if not token:
         raise SettingsError(f"what is the servers' token? Give --token-file FILE or set {_TOKEN_VARIABLE}")
     clients = [ModelClient(url, token) for url in arguments.server]
+    for client in clients:
+        try:
+            client.metadata(model.endpoint)
+        except ServerUnavailableError:
+            continue  # as while it is down
+        except RequestRefusedError as error:
+            if error.status in (401, 403):  # its checks would fail, and what is live would stay so
+                raise SettingsError(f"{client} does not take this token; nothing was changed") from error
     return ModelServers(arguments.environment, lake, clients)
 
 

@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ml_lifecycle.spec.types import ConnectionId, Duration, FieldError, Name, Strict, Text
+from ml_lifecycle.spec.types import ConnectionId, Duration, FieldError, Lines, Name, Strict, Text
 
 
 class Sql(Strict):
     """Rows of a database, fetched by every run that ingests and kept in the lake.
 
-    :param query: one SELECT. A colon before a word is written ``\\:``; ``::`` stays as it is
+    :param query: one SELECT, of one line or several. A colon before a word is written ``\\:``; ``::`` stays
     :param cursor: column that rises with every row that is inserted or updated: a time or a whole number.
         Only what is new by it is fetched. What was updated needs ``known_at`` too, or both states of the row
         stay; what was deleted stays. Without a cursor all rows are fetched each time, and replace the former
@@ -23,7 +23,7 @@ class Sql(Strict):
     :param chunk_rows: so many rows are held, and written as one file
     """
 
-    query: Text
+    query: Lines
     cursor: Text | None = None
     overlap: Duration = timedelta(hours=1)
     overlap_numbers: int = Field(default=1000, ge=0)
@@ -57,6 +57,14 @@ class Http(Strict):
     cursor_parameter: Text | None = None
     overlap: Duration = timedelta(hours=1)
     overlap_numbers: int = Field(default=1000, ge=0)
+
+    @model_validator(mode="after")
+    def _path_is_only_that(self) -> Http:
+        if "://" in self.path or self.path.startswith("//"):
+            raise FieldError("path", "is below the address of the connection: leave the address out")
+        if "?" in self.path or "#" in self.path:
+            raise FieldError("path", "ends before '?' and '#': what is asked for stands in parameters")
+        return self
 
     @model_validator(mode="after")
     def _pages_go_on_in_one_way(self) -> Http:
