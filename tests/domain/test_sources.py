@@ -179,18 +179,17 @@ def test_whole_numbers_stay_exact_whatever_they_are_written_as(tmp_path: Path) -
 
 
 def test_times_that_python_cannot_hold_are_said(tmp_path: Path) -> None:
-    edges = pl.Series([datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999_999)])
+    edges = pl.Series([datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)])
     put(tmp_path, "edges.parquet", pl.DataFrame({"at": edges, "on": edges.dt.date()}))
     row = read(tmp_path, "edges.parquet", {"on": "date"}, format="parquet", event_time="at").row(1)
-    assert row == (edges[1].replace(tzinfo=UTC), edges[1].date())
+    assert row == (edges[1], edges[1].date())
     milliseconds = int(datetime(2013, 1, 1, tzinfo=UTC).timestamp() * 1000)
     for number, dtype in ((milliseconds * 10**6, pl.Datetime("us")), (2**62, pl.Datetime("ms"))):
         put(tmp_path, "a.parquet", pl.DataFrame({"at": pl.Series([number]).cast(dtype)}))
         source = Source(uri="a.parquet", event_time="at")
         (file,) = list_files("events", source, Lake(str(tmp_path)), {})
-        for look in (lambda: newest_event("events", source, file), lambda: read_file("e", source, None, file)):
-            with pytest.raises(SourceError, match="'at' holds times outside of the years 1 to 9999"):
-                look()
+        with pytest.raises(SourceError, match="'at' holds times outside of the years 1 to 9999"):
+            newest_event("events", source, file)
     (tmp_path / "a.csv").write_text("at\n+12013-01-01\n")
     with pytest.raises(SourceError, match="is not of type timestamp"):
         read(tmp_path, "a.csv", {"at": "timestamp"})

@@ -192,6 +192,6 @@ def _plain(stored: pl.LazyFrame, columns: Sequence[str]) -> list[pl.Expr]:
     floats = [name for name, dtype in stored.collect_schema().items() if name in columns and dtype.is_float()]
     if not floats:
         return []
-    value = pl.col(floats)
-    whole = stored.select(((value % 1 == 0) & (value.abs() < _WHOLE)).all()).collect(engine="streaming").row(0, named=True)
+    are_whole = (pl.col(floats) % 1 == 0) & (pl.col(floats).abs() < _WHOLE)
+    whole = stored.select(are_whole.all()).collect(engine="streaming").row(0, named=True)
     return [pl.col(name).cast(pl.Int64 if whole[name] else pl.String) for name in floats]
