@@ -140,5 +140,8 @@ def test_columns_that_are_missing_or_there_twice_are_named() -> None:
     with pytest.raises(FeatureError, match=r"the view needs the entity columns \['id'\]"):
         next(join_as_of(rows, "at", [lacking]))
     known = Table("the view", table, {"key": "key"}, {"value": "value"}, "event")
+    for moment, kind in ((1704067200, "Int32"), ("2024-01-01", "String")):
+        with pytest.raises(FeatureError, match=f"column 'at' of the entity rows holds {kind}, and no times"):
+            next(join_as_of(rows.with_columns(at=pl.lit(moment)), "at", [known]))
     with pytest.raises(FeatureError, match="of another view too"):
         next(join_as_of(rows, "at", [known, known]))

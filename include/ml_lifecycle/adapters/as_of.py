@@ -90,9 +90,12 @@ def join_as_of(
 
     :param beside: columns that the entity rows have besides those given
 
-    :raises FeatureError: a key is no column of the entity rows, or a feature is one already. Retry: no.
+    :raises FeatureError: a key is no column of the entity rows, a feature is one already, or ``moment`` holds
+        no times. Retry: no.
     """
     schema = entities.collect_schema()
+    if schema[moment] not in (pl.Datetime, pl.Date, pl.Null):  # numbers would count as microseconds
+        raise FeatureError(f"column {moment!r} of the entity rows holds {schema[moment]}, and no times")
     taken = {*schema, *beside}
     for table in tables:
         if missing := [key for key in table.keys if key not in schema]:
