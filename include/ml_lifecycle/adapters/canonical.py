@@ -79,10 +79,10 @@ def _widened(column: pl.Series, where: str) -> pl.Series:
 
 def _has_years(column: pl.Series) -> pl.Series:
     """Which dates and times Python can hold: not milliseconds that somebody took for seconds."""
-    second = _SECOND.get(getattr(column.dtype, "time_unit", None), 1)
     first, last = (date.toordinal(one) - date(1970, 1, 1).toordinal() for one in (date.min, date.max))
-    if column.dtype != pl.Date:
-        first, last = first * 86_400 * second, (last + 1) * 86_400 * second - 1
+    if isinstance(column.dtype, pl.Datetime):
+        day = 86_400 * _SECOND[column.dtype.time_unit]
+        first, last = first * day, (last + 1) * day - 1
     return column.to_physical().is_between(max(first, -(2**63)), min(last, 2**63 - 1))
 
 
