@@ -50,7 +50,7 @@ def compare(
         offline = historical_features(store, refs, keys.with_columns(pl.lit(moment).alias("event_timestamp")))
         online = _online(store, view, refs, keys, moment)
         for field in view.features:
-            values = zip(keys.to_dicts(), online[field.name], offline[field.name], strict=True)
+            values = zip(keys.to_dicts(), online[field.name], offline[field.name].to_list(), strict=True)
             differences += [
                 Difference(f"{view.name}:{field.name}", key, mine, theirs)
                 for key, mine, theirs in values
