@@ -23,7 +23,8 @@ from ml_lifecycle.adapters.feast_repo import Features, open_store
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.tables import TIMESTAMP, write_parquet
 from ml_lifecycle.errors import FeatureError
-from ml_lifecycle.spark.features import SparkFeatures, check, historical_features, read_tables
+from ml_lifecycle.spark import passing
+from ml_lifecycle.spark.features import SparkFeatures, check, historical_slices, read_tables
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -97,7 +98,8 @@ class Places:
         """From Spark, and from here."""
         tables = {name: f"{name}.parquet" for name in views.source_tables()}
         ours = feast_repo.historical_features(open_store(views, self.folder), views.service, rows)
-        theirs = historical_features(self.session, self.lake, tables, views, rows)
+        with historical_slices(self.session, self.lake, tables, views, rows.iter_slices(150)) as found:
+            theirs = pl.concat(found, how="vertical_relaxed")
         names = [*rows.columns, *views.columns()]
         return theirs.select(names), ours.select(names)
 
@@ -177,7 +179,10 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 8))])
-def test_the_answers_are_those_of_the_as_of_join(places: Places, seed: int) -> None:
+def test_the_answers_are_those_of_the_as_of_join(
+    places: Places, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passing, "_PART_ROWS", 120)
     chance = random.Random(seed)
     land_by_chance(places, chance, 600)
     found, expected = places.both(features(*VIEWS, asked=[*ASKED, best]), asked_by_chance(chance, 400))
@@ -205,6 +210,16 @@ def test_what_feasts_store_cannot_work_with_is_named(changed: dict[str, Any], me
     asked = views[:1] if one["field"] == "rating" else views
     with pytest.raises(FeatureError, match=message):
         check(features(*views, asked=asked))
+
+
+def test_rows_that_a_join_makes_or_loses_are_found_out(spark: SparkSession, places: Places) -> None:
+    with passing.passing_rows(spark, places.lake) as rows:
+        with pytest.raises(FeatureError, match="the join on Spark made 6 rows of 5"):
+            rows.from_spark(spark.range(6), "id", 5)
+        found = rows.from_spark(spark.range(6).where("id <> 3"), "id", 5)
+        with pytest.raises(FeatureError, match="the join on Spark lost one of the rows from 0 on"):
+            list(found)
+    assert not list(places.lake.list("spark_rows"))
 
 
 def test_a_key_that_the_rows_lack_is_named(spark: SparkSession, places: Places) -> None:
