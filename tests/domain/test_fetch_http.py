@@ -115,6 +115,17 @@ def test_the_path_is_below_the_address_with_a_slash_in_front_too(api: Api) -> No
     assert api.asked == [("/v1/orders", {})]
 
 
+def test_a_page_may_be_empty_and_the_last_need_not_say_that_it_is(api: Api) -> None:
+    pages = {"": ([{"id": 0}], "a"), "a": ([], "b"), "b": ([{"id": 1}], None)}
+
+    def answer(path: str, given: dict[str, str]) -> Answer:
+        rows, following = pages[given.get("token", "")]
+        return 200, {}, {"items": rows, **({"paging": {"next": following}} if following else {})}
+
+    api.answer = answer
+    assert read(api, rows="items", next="paging.next", next_parameter="token") == [{"id": 0}, {"id": 1}]
+
+
 def test_what_is_nested_becomes_columns(api: Api) -> None:
     api.answer = lambda path, given: (200, {}, [{"id": 1, "price": {"amount": 1.5}}, {"id": 2, "note": "x"}])
     assert read(api) == [
@@ -166,6 +177,9 @@ def test_who_never_answers_is_given_up_and_a_retry_may_help(api: Api) -> None:
             {"rows": "rows", "next": "next"},
             "leads back to a page that was read",
         ),
+        ((200, {}, [{"id": 1}]), {"page_parameter": "seite"}, "alike: does 'seite' name the page"),
+        ((200, {}, [{"id": 10**40}]), {}, "one that no column can hold"),
+        ((200, {}, b'[{"id": "\\ud800"}]'), {}, "one that no column can hold"),
     ],
 )
 def test_what_is_answered_otherwise_is_said(

@@ -241,6 +241,7 @@ def test_whether_floats_are_whole_is_said_of_all_of_them(
     assert truths(whole, "whole") == {"0", "1"}
     one_half = pl.when(pl.col("flight") == 55).then(0.5).otherwise(whole)
     assert truths(one_half, "half") == {"0.0", "1.0", "0.5"}
+    assert truths(whole * 1e20, "beyond integers") == {"0.0", "1e+20"}
 
 
 def test_a_window_in_parts_says_what_it_says_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,17 @@ def test_columns_and_tables_come_and_go(life: Life) -> None:
     assert found["others"].columns["id"] == (None, "int64")
 
 
+def test_a_column_may_become_something_else_altogether(life: Life) -> None:
+    rows, flag = events("2013-01-01", 4), pl.col("id") > 1
+    put(life.raw, "a.parquet", rows.with_columns(done=flag))
+    before = ingest(declared(), life.lake, run(*MONTHS[:2]))
+    put(life.raw, "a.parquet", rows.with_columns(done=pl.when(flag).then("at")))
+    after = ingest(declared(), life.lake, run(*MONTHS[:2], run_id="run_2"))
+    found = compare(life.lake, before, after, declared().sources)["events"]
+    assert found.columns == {"done": ("bool", "timestamp[us, tz=UTC]")}
+    assert (found.added, found.removed, found.changed) == (0, 0, 4)
+
+
 def test_what_nothing_needs_goes_in_two_steps(life: Life) -> None:
     snapshots = life.live()
     life.train(snapshots[1], "7")

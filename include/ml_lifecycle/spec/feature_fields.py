@@ -6,16 +6,19 @@ import ast
 from collections.abc import Iterator
 
 import polars as pl
+from polars._typing import PolarsDataType
 
 from ml_lifecycle.spec.contract import ContractFile
 from ml_lifecycle.spec.loader import Parsed
 from ml_lifecycle.spec.yaml12 import Mark
 
 
-def can_become(made: pl.DataType, declared: pl.DataType) -> bool:
+def can_become(made: PolarsDataType, declared: PolarsDataType) -> bool:
     """Whether every value of a column can become one of a field without changing what it says."""
     if made == pl.Null or made == declared:
         return True
+    if isinstance(made, pl.List) and isinstance(declared, pl.List):
+        return can_become(made.inner, declared.inner)
     if declared.is_float():
         return made.is_numeric() or made == pl.Boolean
     if declared.is_integer():

@@ -38,7 +38,7 @@ class Http(Strict):
     :param parameters: what is asked for in the URL, always
     :param rows: where the list of rows is in an answer, such as ``data.items``; empty for the answer itself
     :param next: where the next page is said, as a URL or, with ``next_parameter``, as what that gets; there
-        is no next one where it is null or empty
+        is no next one where it is null, empty or not there: a misspelt one is never there
     :param page_parameter: gets 1, 2, 3 … until a page is empty, where answers do not say what is next
     :param cursor: column that rises with every row that is new or updated: a time or a whole number. What
         ``cursor_parameter`` gets is the newest less ``overlap``; without a cursor all rows are fetched each
