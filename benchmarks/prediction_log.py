@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import monitor
-from common import table
-from drift import timed
+from common import table, timed
 
 NOW = monitor.NEXT + timedelta(hours=2)
 
