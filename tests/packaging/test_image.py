@@ -73,12 +73,10 @@ class Image:
 
     def tried(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """A command in a container of it, whatever comes of it."""
-        return subprocess.run(
-            ["docker", "run", "--rm", "--network=none", *options, self.tag, *command],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        # Its own name leads somewhere, as in any pod.
+        alone = ["--network=none", "--hostname=pod", "--add-host=pod:127.0.0.1"]
+        whole = ["docker", "run", "--rm", *alone, *options, self.tag, *command]
+        return subprocess.run(whole, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

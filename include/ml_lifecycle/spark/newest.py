@@ -177,7 +177,8 @@ def _newest(
             start_date=_FIRST,
             end_date=last,
         )
-        return job.to_spark_df().select(f"{_CARRIED}.*")
+        found: DataFrame = job.to_spark_df()
+    return found.select(f"{_CARRIED}.*")
 
 
 @contextmanager
