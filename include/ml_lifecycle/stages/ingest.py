@@ -29,7 +29,7 @@ from pydantic import AwareDatetime
 from ml_lifecycle.adapters.lake import Lake, safe_name
 from ml_lifecycle.adapters.sources import SourceFile, StorageOptions, list_files, newest_event
 from ml_lifecycle.adapters.tables import read_table
-from ml_lifecycle.errors import SourceError, SourceNotReadyError, SpecError
+from ml_lifecycle.errors import SourceError, SourceNotReadyError
 from ml_lifecycle.records import (
     Record,
     Run,
@@ -41,7 +41,7 @@ from ml_lifecycle.records import (
     sortable,
     to_json,
 )
-from ml_lifecycle.spec.contract import Contract
+from ml_lifecycle.spec.contract import Contract, contract_of
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.source import Source
 from ml_lifecycle.stages.fetch import Origins, fetch
@@ -148,21 +148,6 @@ def _newest_events(
             yield newest_event(name, source, file)
         except (SourceError, SourceNotReadyError):
             continue
-
-
-def contract_of(name: str, source: Source, contracts: Mapping[str, Contract] | None) -> Contract | None:
-    """The contract that a source names; None without one.
-
-    :raises SpecError: it names one that does not exist. Retry: no.
-    """
-    if source.contract is None or contracts is None:
-        return None
-    if source.contract not in contracts:
-        raise SpecError(
-            f"source {name!r} names the contract {source.contract!r}; "
-            f"contract.yaml has {', '.join(sorted(contracts)) or 'none'}"
-        )
-    return contracts[source.contract]
 
 
 @dataclass(frozen=True)

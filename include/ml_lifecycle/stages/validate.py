@@ -47,13 +47,12 @@ from ml_lifecycle.records import (
 )
 from ml_lifecycle.rules.rule import Batch
 from ml_lifecycle.spark.job import Job
-from ml_lifecycle.spec.contract import Contract, ContractFile
+from ml_lifecycle.spec.contract import Contract, ContractFile, contract_of
 from ml_lifecycle.spec.contract_rules import RuleSeverity
 from ml_lifecycle.spec.loader import Parsed
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.source import Source
 from ml_lifecycle.stages.contract_versions import contract_digest, keep_contracts, refuse_breaking
-from ml_lifecycle.stages.ingest import contract_of
 from ml_lifecycle.stages.validation_engine import ValidationEngine
 from ml_lifecycle.stages.validation_facts import Facts
 from ml_lifecycle.stages.validation_measures import measures, rows_by_day
