@@ -262,7 +262,7 @@ class Plain:
         import polars as pl
 
         from ml_lifecycle.adapters.predictions import SCHEMA
-        from ml_lifecycle.stages.features import build_scoring_rows
+        from ml_lifecycle.stages.scoring_rows import build_scoring_rows
 
         spec, training = self.folder.spec, self.load("train")
         rows, columns = build_scoring_rows(self.folder, self.lake, self.load("ingest"), self.interval)

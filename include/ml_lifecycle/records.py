@@ -227,7 +227,11 @@ class TrainingSet(Record):
 
     @property
     def profile_path(self) -> str:
-        """The training rows' profile, where Spark made it; else each training makes its own."""
+        """The training rows' profile, made as they were written.
+
+        Without one (sets of older versions, those that a search makes for its trials), or with one of
+        other segments, each training makes its own.
+        """
         return f"{self.path}/profile.json"
 
 

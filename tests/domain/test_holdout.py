@@ -22,8 +22,9 @@ from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.records import Interval, Run
 from ml_lifecycle.spec.folder import ModelFolder, load_folder
 from ml_lifecycle.spec.model import ModelSpec
-from ml_lifecycle.stages.features import Spans, build_training_set
+from ml_lifecycle.stages.features import build_training_set
 from ml_lifecycle.stages.ingest import ingest
+from ml_lifecycle.stages.training_rows import Spans
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 INSTANT = timedelta(microseconds=1)
@@ -93,9 +94,11 @@ def split(spec: ModelSpec, training: Asked, labels: pl.DataFrame) -> tuple[Spans
     )
     try:
         spans = Spans.of(changed, training.as_of)
-        return spans, *spans.split(labels.filter(pl.col("known_at") < training.as_of))
+        parts = spans.split(labels.lazy().filter(pl.col("known_at") < training.as_of))
     except FeatureError:
         reject()
+    train, holdout = (part.collect() for part in parts)
+    return spans, train, holdout
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

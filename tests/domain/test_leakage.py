@@ -14,7 +14,7 @@ from flight_truth import Question, Truth, as_served, at
 from flight_world import DAY, KEYS, KNOWN_AT, STORY_STARTS, YEAR_ENDS, Tables, World, january, land, raw, text
 
 from ml_lifecycle.records import Interval
-from ml_lifecycle.stages.features import build_scoring_rows
+from ml_lifecycle.stages.scoring_rows import build_scoring_rows
 
 INSTANT = timedelta(microseconds=1)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from ml_lifecycle.profiles.profile import strata
-from ml_lifecycle.profiles.sample import SAMPLE_ROWS, TURN, smallest, turns
+from ml_lifecycle.profiles.sample import SAMPLE_ROWS, TURN, smallest, strata, turns
 from ml_lifecycle.records import ColumnSpec
 
 COLUMNS = (ColumnSpec("carrier", "string"), ColumnSpec("hour", "int"), ColumnSpec("x", "float"))

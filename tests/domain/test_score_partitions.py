@@ -15,9 +15,9 @@ from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.errors import FeatureError, SpecError
 from ml_lifecycle.records import Interval, Run, Snapshot
 from ml_lifecycle.spec.folder import ModelFolder, load_folder
-from ml_lifecycle.stages.features import ScoringRows, build_scoring_rows, slice_rows
 from ml_lifecycle.stages.ingest import ingest
 from ml_lifecycle.stages.score_partitions import lake_partitions, plan_scoring, planned_partitions
+from ml_lifecycle.stages.scoring_rows import ScoringRows, build_scoring_rows, slice_rows
 
 DAYS = 3
 ENDS = START + DAYS * DAY
@@ -56,10 +56,11 @@ def test_slices_are_all_rows_each_once_and_none_has_too_many(world: World, rows:
 def test_slices_read_one_by_one_are_the_rows_joined_at_once(world: World, rows: int) -> None:
     window = Interval(START + 90 * timedelta(minutes=1), START + 9 * HOUR)
     whole, _ = build_scoring_rows(*world, window)
-    with ScoringRows(*world) as reading:
-        parts = [reading.read(part) for part in slice_rows(*world, window, rows)]
-    assert len(parts) > 1 or rows > whole.height
-    assert pl.concat(parts).equals(whole, null_equal=True)
+    for reach in (None, window):
+        with ScoringRows(*world, reach) as reading:
+            parts = [reading.read(part) for part in slice_rows(*world, window, rows)]
+        assert len(parts) > 1 or rows > whole.height
+        assert pl.concat(parts).equals(whole, null_equal=True)
 
 
 def test_a_window_without_rows_has_no_slices(world: World) -> None:

@@ -31,13 +31,13 @@ from ml_lifecycle.serving.columns import make_table
 from ml_lifecycle.serving.resolver import Resolver, feast_reader
 from ml_lifecycle.serving.server import ModelServer
 from ml_lifecycle.stages.feature_tables import INSTANT, build_tables, features_of, local_tables
-from ml_lifecycle.stages.features import build_scoring_rows
 from ml_lifecycle.stages.monitor_kept import KeptFindings
 from ml_lifecycle.stages.monitor_replay import replay
 from ml_lifecycle.stages.online_features import materialise
 from ml_lifecycle.stages.replay_features import Offline
 from ml_lifecycle.stages.score import score
 from ml_lifecycle.stages.score_partitions import FilePartition
+from ml_lifecycle.stages.scoring_rows import build_scoring_rows
 
 TRAINED = datetime(2013, 2, 20, 8, tzinfo=UTC)
 ROWS_A_MOMENT = 100

@@ -19,7 +19,7 @@ from ml_lifecycle.adapters import feast_repo
 from ml_lifecycle.adapters.feast_repo import Features, open_store
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.tables import TIMESTAMP, write_parquet
-from ml_lifecycle.spark.features import historical_features
+from ml_lifecycle.spark.features import historical_slices
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -91,7 +91,8 @@ class Places:
         """From Spark, and from here."""
         tables = {name: f"{name}.parquet" for name in views.source_tables()}
         ours = feast_repo.historical_features(open_store(views, self.folder), views.service, rows)
-        theirs = historical_features(self.session, self.lake, tables, views, rows)
+        with historical_slices(self.session, self.lake, tables, views, rows.iter_slices(150)) as found:
+            theirs = pl.concat(found, how="vertical_relaxed")
         names = [*rows.columns, *views.columns()]
         return theirs.select(names), ours.select(names)
 

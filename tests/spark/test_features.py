@@ -30,6 +30,7 @@ from polars.testing import assert_frame_equal
 
 from ml_lifecycle.adapters.tables import TIMESTAMP
 from ml_lifecycle.errors import FeatureError
+from ml_lifecycle.spark import passing
 from ml_lifecycle.spark.features import SparkFeatures, check, read_tables
 
 if TYPE_CHECKING:
@@ -72,7 +73,10 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 8))])
-def test_the_answers_are_those_of_the_as_of_join(places: Places, seed: int) -> None:
+def test_the_answers_are_those_of_the_as_of_join(
+    places: Places, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passing, "_PART_ROWS", 120)
     chance = random.Random(seed)
     land_by_chance(places, chance, 600)
     found, expected = places.both(features(*VIEWS, asked=[*ASKED, best]), asked_by_chance(chance, 400))
@@ -100,6 +104,16 @@ def test_what_feasts_store_cannot_work_with_is_named(changed: dict[str, Any], me
     asked = views[:1] if one["field"] == "rating" else views
     with pytest.raises(FeatureError, match=message):
         check(features(*views, asked=asked))
+
+
+def test_rows_that_a_join_makes_or_loses_are_found_out(spark: SparkSession, places: Places) -> None:
+    with passing.passing_rows(spark, places.lake) as rows:
+        with pytest.raises(FeatureError, match="the join on Spark made 6 rows of 5"):
+            rows.from_spark(spark.range(6), "id", 5)
+        found = rows.from_spark(spark.range(6).where("id <> 3"), "id", 5)
+        with pytest.raises(FeatureError, match="the join on Spark lost one of the rows from 0 on"):
+            list(found)
+    assert not list(places.lake.list("spark_rows"))
 
 
 def test_a_key_that_the_rows_lack_is_named(spark: SparkSession, places: Places) -> None:

@@ -30,7 +30,6 @@ from ml_lifecycle.spark import scoring as on_spark
 from ml_lifecycle.spark.application import STAGES
 from ml_lifecycle.spark.job import SparkElsewhereError
 from ml_lifecycle.spec.folder import ModelFolder, load_folder
-from ml_lifecycle.stages.features import build_scoring_rows
 from ml_lifecycle.stages.ingest import ingest
 from ml_lifecycle.stages.score import score, score_plan
 from ml_lifecycle.stages.score_partitions import (
@@ -39,6 +38,7 @@ from ml_lifecycle.stages.score_partitions import (
     plan_scoring,
     planned_partitions,
 )
+from ml_lifecycle.stages.scoring_rows import build_scoring_rows
 
 pytestmark = pytest.mark.usefixtures("spark")
 

@@ -31,7 +31,8 @@ from ml_lifecycle.adapters.feast_online import (
     microseconds,
     table_name,
 )
-from ml_lifecycle.adapters.feast_store import AsOfRetrievalJob, source_columns
+from ml_lifecycle.adapters.feast_retrieval import AsOfRetrievalJob
+from ml_lifecycle.adapters.feast_store import source_columns
 from ml_lifecycle.adapters.feast_values import values_of, with_messages
 from ml_lifecycle.adapters.newest import changed, newest
 from ml_lifecycle.adapters.online_file import PackedRow

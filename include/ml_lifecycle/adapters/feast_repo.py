@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -138,6 +138,18 @@ class Features:
             raise FeatureError(f"feature view {view.name!r} uses entities that features.py lacks: {unknown}")
         entities = [by_name[name] for name in view.entities if name in by_name]
         return {entity.join_key: _KEY_TYPES.get(entity.value_type, pl.String()) for entity in entities}
+
+    def keys_in_source(self, view: FeatureView) -> list[str]:
+        """What the view's table calls them."""
+        in_source = source_columns(view.batch_source)
+        return [in_source.get(key, key) for key in self.keys_of(view)]
+
+    @staticmethod
+    def order_of(view: FeatureView) -> list[str]:
+        """The columns of the view's table by which of two rows one counts: event, then created."""
+        source = view.batch_source
+        created = source.created_timestamp_column
+        return [source.timestamp_field, *([created] if created else [])]
 
     def join_keys(self) -> tuple[str, ...]:
         """The entity columns the service needs, in the order of their first use."""
@@ -287,3 +299,14 @@ def historical_features(
         entity_rows.write_parquet(path)
         job = store.get_historical_features(entity_df=path, features=features)
         return pl.DataFrame(pl.from_arrow(job.to_arrow()))
+
+
+def historical_slices(
+    store: FeatureStore, features: FeatureService | Sequence[str], entity_rows: str
+) -> Iterator[pl.DataFrame]:
+    """As :func:`historical_features` of rows in Parquet, a slice of them at a time.
+
+    :param entity_rows: the path of a file, or a pattern
+    """
+    job = store.get_historical_features(entity_df=entity_rows, features=features)
+    return (pl.DataFrame(pl.from_arrow(part)) for part in job.parts())

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import polars as pl
 import pyarrow as pa
 
 from ml_lifecycle.adapters.as_of import rows_within
 from ml_lifecycle.adapters.online_rows import EntityKeys, KeyKind
+from ml_lifecycle.adapters.sorting import read_run, write_run
 
 _PART_BYTES = 16 * 2**20
 _SAMPLE = 10_000  # keys, by which a table is cut
@@ -55,9 +55,10 @@ def newest(
         for number, batch in enumerate(rows.collect_batches(chunk_size=size)):
             if not batch.is_empty():
                 runs.append(f"{folder}/{number}.arrow")
-                _write_run(runs[-1], _kept(packing.with_place(batch), order, apart), splits)
+                run = _kept(packing.with_place(batch), order, apart)
+                write_run(runs[-1], run, [int(run[_PLACE].search_sorted(split)) for split in splits])
         for part in range(len(splits) + 1):
-            pieces = pa.Table.from_batches([_read_run(run, part) for run in runs])
+            pieces = pa.Table.from_batches([read_run(run, part) for run in runs])
             yield _kept(pl.DataFrame(pl.from_arrow(pieces)), order, apart).drop(_PLACE)
 
 
@@ -116,17 +117,3 @@ def _kept(rows: pl.DataFrame, order: Sequence[str], apart: Sequence[str]) -> pl.
     ordered = rows.sort(_PLACE, *apart, *order, maintain_order=True, nulls_last=False)
     marks = [pl.col(name) for name in (_PLACE, *apart)]
     return ordered.filter(pl.any_horizontal(mark.ne_missing(mark.shift(-1)) for mark in marks))
-
-
-def _write_run(path: str, run: pl.DataFrame, splits: Sequence[bytes]) -> None:
-    """Put sorted rows on disk, those of each part as one Arrow batch."""
-    cuts = [0, *(int(run[_PLACE].search_sorted(split)) for split in splits), run.height]
-    (rows,) = run.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks().to_batches()
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
-        for first, last in pairwise(cuts):
-            writer.write_batch(rows.slice(first, last - first))
-
-
-def _read_run(path: str, part: int) -> pa.RecordBatch:
-    with pa.OSFile(path) as file:
-        return pa.ipc.open_file(file).get_batch(part)

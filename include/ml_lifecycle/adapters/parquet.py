@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import IO, TYPE_CHECKING, BinaryIO, Literal, cast
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from polars.io.plugins import register_io_source
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.errors import SourceError
@@ -47,6 +48,67 @@ def parquet_bytes(frame: pl.DataFrame) -> bytes:
         row_group_size=ROW_GROUP_ROWS,
     )
     return buffer.getvalue()
+
+
+def write_batches(lake: Lake, path: str, schema: pl.Schema, batches: Iterable[pl.DataFrame]) -> None:
+    """Write rows that come in batches: the bytes that :func:`parquet_bytes` makes of them all at once.
+
+    However they are cut, a row group or two is held. What ``batches`` raises comes out, and nothing is there.
+
+    :raises NoSpaceError: the disk is full; what was there still is. Retry: yes, when there is room.
+    """
+    write_queries(lake, {path: register_io_source(lambda *_: iter(batches), schema=schema)})
+
+
+def write_queries(lake: Lake, queries: Mapping[str, pl.LazyFrame]) -> None:
+    """Compute some queries together, streaming, each into the file of its path.
+
+    :raises NoSpaceError: the disk is full; what was there still is. Retry: yes, when there is room.
+    """
+    with ExitStack() as opened:
+        files = {path: _Passed(opened.enter_context(lake.writing(path))) for path in queries}
+        sinks = [
+            rows.sink_parquet(
+                cast("IO[bytes]", files[path]),
+                compression=COMPRESSION,
+                compression_level=COMPRESSION_LEVEL,
+                statistics=True,
+                row_group_size=ROW_GROUP_ROWS,
+                lazy=True,
+            )
+            for path, rows in queries.items()
+        ]
+        try:
+            pl.collect_all(sinks, engine="streaming")
+        except pl.exceptions.ComputeError:
+            for file in files.values():
+                if file.failed is not None:  # of which Polars keeps the text only
+                    raise file.failed from None
+            raise
+
+
+def parquet_rows(lake: Lake, path: str) -> int:
+    """How many rows a file has."""
+    with lake.open(path) as file:
+        return int(pq.read_metadata(file).num_rows)
+
+
+class _Passed(io.RawIOBase):
+    """Passes on what is written, and remembers why it could not."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failed: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failed = error
+            raise
 
 
 class ParquetInput:

@@ -86,7 +86,7 @@ class World:
         return rows
 
     def _ask(self, client: ModelClient, snapshot: Snapshot, step: Interval) -> int:
-        from ml_lifecycle.stages.features import entity_rows
+        from ml_lifecycle.stages.scoring_rows import entity_rows
 
         flights = entity_rows(self._model, self._lake, snapshot, step)
         keys = [name for name in flights.columns if name != "event_timestamp"]

@@ -27,6 +27,8 @@ from ml_lifecycle.records import ColumnSpec, Record, from_json
 
 SCORE_COLUMN = "__score__"
 """The column that holds a model's scores in a profile, beside its features."""
+NUMERIC = ("float", "int")
+"""Types of columns that are profiled as numbers."""
 
 Segments = Mapping[str, Sequence[str]]
 """Column to the values whose rows are profiled apart, as in the spec."""
@@ -35,7 +37,6 @@ NO_SEGMENTS: Segments = MappingProxyType({})
 _BATCH_ROWS = 65_536
 _AT_ONCE = 8  # profiles that are merged together
 _MAX_CATEGORIES = 1000
-_NUMERIC = ("float", "int")
 
 
 class ProfileError(LifecycleError):
@@ -165,46 +166,37 @@ def profile_batches(
     segments: Segments = NO_SEGMENTS,
 ) -> Profile:
     """As :func:`make_profile`, of rows that come in batches of any size."""
-    if unknown := segments.keys() - {column.name for column in columns}:
-        raise ProfileError(f"no segments of {', '.join(sorted(unknown))}: not a column of the model")
-    found = [_profile(pl.DataFrame(), columns, segments)]
+    profiling = Profiling(columns, segments)
     for batch in batches:
+        profiling.add(batch)
+    return profiling.profile()
+
+
+class Profiling:
+    """A profile of rows that are on their way to somewhere else. Raises as :func:`make_profile`."""
+
+    def __init__(self, columns: Sequence[ColumnSpec], segments: Segments = NO_SEGMENTS) -> None:
+        if unknown := segments.keys() - {column.name for column in columns}:
+            raise ProfileError(f"no segments of {', '.join(sorted(unknown))}: not a column of the model")
+        self._columns = columns
+        self._segments = segments
+        self._found = [_profile(pl.DataFrame(), columns, segments)]
+
+    def add(self, batch: pl.DataFrame) -> None:
+        """Profile some more rows."""
         for rows in batch.iter_slices(_BATCH_ROWS):
-            found.append(_profile(rows, columns, segments))
-            if len(found) == _AT_ONCE:
-                found = [merge_all(found)]
-    return merge_all(found)
+            self._found.append(_profile(rows, self._columns, self._segments))
+            if len(self._found) == _AT_ONCE:
+                self._found = [merge_all(self._found)]
+
+    def profile(self) -> Profile:
+        """The profile of all rows so far."""
+        return merge_all(self._found)
 
 
 def as_profiled(frame: pl.DataFrame, columns: Sequence[ColumnSpec]) -> pl.DataFrame:
     """The columns as Float64 or String, with null for all that counts as missing."""
     return frame.select(_values(frame, column).alias(column.name) for column in columns)
-
-
-def strata(frame: pl.DataFrame, columns: Sequence[ColumnSpec], segments: Segments) -> pl.Series:
-    """A number a row, the same for rows that are in the same segments.
-
-    :param segments: of ``columns``
-    """
-    wanted = [column for column in columns if column.name in segments]
-    values = as_profiled(frame, wanted)
-    number = pl.repeat(0, pl.len(), dtype=pl.UInt32)
-    for column in wanted:
-        names = segments[column.name]
-        numeric = column.type in _NUMERIC
-        place = pl.coalesce(
-            *(
-                pl.when(_is(column.name, value, numeric=numeric)).then(pl.lit(index + 1, pl.UInt32))
-                for index, value in enumerate(names)
-            ),
-            pl.lit(0, pl.UInt32),
-        )
-        number = number * (len(names) + 1) + place
-    return (
-        values.select(number.alias("stratum")).to_series()
-        if wanted
-        else pl.zeros(frame.height, pl.UInt32, eager=True).alias("stratum")
-    )
 
 
 def merge(one: Profile, two: Profile) -> Profile:
@@ -249,11 +241,11 @@ def _merge_pairs(parts: Sequence[Profile | Part]) -> PairMoments | None:
 
 def _values(frame: pl.DataFrame, column: ColumnSpec) -> pl.Expr:
     if column.name not in frame.columns:
-        dtype = pl.Float64 if column.type in _NUMERIC else pl.String
+        dtype = pl.Float64 if column.type in NUMERIC else pl.String
         return pl.repeat(None, pl.len(), dtype=dtype)
     value = pl.col(column.name)
     # strict=False: a value of another type is itself an incident to measure, and no reason to fail.
-    if column.type in _NUMERIC:
+    if column.type in NUMERIC:
         number = value.cast(pl.Float64, strict=False)
         return pl.when(number.is_finite()).then(number)
     if column.type == "bool":
@@ -269,13 +261,13 @@ def _values(frame: pl.DataFrame, column: ColumnSpec) -> pl.Expr:
 
 def _profile(frame: pl.DataFrame, columns: Sequence[ColumnSpec], segments: Segments) -> Profile:
     values = as_profiled(frame, columns)
-    numeric = tuple(column.name for column in columns if column.type in _NUMERIC)
+    numeric = tuple(column.name for column in columns if column.type in NUMERIC)
     personal = {column.name for column in columns if column.personal}
     followed = tuple(name for name in numeric if name != SCORE_COLUMN)[:MOST_COLUMNS]
     parts = {}
     for name, wanted in segments.items():
         for value in wanted:
-            rows = values.filter(_is(name, value, numeric=name in numeric))
+            rows = values.filter(has_value(name, value, numeric=name in numeric))
             parts[f"{name}={value}"] = Part(
                 rows.height, _columns(rows, numeric, personal), _pairs(rows, followed)
             )
@@ -286,7 +278,7 @@ def _pairs(values: pl.DataFrame, followed: tuple[str, ...]) -> PairMoments | Non
     return pair_moments(followed, values.select(followed).to_numpy()) if len(followed) > 1 else None
 
 
-def _is(name: str, value: str, *, numeric: bool) -> pl.Expr:
+def has_value(name: str, value: str, *, numeric: bool) -> pl.Expr:
     """Whether a profiled row has the value, as the spec writes it."""
     if not numeric:
         return pl.col(name) == value

@@ -52,24 +52,46 @@ _TAKEN = {_MOMENT, "created_timestamp", "entity_timestamp", "row_number", "false
 _PATTERNS = "spark.sql.parser.quotedRegexColumnNames"
 
 
-def historical_features(
-    session: SparkSession, lake: Lake, tables: Mapping[str, str], features: Features, rows: pl.DataFrame
-) -> pl.DataFrame:
-    """As :func:`ml_lifecycle.adapters.feast_repo.historical_features`, joined on Spark.
+@contextmanager
+def historical_slices(
+    session: SparkSession,
+    lake: Lake,
+    tables: Mapping[str, str],
+    features: Features,
+    rows: Iterable[pl.DataFrame],
+) -> Iterator[Iterator[pl.DataFrame]]:
+    """As :func:`ml_lifecycle.adapters.feast_repo.historical_slices`, joined on Spark.
+
+    What it yields can be read within the block.
 
     :param tables: feature table → path in the lake
-    :param rows: entity keys and ``event_timestamp``
-    :raises FeatureError: the views have what Feast's Spark store cannot work with, see :func:`check`.
-        Retry: no.
+    :param rows: entity keys and ``event_timestamp``, some rows at a time
+    :raises FeatureError: the views have what Feast's Spark store cannot work with, see :func:`check`; or the
+        join lost rows, or made some. Retry: no.
     """
-    kept = kept_names(features, rows.columns)
+    numbered = _Numbered(rows, features)
     with passing_rows(session, lake) as passing:
-        asked = passing.to_spark([rows.rename(kept).with_row_index(_ROW)])
+        asked = passing.to_spark(numbered)
         joined = SparkFeatures(session, features, read_tables(session, lake, tables)).join(asked)
-        found = passing.from_spark(joined.rows).sort(_ROW)
-    if found.height != rows.height:
-        raise FeatureError(f"the join on Spark made {found.height} rows of {rows.height}")
-    return joined.on_demand(found.rename({plain: name for name, plain in kept.items()})).drop(_ROW)
+        found = passing.from_spark(joined.rows, _ROW, numbered.rows)
+        names = {plain: name for name, plain in numbered.kept.items()}
+        yield (joined.on_demand(part.rename(names)).drop(_ROW) for part in found)
+
+
+class _Numbered:
+    """Rows that come in frames, each with its number, and with names that Spark can have."""
+
+    def __init__(self, frames: Iterable[pl.DataFrame], features: Features) -> None:
+        self._frames = frames
+        self._features = features
+        self.kept: dict[str, str] = {}
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        for frame in self._frames:
+            self.kept = kept_names(self._features, frame.columns)
+            yield frame.rename(self.kept).with_row_index(_ROW, self.rows)
+            self.rows += frame.height
 
 
 def kept_names(features: Features, columns: Iterable[str]) -> dict[str, str]:

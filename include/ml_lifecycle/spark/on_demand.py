@@ -32,7 +32,7 @@ class OnDemandFeatures:
         from feast import OnDemandFeatureView
         from feast.protos.feast.core.OnDemandFeatureView_pb2 import OnDemandFeatureView as Proto
 
-        from ml_lifecycle.adapters.feast_store import AsOfRetrievalJob
+        from ml_lifecycle.adapters.feast_retrieval import AsOfRetrievalJob
 
         views = [OnDemandFeatureView.from_proto(Proto.FromString(view)) for view in self._views]
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())  # as Feast's conversions know them

@@ -15,14 +15,16 @@ import polars as pl
 import pyarrow as pa
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.parquet import writing_parquet
+from ml_lifecycle.adapters.parquet import ROW_GROUP_ROWS, reading_parquet, writing_parquet
 from ml_lifecycle.adapters.tables import write_parquet
+from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.spark.session import spark_path
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 _FOLDER = "spark_rows"
+_PART_ROWS = 1_000_000  # that one task of Spark sorts and writes
 
 
 class PassingRows:
@@ -51,8 +53,14 @@ class PassingRows:
                     file.write(batch)
         return path
 
-    def from_spark(self, rows: DataFrame) -> pl.DataFrame:
-        """The rows, at least one, in no order."""
+    def from_spark(self, rows: DataFrame, order: str, expected: int) -> Iterator[pl.DataFrame]:
+        """The rows in order, some at a time; Spark is done with them before any is read.
+
+        :param order: the column that numbers them from 0 on
+        :raises FeatureError: they are not as many, or one is missing. Retry: no.
+        """
+        from pyspark.sql import functions as F
+
         lake, prefix = self._lake, self._prefix
 
         def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -67,10 +75,30 @@ class PassingRows:
             with writing_parquet(lake, path, first.schema) as file:
                 for batch in chain([first], batches):
                     file.write(batch)
-            yield pa.RecordBatch.from_pydict({"path": [path]})
+            yield pa.RecordBatch.from_pydict(
+                {"part": [task.partitionId()], "path": [path], "rows": [file.rows]},
+                pa.schema([("part", pa.int32()), ("path", pa.string()), ("rows", pa.int64())]),
+            )
 
-        written = rows.mapInArrow(write, "path string").collect()
-        return lake.scan([row.path for row in written]).collect()
+        # By number, not by range: to find ranges Spark would compute the rows twice.
+        parts = -(-expected // _PART_ROWS)
+        part = F.floor(F.col(order) / _PART_ROWS).cast("int")
+        numbered = rows.repartitionById(parts, part).sortWithinPartitions(order)
+        written = numbered.mapInArrow(write, "part int, path string, rows long").collect()
+        if (found := sum(one.rows for one in written)) != expected:
+            raise FeatureError(f"the join on Spark made {found} rows of {expected}")
+        return self._read([one.path for one in sorted(written, key=lambda one: int(one.part))], order)
+
+    def _read(self, paths: Iterable[str], order: str) -> Iterator[pl.DataFrame]:
+        at = 0
+        for path in paths:
+            with reading_parquet(self._lake, path) as file:
+                for batch in file.batches(file.schema.names, ROW_GROUP_ROWS):
+                    frame = pl.DataFrame(pl.from_arrow(batch))
+                    if not frame.select((pl.col(order) == pl.int_range(at, at + pl.len())).all()).item():
+                        raise FeatureError(f"the join on Spark lost one of the rows from {at} on")
+                    at += frame.height
+                    yield frame
 
     def delete(self) -> None:
         """Remove the files, whoever wrote them."""

@@ -8,36 +8,27 @@ their own error.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING
 
 import polars as pl
 import pyarrow as pa
 
-from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.onnx import as_served
 from ml_lifecycle.profiles.profile import NO_SEGMENTS, Profile, Segments, merge, profile_batches, read_profile
-from ml_lifecycle.records import ColumnSpec, TrainingSet, canonical_json, to_json
-from ml_lifecycle.spark.session import spark_path
+from ml_lifecycle.records import ColumnSpec, canonical_json, to_json
 from ml_lifecycle.stages.validation_facts import in_pieces
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
-
-Batches = Iterable[pl.DataFrame]
+    from pyspark.sql import DataFrame
 
 
 def profile_rows(
     rows: DataFrame,
     columns: Sequence[ColumnSpec],
     segments: Segments = NO_SEGMENTS,
-    prepared: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
 ) -> Profile:
-    """As :func:`ml_lifecycle.profiles.profile.profile_batches`, of a Spark DataFrame's rows.
-
-    :param prepared: done to each batch before, in the workers
-    """
+    """As :func:`ml_lifecycle.profiles.profile.profile_batches`, of a Spark DataFrame's rows."""
 
     names = rows.columns  # any; to Spark those with a dot are not
 
@@ -45,9 +36,7 @@ def profile_rows(
         from pyspark import TaskContext
 
         frames = (pl.DataFrame(pl.from_arrow(batch.rename_columns(names))) for batch in batches)
-        made = profile_batches(
-            (piece if prepared is None else prepared(piece) for piece in in_pieces(frames)), columns, segments
-        )
+        made = profile_batches(in_pieces(frames), columns, segments)
         context = TaskContext.get()
         assert context is not None, "a worker always has one"
         if made.rows:
@@ -62,17 +51,3 @@ def profile_rows(
         read_profile(json.loads(part["profile"])) for part in sorted(found, key=lambda one: int(one["part"]))
     ]
     return reduce(merge, parts, profile_batches([], columns, segments))
-
-
-def profile_training_rows(
-    session: SparkSession, lake: Lake, training_set: TrainingSet, segments: Segments
-) -> None:
-    """Write the profile of a training set's rows, as a model is served them, for all who train on them."""
-    from ml_lifecycle.spark.tables import quoted
-
-    columns = training_set.columns
-    rows = session.read.parquet(spark_path(lake, training_set.train_path))
-    chosen = rows.select(*(quoted(column.name) for column in columns))
-    known = {name: values for name, values in segments.items() if name in {one.name for one in columns}}
-    profile = profile_rows(chosen, columns, known, lambda batch: as_served(batch, columns))
-    lake.write_json(training_set.profile_path, to_json(profile))

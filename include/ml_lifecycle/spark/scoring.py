@@ -22,9 +22,9 @@ from ml_lifecycle.records import Training
 from ml_lifecycle.spark.passing import passing_rows
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.stages.feature_tables import INSTANT, build_tables, features_of
-from ml_lifecycle.stages.features import ColumnType, as_served
 from ml_lifecycle.stages.score import BATCH_ROWS, finish
 from ml_lifecycle.stages.score_partitions import OpenRows, Partition, SlicePartition
+from ml_lifecycle.stages.served_features import ColumnType, as_served
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -142,7 +142,7 @@ class _Served:
         joined = joined.rename({plain: name for name, plain in self.kept.items()})
         found = self.on_demand(joined).select(*self.features)
         asked = joined.select(pl.col(name).cast(kind) for name, kind in self.keys.items())
-        return as_served(found.hstack(asked.with_columns(pl.col(_MOMENT) + INSTANT)), self.features)[0]
+        return as_served(found.hstack(asked.with_columns(pl.col(_MOMENT) + INSTANT)), self.features)
 
 
 @dataclass(frozen=True)

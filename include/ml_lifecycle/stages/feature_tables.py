@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.tables import read_table, write_parquet
+from ml_lifecycle.adapters.local_files import PIECE, no_room_said
+from ml_lifecycle.adapters.newest import newest
+from ml_lifecycle.adapters.parquet import ROW_GROUP_ROWS, parquet_rows, write_batches, write_queries
+from ml_lifecycle.adapters.tables import read_table
 from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.records import Interval, Record, Snapshot, digest_of, from_json, to_json
 from ml_lifecycle.spec.folder import ModelFolder, load_module
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
     from ml_lifecycle.adapters.feast_repo import Features
 
 INSTANT = timedelta(microseconds=1)
+MOMENT = "event_timestamp"
+"""What Feast calls the moment of an entity row."""
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -56,16 +63,16 @@ def build_tables(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> Feature
     features = features_of(folder)
     names = [*features.source_tables(), folder.spec.labels.table]
     business = {metric.table for metric in folder.spec.delivery.watch.business.values() if metric.table}
-    frames = make_frames(folder, features, sources_of(folder, lake, snapshot), names, sorted(business))
-    for name, frame in frames.items():
-        write_parquet(lake, f"{root}/{name}.parquet", frame)
+    queries = feature_queries(folder, features, sources_of(folder, lake, snapshot), names, sorted(business))
+    paths = {name: f"{root}/{name}.parquet" for name in queries}
+    write_queries(lake, {paths[name]: query for name, query in queries.items()})
     tables = FeatureTables(
         digest=digest,
         path=root,
         snapshot_digest=snapshot.digest,
         code_digest=folder.code_digest,
-        tables={name: f"{root}/{name}.parquet" for name in frames},
-        rows={name: frame.height for name, frame in frames.items()},
+        tables=paths,
+        rows={name: parquet_rows(lake, path) for name, path in paths.items()},
     )
     lake.write_json(f"{root}/manifest.json", to_json(tables))
     return tables
@@ -101,36 +108,80 @@ def make_frames(
     features: Features,
     sources: Mapping[str, pl.LazyFrame],
     names: Collection[str],
-    optional: Collection[str] = (),
 ) -> dict[str, pl.DataFrame]:
-    """Compute the tables ``names``, each with the columns and types its feature views declare.
+    """Compute the tables ``names``, each with the columns and types its feature views declare."""
+    queries = feature_queries(folder, features, sources, names)
+    return dict(zip(queries, pl.collect_all([*queries.values()]), strict=True))
+
+
+def feature_queries(
+    folder: ModelFolder,
+    features: Features,
+    sources: Mapping[str, pl.LazyFrame],
+    names: Collection[str],
+    optional: Collection[str] = (),
+) -> dict[str, pl.LazyFrame]:
+    """What makes the tables ``names``, each with the columns and types its feature views declare.
 
     :param optional: further ones, which may be missing
+    :raises FeatureError: ``tables()`` lacks a table or a column. Retry: no.
     """
     declared = features.source_tables()
     made = load_module(folder.path, "features").tables(sources)
     if missing := sorted(set(names) - made.keys()):
         raise FeatureError(f"tables() of features.py lacks {missing}; it returns {sorted(made)}")
     names = [*names, *(name for name in optional if name in made and name not in names)]
-    lazy = []
+    queries = {}
     for name in names:
         present = made[name].collect_schema().names()
         columns = declared.get(name, {})
         if lacking := [column for column in columns if column not in present]:
             raise FeatureError(f"table {name!r} of features.py lacks the columns {lacking}; it has {present}")
         typed = [pl.col(column).cast(dtype) for column, dtype in columns.items()]
-        lazy.append(made[name].select(typed) if name in declared else made[name])
-    return dict(zip(names, pl.collect_all(lazy), strict=True))
+        queries[name] = made[name].select(typed) if name in declared else made[name]
+    return queries
 
 
 @contextmanager
-def local_tables(lake: Lake, tables: FeatureTables) -> Iterator[Path]:
-    """A folder that holds the tables as ``<name>.parquet``: the lake's own, or a copy of a remote one's."""
+def local_tables(lake: Lake, tables: FeatureTables, only: Collection[str] | None = None) -> Iterator[Path]:
+    """A folder that holds the tables as ``<name>.parquet``: the lake's own, or a copy of a remote one's.
+
+    :param only: the tables that are needed, all if not given
+    """
     with tempfile.TemporaryDirectory(prefix="features-") as name:
-        for table, path in tables.tables.items():
+        for table in tables.tables if only is None else only:
+            path = tables.tables[table]
             target = Path(name) / f"{table}.parquet"
             if lake.local_root is not None:
                 target.symlink_to(Path(lake.full_path(path)).absolute())
             else:
-                target.write_bytes(lake.read_bytes(path))
+                with lake.open(path) as source, no_room_said(target), target.open("wb") as file:
+                    shutil.copyfileobj(source, file, PIECE)
+        yield Path(name)
+
+
+@contextmanager
+def tables_within(features: Features, folder: Path, window: Interval) -> Iterator[Path]:
+    """A folder with tables that answer as those in ``folder`` do, for moments in a window.
+
+    Of what was before it they hold the newest row of each key.
+    """
+    with tempfile.TemporaryDirectory(prefix="features-") as name:
+        lake = Lake(name)
+        for table in features.source_tables():
+            file = f"{table}.parquet"
+            views = [view for view in features.views if view.batch_source.name == table]
+            if len(views) > 1:  # each with keys of its own
+                Path(name, file).symlink_to(folder / file)
+                continue
+            rows = pl.scan_parquet(folder / file)
+            order = features.order_of(views[0])
+            event = pl.col(order[0])
+            before = features.counting(table, rows, window.start - INSTANT)
+            within = rows.filter(event >= window.start, event < window.end)
+            parts = chain(
+                newest(before, features.keys_in_source(views[0]), order),
+                within.collect_batches(chunk_size=ROW_GROUP_ROWS, engine="streaming"),
+            )
+            write_batches(lake, file, rows.collect_schema(), parts)
         yield Path(name)

@@ -23,9 +23,8 @@ from ml_lifecycle.profiles.profile import (
     merge,
     profile_batches,
     read_profile,
-    strata,
 )
-from ml_lifecycle.profiles.sample import TURN, smallest, turns
+from ml_lifecycle.profiles.sample import TURN, smallest, strata, turns
 from ml_lifecycle.records import (
     ColumnSpec,
     Finding,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,8 +20,8 @@ from ml_lifecycle.records import Evidence, Record, Run, Snapshot, Training, from
 from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.stages.feature_tables import (
     INSTANT,
+    feature_queries,
     features_of,
-    make_frames,
     sources_of,
 )
 
@@ -131,7 +131,7 @@ def counting_rows(
 ) -> dict[str, pl.LazyFrame]:
     """Every feature table's rows that can count at ``as_of``, computed from no more history than they take.
 
-    They are put on disk: what ``tables()`` makes need not be held while it is written.
+    They are put on disk as they are computed: what ``tables()`` makes is not held.
     """
     last, lookback = as_of - INSTANT, folder.spec.features.lookback
     lifetimes = {table: features.lifetime(table) for table in features.source_tables()}
@@ -139,15 +139,17 @@ def counting_rows(
     lasting = [table for table in lifetimes if table not in brief]
     into.mkdir()
 
-    def put(frames: dict[str, pl.DataFrame]) -> None:
-        while frames:
-            table, rows = frames.popitem()
-            features.counting(table, rows.lazy(), last).collect().write_ipc(into / f"{table}.arrow")
+    def put(names: Collection[str], start: datetime | None) -> None:
+        queries = feature_queries(folder, features, sources_of(folder, lake, snapshot, start), names)
+        sinks = [
+            features.counting(table, rows, last).sink_ipc(into / f"{table}.arrow", lazy=True)
+            for table, rows in queries.items()
+        ]
+        pl.collect_all(sinks, engine="streaming")
 
-    put(make_frames(folder, features, sources_of(folder, lake, snapshot), lasting))
+    put(lasting, None)
     if lookback is not None and brief:
-        recent = sources_of(folder, lake, snapshot, last - max(brief.values()) - lookback)
-        put(make_frames(folder, features, recent, brief))
+        put(brief, last - max(brief.values()) - lookback)
     return {table: pl.scan_ipc(into / f"{table}.arrow") for table in lifetimes}
 
 

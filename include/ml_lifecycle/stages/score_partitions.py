@@ -22,7 +22,7 @@ from ml_lifecycle.adapters.parquet import reading_parquet
 from ml_lifecycle.errors import SpecError
 from ml_lifecycle.records import RowSlice, ScoringPlan, Snapshot, digest_of, from_json, to_json
 from ml_lifecycle.spec.folder import ModelFolder
-from ml_lifecycle.stages.features import ScoringRows, slice_rows
+from ml_lifecycle.stages.scoring_rows import ScoringRows, slice_rows
 
 _CONTENT = re.compile(r"objects/([0-9a-f]{2})/(\1[0-9a-f]{62})\.parquet")
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
@@ -165,7 +165,7 @@ def plan_scoring(
     """What there is to predict in the snapshot's interval, in slices, for one version of the model.
 
     :param training_path: folder of the version's training
-    :raises FeatureError: as for :func:`~ml_lifecycle.stages.features.entity_rows`. Retry: no.
+    :raises FeatureError: as for :func:`~ml_lifecycle.stages.scoring_rows.entity_rows`. Retry: no.
     """
     run, rows = snapshot.run, folder.spec.scoring.partition_rows
     digest = digest_of(
@@ -208,5 +208,6 @@ def planned_partitions(folder: ModelFolder, lake: Lake, plan: ScoringPlan) -> It
             "and a new one begins"
         )
     snapshot = from_json(Snapshot, lake.read_json(plan.snapshot_path))
-    with ScoringRows(folder, lake, snapshot) as rows:
+    window = plan.run.interval if len(plan.slices) > 1 else None
+    with ScoringRows(folder, lake, snapshot, window) as rows:
         yield [SlicePartition(rows, part, plan.snapshot_digest, plan.code_digest) for part in plan.slices]
