@@ -47,7 +47,8 @@ down: ## Stop the stack of `make up` or `make demo`
 	@test -x $(BIN)/python && $(BIN)/python -m ml_lifecycle_airflow.stack down || true
 
 status: ## Show each process of the stack with its state
-	$(BIN)/python -m ml_lifecycle_airflow.stack status
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m ml_lifecycle_airflow.stack status; else \
+	  echo "no stack was ever started here: make up starts one"; fi
 
 lint: install-dev ## Ruff, mypy strict and the import contracts
 	$(BIN)/ruff check .

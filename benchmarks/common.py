@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
+import json
 import os
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ml_lifecycle.demo.world import Access
@@ -83,3 +86,48 @@ def running_stack(root: Path) -> Iterator[tuple[Stack, Access]]:
         yield stack, access
     finally:
         supervise.stop(stack, say)
+
+
+def timed(work: Callable[[], Any]) -> dict[str, Any]:
+    """The answer of some work, its seconds, and the peak memory of the process."""
+    began = time.perf_counter()
+    answer = work()
+    seconds = time.perf_counter() - began
+    # Not getrusage's: that of a child begins with what its parent had.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) / 1024
+    return {"seconds": seconds, "peak_mib": peak, "answer": answer}
+
+
+def asked_of(
+    parser: argparse.ArgumentParser, works: Mapping[str, Callable[[Path], dict[str, Any]]]
+) -> argparse.Namespace:
+    """The command line, with ``--results FILE``; a process that :func:`apart` began does its work and ends.
+
+    :param works: kind → work on a folder, which :func:`timed` measures
+    """
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        kind, folder = asked.child
+        print(json.dumps(works[kind](Path(folder))))
+        sys.exit()
+    return asked
+
+
+def apart(kind: str, folder: Path) -> dict[str, Any]:
+    """A script's work of this kind, in a process of its own."""
+    command = [sys.executable, sys.argv[0], "--child", kind, str(folder)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"· {kind}: {found['seconds']:.2f} s, {found['peak_mib']:.0f} MiB", file=sys.stderr, flush=True)
+    return found
+
+
+def keep(results: Path | None, told: Mapping[str, Any]) -> None:
+    """Write raw results, if they are asked for."""
+    if results is not None:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps(told, indent=1))

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,8 +24,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import table
-from drift import NUMBERS, columns, make_rows, timed
+from common import apart, asked_of, keep, table, timed
+from drift import NUMBERS, columns, make_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,15 +71,16 @@ def make(folder: Path, predictions: int, part_rows: int) -> None:
     (folder / "labels").mkdir()
     sums = {"labelled": 0, "mature": 0, "known": 0, "positive": 0, "score": 0.0, "right": 0, "squared": 0.0}
     hours: list[pl.DataFrame] = []
-    for number in range(predictions // part_rows):
+    at_once = max(part_rows, 20_000 // part_rows * part_rows)
+    for number, start in enumerate(range(0, predictions // part_rows * part_rows, at_once)):
         rng = np.random.default_rng(number)
-        rows = drawn[rng.integers(0, BLOCK, part_rows)]
-        keys = np.arange(number * part_rows, (number + 1) * part_rows)
+        keys = np.arange(start, min(start + at_once, predictions // part_rows * part_rows))
+        rows = drawn[rng.integers(0, BLOCK, len(keys))]
         moments = int(DAY.timestamp()) * 1_000_000 + keys * step
         score = score_of(rows["normal"].to_numpy())
-        truth = rng.random(part_rows) < score
-        known = rng.random(part_rows) < 0.9  # of the others nothing ever becomes known
-        write_part(target, number, rows, keys, moments, score)
+        truth = rng.random(len(keys)) < score
+        known = rng.random(len(keys)) < 0.9  # of the others nothing ever becomes known
+        write_parts(target, number, part_rows, rows, keys, moments, score)
         labels = pl.DataFrame(
             {
                 "flight": keys,
@@ -110,10 +109,16 @@ def make(folder: Path, predictions: int, part_rows: int) -> None:
     make_training(folder)
 
 
-def write_part(
-    target: Path, number: int, rows: pl.DataFrame, keys: np.ndarray, moments: np.ndarray, score: np.ndarray
+def write_parts(
+    target: Path,
+    number: int,
+    part_rows: int,
+    rows: pl.DataFrame,
+    keys: np.ndarray,
+    moments: np.ndarray,
+    score: np.ndarray,
 ) -> None:
-    """As the server writes it: a part of one model, with structs, Enums and LZ4."""
+    """As the server writes them: parts of one model, with structs, Enums and LZ4."""
     import numpy as np
     import polars as pl
 
@@ -152,9 +157,11 @@ def write_part(
         .with_columns(**constants)
         .select(tuple(SCHEMA))
     )
-    first = frame["received_at"][0]
-    name = f"{first:%Y%m%dT%H%M%S%f}-bench-{number:06d}-{kind_of(DIGEST, frame)}.parquet"
-    frame.write_parquet(target / name, compression="lz4", statistics=False)
+    kind = kind_of(DIGEST, frame)
+    for part, start in enumerate(range(0, len(keys), part_rows), int(keys[0]) // part_rows):
+        written = frame[start : start + part_rows]
+        name = f"{written['received_at'][0]:%Y%m%dT%H%M%S%f}-bench-{part:06d}-{kind}.parquet"
+        written.write_parquet(target / name, compression="lz4", statistics=False)
 
 
 def make_training(folder: Path) -> None:
@@ -257,16 +264,6 @@ def hour(folder: Path) -> dict[str, Any]:
 WORK: dict[str, Callable[[Path], dict[str, Any]]] = {"first": whole, "later": later, "hour": hour}
 
 
-def apart(kind: str, folder: Path) -> dict[str, Any]:
-    """The work in a process of its own."""
-    command = [sys.executable, __file__, "--child", kind, str(folder)]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"· {kind}: {found['seconds']:.1f} s, {found['peak_mib']:.0f} MiB", file=sys.stderr, flush=True)
-    return found
-
-
 def check_day(folder: Path, answer: dict[str, Any], predictions: int) -> None:
     """Against what was counted while the log was written."""
     sums, found = json.loads((folder / "sums.json").read_text()), answer["findings"]
@@ -320,12 +317,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--predictions", type=int, default=10_000_000)
     parser.add_argument("--part-rows", type=int, default=20_000)
-    parser.add_argument("--results", type=Path)
-    parser.add_argument("--child", nargs=2)
-    asked = parser.parse_args()
-    if asked.child:
-        print(json.dumps(WORK[asked.child[0]](Path(asked.child[1]))))
-        return 0
+    asked = asked_of(parser, WORK)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
@@ -344,11 +336,9 @@ def main() -> int:
         [(kind, f"{one['seconds']:.1f}", f"{one['peak_mib']:.0f}") for kind, one in runs.items()],
     )
     table(("of an hour", "off by"), [(key, f"{value:.2g}") for key, value in off.items()])
-    if asked.results:
-        raw = {kind: {k: v for k, v in one.items() if k != "answer"} for kind, one in runs.items()}
-        asked.results.parent.mkdir(parents=True, exist_ok=True)
-        told = {"predictions": asked.predictions, "part_rows": asked.part_rows, "log_bytes": size, "off": off}
-        asked.results.write_text(json.dumps({**told, "kept_bytes": kept, **raw}, indent=1))
+    raw = {kind: {k: v for k, v in one.items() if k != "answer"} for kind, one in runs.items()}
+    told = {"predictions": asked.predictions, "part_rows": asked.part_rows, "log_bytes": size, "off": off}
+    keep(asked.results, {**told, "kept_bytes": kept, **raw})
     peak = max(one["peak_mib"] for one in runs.values())
     return 0 if runs["first"]["seconds"] <= SECONDS and peak <= MIB else 1
 

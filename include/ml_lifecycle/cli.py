@@ -1,4 +1,4 @@
-"""The command ``ml-lifecycle``. Exit codes: 0 fine, 1 the input is wrong, 2 the command line is.
+"""The command ``ml-lifecycle``. Exit codes: 0 fine, 1 the input is wrong, 2 the command line is, 130 Ctrl-C.
 
 A new command is a :class:`Command` in a module of :mod:`ml_lifecycle.commands`. A name of two words, such as
 ``ledger verify``, becomes a group with a subcommand.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ml_lifecycle.commands import contracts, folders, ledger, pods, releases, scoring, snapshots
+from ml_lifecycle.commands import contracts, folders, ledger, pods, predictions, releases, scoring, snapshots
 from ml_lifecycle.commands.command import Command
 from ml_lifecycle.errors import LifecycleError
 
@@ -22,6 +22,7 @@ COMMANDS = (
     *scoring.COMMANDS,
     *contracts.COMMANDS,
     *snapshots.COMMANDS,
+    *predictions.COMMANDS,
     *pods.COMMANDS,
     *ledger.COMMANDS,
 )
@@ -52,9 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a folder's name may hold bytes that are no text
     try:
         return int(arguments.run(arguments))
-    except (LifecycleError, OSError) as error:
+    except _one_line() as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _one_line() -> tuple[type[Exception], ...]:
+    """Errors whose text says enough."""
+    # s3fs lets what went wrong before an answer through as it is; botocore is loaded then.
+    aws = sys.modules.get("botocore.exceptions")
+    return (LifecycleError, OSError) if aws is None else (LifecycleError, OSError, aws.BotoCoreError)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
-from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ml_lifecycle.errors import LifecycleError
 
@@ -178,16 +178,38 @@ class Validation(Record):
 
 
 @dataclass(frozen=True)
+class InputRules:
+    """What a contract says of each single value of a feature that holds one of its fields unchanged.
+
+    :param contract: the field, as ``contract.field``
+    :param type: the field's; a whole number may come in a column of floats
+    :param nullable: false where no value may be missing
+    :param pattern: regular expression that the whole of each text must match
+    """
+
+    contract: str
+    type: Literal["string", "integer", "float", "boolean"]
+    nullable: bool = True
+    min: float | None = None
+    max: float | None = None
+    allowed_values: tuple[str | int | float | bool, ...] | None = None
+    pattern: str | None = None
+
+
+@dataclass(frozen=True)
 class ColumnSpec:
     """A named, typed model input. Nullable floats are NaN; a null string is the empty string.
 
     :param personal: a contract marks it ``pii``: its values stand in no report
+    :param rules: what a contract says of its values, proved on the training set; None where it says nothing.
+        Then it is not written either, so that routes and digests are what they were before there were such
     """
 
     name: str
     type: Literal["float", "int", "string", "bool"]
     nullable: bool = False
     personal: bool = False
+    rules: Annotated[InputRules | None, Field(exclude_if=lambda rules: rules is None)] = None
 
 
 @dataclass(frozen=True)

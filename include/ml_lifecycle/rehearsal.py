@@ -7,22 +7,27 @@ does not, since this runs the folder's code and imports what it imports.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from ml_lifecycle.adapters.tables import POLARS_TYPES
 from ml_lifecycle.errors import FeatureError, SpecError, TrainingError
 from ml_lifecycle.records import TaskType
-from ml_lifecycle.spec.feature_fields import can_become, contract_says, field_mark
+from ml_lifecycle.spec.feature_fields import can_become, contract_says, field_mark, tag_mark
+from ml_lifecycle.spec.feature_tags import TAG, Tag, TagError, can_be_served, field_of, input_rules
 from ml_lifecycle.spec.folder import FolderReading, error_place, load_module
 from ml_lifecycle.spec.loader import Parsed
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.spec.problems import Problem, SourceFile, suggest
 from ml_lifecycle.spec.types import format_duration
+from ml_lifecycle.spec.yaml12 import Mark
+
+if TYPE_CHECKING:
+    from ml_lifecycle.adapters.feast_repo import Features
 
 _MOMENT = "event_timestamp"
 
@@ -45,7 +50,7 @@ def rehearse(reading: FolderReading) -> Rehearsal:
     advice: list[str] = []
     features = _import(reading, "features", problems)
     if reading.model is not None:
-        advice += _advice(reading.model.value)
+        advice += [*_advice(reading.model.value), *_renamed(reading, reading.model.value)]
         if features is not None:
             problems += _Features(reading, reading.model, features, advice).problems()
     return Rehearsal(tuple(problems), tuple(advice))
@@ -104,6 +109,21 @@ def _advice(spec: ModelSpec) -> Iterator[str]:
         )
 
 
+def _renamed(reading: FolderReading, spec: ModelSpec) -> Iterator[str]:
+    """A misspelt name would leave a column of its own, and the right one without values."""
+    contracts = {one.name: one for one in reading.contracts.value.all} if reading.contracts else {}
+    for name, source in spec.sources.items():
+        if (contract := contracts.get(source.contract or "")) is None:
+            continue
+        fields = [field.name for field in contract.fields]
+        for column in source.renamed:
+            if column not in fields:
+                yield (
+                    f"sources.{name}.renamed in model.yaml: contract {contract.name} lists no {column!r}; "
+                    + "; ".join(suggest(column, fields))
+                )
+
+
 @dataclass
 class _Features:
     """``features.py`` held against ``model.yaml`` and the contracts."""
@@ -130,6 +150,8 @@ class _Features:
             yield self._in_code(str(error))
         else:
             yield from self._names(columns, keys)
+            yield from self._tags(features.tags())
+            yield from self._alerts(features, columns)
         yield from self._tables(declared)
 
     def _names(self, columns: list[str], keys: tuple[str, ...]) -> Iterator[Problem]:
@@ -150,14 +172,6 @@ class _Features:
                 yield self.model.problem(
                     path, f"no feature or key {gate.segment!r}", suggest(gate.segment, known)
                 )
-        for number, alert in enumerate(self.spec.monitoring.alerts):
-            for place, column in enumerate(alert.columns or ()):
-                if column not in columns:
-                    yield self.model.problem(
-                        ("monitoring", "alerts", number, "columns", place),
-                        f"no feature {column!r}",
-                        suggest(column, columns),
-                    )
         for column in self.spec.delivery.watch.segments:
             if column not in known:
                 yield self.model.problem(
@@ -165,6 +179,54 @@ class _Features:
                     f"no feature or key {column!r}",
                     suggest(column, known),
                 )
+
+    def _tags(self, tags: Iterable[Tag]) -> Iterator[Problem]:
+        """Each tag names a field that its feature can hold; what becomes of the field's rules is advice."""
+        contracts = self.reading.contracts
+        if contracts is None:
+            return
+        for tag in tags:
+            try:
+                contract, item = field_of(tag, contracts.value.all)
+            except TagError as error:
+                hints = [*error.hints]
+                if error.field is not None:
+                    name = error.field[0].name
+                    said = contract_says(contracts, error.field[1].name)
+                    hints += [line for line in said if line.startswith(f"contract {name} ")]
+                mark = tag_mark(self.reading.files["features.py"], tag.view, tag.feature, TAG)
+                yield self._at(mark, error.message, hints)
+                continue
+            if input_rules(contract, item) is None:
+                self.advice.append(
+                    f"feature {tag.feature!r} holds {tag.names}, whose broken rules only warn (severity: "
+                    "warn): none of them becomes a rule of the model's input"
+                )
+            elif item.pattern is not None and not can_be_served(item.pattern):
+                self.advice.append(
+                    f"the pattern of {tag.names} becomes no rule of the model's input {tag.feature!r}: only "
+                    "Python's own engine computes it (look-around, back references, flags), and a client's "
+                    "text could keep it, and the server, busy for ever"
+                )
+
+    def _alerts(self, features: Features, columns: list[str]) -> Iterator[Problem]:
+        """What alerts name as columns is something that their metric has findings of."""
+        views = {view.name: [field.name for field in view.features] for view in features.views}
+        of_the_store = {
+            "feature_staleness_seconds": ("feature view", [*views]),
+            "online_mismatch_share": (
+                "feature",
+                [f"{view}:{name}" for view, names in views.items() for name in names],
+            ),
+        }
+        for number, alert in enumerate(self.spec.monitoring.alerts):
+            if alert.metric.startswith("replay_"):
+                continue  # of the steps that differ
+            kind, known = of_the_store.get(alert.metric, ("feature", columns))
+            for place, column in enumerate(alert.columns or ()):
+                if column not in known:
+                    path = ("monitoring", "alerts", number, "columns", place)
+                    yield self.model.problem(path, f"no {kind} {column!r}", suggest(column, known))
 
     def _tables(self, declared: Mapping[str, Mapping[str, pl.DataType]]) -> Iterator[Problem]:
         tables = getattr(self.module, "tables", None)
@@ -304,10 +366,12 @@ class _Features:
 
     def _at_field(self, table: str, column: str, message: str, hints: list[str]) -> Problem:
         """A problem with what a feature view declares; without a place where the code makes its fields."""
-        data = self.reading.files["features.py"]
-        mark = field_mark(data, table, column)
+        return self._at(field_mark(self.reading.files["features.py"], table, column), message, hints)
+
+    def _at(self, mark: Mark | None, message: str, hints: list[str]) -> Problem:
         if mark is None:
             return self._in_code(message, hints)
+        data = self.reading.files["features.py"]
         shown = str(self.reading.path / "features.py")
         return SourceFile(shown, data.decode("utf-8", errors="replace")).problem(mark, message, hints)
 

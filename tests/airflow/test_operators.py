@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
@@ -14,8 +14,10 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DagRunTriggerException
 from delivery_kit import make_candidate, make_golden
+from log_kit import make_rows, write_day, write_part
 
 from ml_lifecycle import errors
+from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.releases import Deployment, Releases
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.records import (
@@ -204,6 +206,31 @@ def test_a_run_that_nobody_gave_a_window_looks_at_the_newest_of_the_spec(
         )
         window = from_json(Monitoring, operator.execute(context(conf=conf))).window
     assert window == Interval(NOW - timedelta(days=days), NOW)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_log_is_compacted_before_it_is_read_and_never_at_the_window_s_cost(
+    world: World, context: Context, connect: Any, damaged: bool
+) -> None:
+    production = Lake(str(world.root / "production"))
+    connect("l2", conn_type="ml_lifecycle_lake", extra={"url": production.url})
+    model = world.edit("model.yaml", "approvers:", "monitoring: {keep_predictions: 2d}\napprovers:")
+    write_day(production, 40)
+    long_ago = write_part(production, "one", 50, make_rows("one", range(3), datetime(2001, 1, 1, tzinfo=UTC)))
+    if damaged:
+        production.write_bytes("predictions_compacted/delays/2026-03-01/one-0000.json", b"[]")
+    snapshot = Snapshot(
+        Run("delays", "delays__monitor/1", NOW, Interval(NOW, NOW)), "0" * 64, "snapshots/delays/0.json", {}
+    )
+    operator = MonitorOperator(task_id="monitor", folder=model.path, snapshot=world.file(snapshot))
+    with (
+        mock.patch("ml_lifecycle.stages.features.read_labels", autospec=True),
+        mock.patch("ml_lifecycle.stages.monitor.monitor", autospec=True) as measure,
+    ):
+        measure.side_effect = lambda *arguments, **_: replace(monitoring(False), run=arguments[3])
+        operator.execute(context())
+    assert not production.exists(long_ago)
+    assert any(path.endswith(".parquet") for path in production.list("predictions_compacted")) != damaged
 
 
 def retraining(world: World, found: Monitoring) -> RetrainOperator:

@@ -121,7 +121,18 @@ def test_a_second_up_prints_where_the_stack_runs(
     assert f"Airflow  {stack.airflow_url} " in printed
     assert f"MLflow   {stack.mlflow_url}\n" in printed
     command = Path(sys.executable).with_name("ml-lifecycle")
-    assert f"ask      . {stack.settings_file}; {command} live\n" in printed
+    assert f"ask      . {shlex.quote(str(stack.settings_file))}; {command} live\n" in printed
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    beneath = Stack(root=tmp_path / "file" / "run", ports=free_ports())
+    monkeypatch.setattr(commands, "_stack", lambda name: beneath)
+    monkeypatch.setattr(commands.signal, "signal", lambda *_: None)  # the test's own process keeps its own
+    assert commands.main(["up"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: [Errno 20] Not a directory: '{beneath.root}")
 
 
 def test_two_processes_on_one_port_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,15 +260,19 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(on_postgres
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     url = make_url(f"postgresql://me:p%40ss@127.0.0.1:{port}")
+    mistyped = replace(on_postgres, postgres=url)
     with pytest.raises(StackError, match=r"me:\*\*\*@127\.0\.0\.1.* refused") as raised:
-        supervise._create_databases(replace(on_postgres, postgres=url), print)
+        supervise.start(mistyped, print)
     assert "p@ss" not in str(raised.value)
+    supervise._check_databases(on_postgres)  # the right one is as free as before
 
 
 def test_lakes_keep_to_the_databases_they_began_with(stack: Stack, on_postgres: Stack) -> None:
     moved = replace(on_postgres, root=stack.root)
     for began, would in ((stack, moved), (on_postgres, replace(stack, root=on_postgres.root))):
         supervise._check_databases(began)
+        supervise._check_databases(would)  # neither has begun yet
+        supervise._keep_databases(began)
         supervise._check_databases(began)
         with pytest.raises(LifecycleError, match=r"began with its databases on .* move .* away") as raised:
             supervise._check_databases(would)

@@ -108,6 +108,31 @@ def test_times_of_other_units_are_compared_in_microseconds(dtype: pl.DataType) -
         assert found["value"].to_list() == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("asked", "held", "found"),
+    [
+        (pl.Series([1, 2], dtype=pl.Int32), pl.Series([2**40, 2]), [None, 1]),
+        (pl.Series([2**40, 2]), pl.Series([1, 2], dtype=pl.Int32), [None, 1]),
+        (pl.Series([1, 2], dtype=pl.UInt64), pl.Series([-1, 2]), [None, 1]),
+        (pl.Series([1, 2]), pl.Series([1.5, 2.0]), [None, 1]),
+        (pl.Series([1, 2]), pl.Series([float("inf"), 2.0]), [None, 1]),
+        (pl.Series([1, 2]), pl.Series(["abc", "2"]), [None, 1]),
+        (pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])), pl.Series(["c", "b"]), [None, 1]),
+        (pl.Series([None, None]), pl.Series([1, 2]), [None, None]),
+    ],
+    ids=["32 bits", "64 bits", "unsigned", "fractions", "infinity", "text", "enum", "none at all"],
+)
+def test_a_key_that_no_entity_row_can_have_is_in_nobodys_way(
+    asked: pl.Series, held: pl.Series, found: list[int | None]
+) -> None:
+    rows = pl.LazyFrame({"key": asked, "at": [START, START]})
+    table = pl.LazyFrame({"key": held, "event": [START, START], "value": [0, 1]})
+    tables = [Table("t", table, {"key": "key"}, {"value": "value"}, "event", None, timedelta(days=10**6))]
+    for part_rows in (1, 2):
+        joined = pl.concat(join_as_of(rows, "at", tables, part_rows=part_rows))
+        assert joined["value"].to_list() == found
+
+
 def test_columns_that_are_missing_or_there_twice_are_named() -> None:
     table = pl.LazyFrame({"key": ["a"], "value": [1], "event": [START]})
     rows = pl.LazyFrame({"key": ["a"], "at": [START]})
@@ -115,5 +140,8 @@ def test_columns_that_are_missing_or_there_twice_are_named() -> None:
     with pytest.raises(FeatureError, match=r"the view needs the entity columns \['id'\]"):
         next(join_as_of(rows, "at", [lacking]))
     known = Table("the view", table, {"key": "key"}, {"value": "value"}, "event")
+    for moment, kind in ((1704067200, "Int32"), ("2024-01-01", "String")):
+        with pytest.raises(FeatureError, match=f"column 'at' of the entity rows holds {kind}, and no times"):
+            next(join_as_of(rows.with_columns(at=pl.lit(moment)), "at", [known]))
     with pytest.raises(FeatureError, match="of another view too"):
         next(join_as_of(rows, "at", [known, known]))

@@ -134,6 +134,34 @@ def test_a_bad_command_exits_with_1_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_new_folder_is_there_whole_or_not_at_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        disk.fill(leave=8192)
+        assert main(["new", "churn", "--into", str(disk.folder)]) == 1
+        assert f"no room for {disk.folder / 'churn'}: No space left on device" in capsys.readouterr().err
+        disk.free()
+        assert main(["new", "churn", "--into", str(disk.folder)]) == 0
+
+
+def test_a_lake_without_credentials_is_no_traceback(tmp_path: Path) -> None:
+    environment = {
+        "PYTHONPATH": str(Path(ml_lifecycle.__file__).parents[1]),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": str(tmp_path),
+    }
+    command = ["validation", "docs", "churn", "--lake", "s3://nowhere/lake"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ml_lifecycle.cli", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "Unable to locate credentials\n")
+
+
 @pytest.mark.full  # a process of its own, that imports everything
 def test_a_folder_below_one_whose_name_is_no_text_is_told_about(tmp_path: Path) -> None:
     parent = tmp_path / "b\udcff"

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,7 @@ import pytest
 from delivery_kit import make_candidate, make_model
 from training_world import make_folder
 
+from ml_lifecycle import cli
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.tables import write_parquet
 from ml_lifecycle.cli import Command, build_parser, main
@@ -103,6 +105,16 @@ def test_a_name_of_two_words_is_a_group_with_a_subcommand() -> None:
     assert found.run(found) == 7
     with pytest.raises(SystemExit):
         parser.parse_args(["ledger"])
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(found: Namespace) -> int:
+        raise KeyboardInterrupt
+
+    wait = Command("wait", "wait for it", lambda parser: None, interrupted)
+    monkeypatch.setattr(cli, "build_parser", partial(build_parser, [wait]))
+    assert main(["wait"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_check_runs_the_code_and_tells_all_in_one_round(

@@ -101,6 +101,25 @@ def test_what_only_warns_does_not_break(new: dict[str, Any]) -> None:
     assert [change.breaks for change in changes] == [False]
 
 
+def test_rules_of_the_same_rows_are_told_apart() -> None:
+    """They may have a severity each, and so stand there several times."""
+    present, warm = {"when": WARM["when"], "nullable": False}, {**WARM, "severity": "warn"}
+    both = contract({"conditional": [present, warm]}, {})
+    assert list(diff_contracts(both, both)) == []
+    assert list(diff_contracts(both, contract({"conditional": [warm, present]}, {}))) == []
+    (halting,) = diff_contracts(both, contract({"conditional": [WARM, present]}, {}))
+    assert (halting.breaks, halting.path) == (True, ("fields", 2, "conditional", 0, "severity"))
+    (gone,) = diff_contracts(both, contract({"conditional": [warm]}, {}))
+    assert (gone.breaks, gone.gone, gone.path) == (False, True, ("fields", 2, "conditional", 0))
+    (new,) = diff_contracts(contract({"conditional": [warm]}, {}), both)
+    assert (new.breaks, new.path) == (True, ("fields", 2, "conditional", 0))
+
+
+def test_large_numbers_are_shown_in_full() -> None:
+    (change,) = diff_contracts(contract({"max": 1000001}, {}), contract({"max": 1000000}, {}))
+    assert change.text == "x: max was 1000001 and is 1000000"
+
+
 def test_words_are_no_change() -> None:
     described = contract({"description": "words"}, {"description": "more", "unique_together": [["x", "id"]]})
     assert list(diff_contracts(contract({}, {"unique_together": [["id", "x"]]}), described)) == []

@@ -32,7 +32,7 @@ from ml_lifecycle.errors import (
 )
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.ledger.tables import ledger as ledger_table
-from ml_lifecycle.records import Evidence, Release
+from ml_lifecycle.records import Evidence, InputRules, Release, to_json
 from ml_lifecycle.serving.client import ModelClient, RequestRefusedError
 from ml_lifecycle.stages.deploy import deploy
 
@@ -85,6 +85,27 @@ def test_a_second_release_follows_on_the_first(world: World) -> None:
     assert (second.previous_revision, second.revision) == (1, 3)
     assert world.releases.get("production", world.endpoint, 2).state == "superseded"
     assert world.served() == ("2", 3)
+    world.check_order()
+
+
+def test_rules_of_inputs_are_released_and_what_becomes_of_values_that_break_them(world: World) -> None:
+    candidate = world.candidate(1)
+    rules = InputRules("flights.distance", "float", min=-1000, max=1000)
+    columns = tuple(
+        replace(column, rules=rules if column.name == "distance" else None)
+        for column in candidate.training.columns
+    )
+    candidate = replace(candidate, training=replace(candidate.training, columns=columns))
+    world.source.write_json(f"{candidate.training.path}/manifest.json", to_json(candidate.training))
+    features = world.spec.features.model_copy(update={"broken_rules": "refuse"})
+    world.spec = world.spec.model_copy(update={"features": features})
+    champion = world.releases.route(world.deploy(candidate, world.approved(candidate))).champion
+    assert (champion.columns, champion.broken_rules) == (columns, "refuse")
+    (client,) = world.target.clients
+    distance = {"name": "distance", "datatype": "FP32", "shape": [1], "data": [2000.0]}
+    hour = {"name": "hour", "datatype": "INT64", "shape": [1], "data": [3]}
+    with pytest.raises(RequestRefusedError, match=r"expected -1000 to 1000 \(range of flights.distance"):
+        client.post(world.endpoint, {"inputs": [distance, hour]})
     world.check_order()
 
 

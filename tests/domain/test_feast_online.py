@@ -21,8 +21,9 @@ import psutil
 import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Bool, Float32, Float64, Int64, String
+from feast.types import Array, Bool, Bytes, Float32, Float64, Int64, String, UnixTimestamp
 
+from ml_lifecycle.adapters.feast_audit import compare
 from ml_lifecycle.adapters.feast_bulk import materialise
 from ml_lifecycle.adapters.feast_reader import OnlineReader
 from ml_lifecycle.adapters.feast_repo import Features, open_store, registry_bytes
@@ -355,3 +356,39 @@ def test_an_on_demand_view_without_its_source_is_refused(place: Place) -> None:
     store = place.open(user_rows(("a", hours(1), 1.5)), ["shops"])
     with pytest.raises(FeatureError, match="'double' is made from users: add features of it to the service"):
         OnlineReader(registry_bytes(store), "service", place.url)
+
+
+def test_what_only_on_demand_features_are_made_from_is_kept_and_the_same_online(tmp_path: Path) -> None:
+    user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
+    fields = {"seen": UnixTimestamp, "embedding": Array(Float32), "photo": Bytes, "spent": Float32}
+    users = FeatureView(
+        name="users",
+        entities=[user],
+        schema=[Field(name=name, dtype=dtype) for name, dtype in fields.items()],
+        source=FileSource(name="users", path="users.parquet", timestamp_field="event_timestamp"),
+    )
+    module = types.ModuleType("features")
+    service = FeatureService(name="service", features=[users[["spent"]]])
+    vars(module).update(user=user, users=users, service=service)
+    features = Features.of(module, "test", "service")
+    columns = features.source_tables()["users"]
+    assert columns == {
+        "user_id": pl.String(),
+        "seen": TIME,
+        "embedding": pl.List(pl.Float32),
+        "photo": pl.Binary(),
+        "spent": pl.Float32(),
+        "event_timestamp": TIME,
+    }
+    row = {
+        "user_id": "a",
+        "seen": hours(1) + MICROSECOND,
+        "embedding": [0.1, float("nan")],
+        "photo": b"x",
+        "spent": 1.0,
+        "event_timestamp": hours(2),
+    }
+    pl.DataFrame([row], schema=columns).write_parquet(tmp_path / "users.parquet")
+    store = open_store(features, tmp_path, f"sqlite:///{tmp_path}/online.db")
+    materialise(store, hours(0), hours(3))
+    assert compare(store, features, hours(3), sample=9, seed=0) == (4, [])

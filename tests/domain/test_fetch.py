@@ -145,6 +145,12 @@ def test_a_whole_number_is_a_cursor_too(shop: Shop) -> None:
     assert shop.values(**numbers).keys() == {1, 2, 3, 4, 5}
 
 
+def test_a_query_may_end_in_a_comment(shop: Shop) -> None:
+    shop.put(order(1, 1))
+    query = "SELECT id, at, value, changed FROM orders -- all of them"
+    assert [shop.fetch(query=query) for _ in "ab"] == [1, 0]
+
+
 def test_a_chunk_is_held_and_kept_at_a_time(shop: Shop) -> None:
     shop.put(*(order(n, n / 10) for n in range(95)))
     assert shop.fetch(chunk_rows=10) == 95
@@ -252,6 +258,54 @@ def test_types_that_databases_have(database_url: str, tmp_path: Path) -> None:
     assert [UUID(one) for one in found["id"]] == [UUID(int=1), UUID(int=2)]
 
 
+def test_values_that_a_column_of_one_type_has_no_place_for(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+
+    def found(query: str) -> list[Any]:
+        kinds = spec(kinds={"sql": {"query": query}, "connection": "shop"})
+        snapshot = ingest(kinds, lake, MARCH, origins={"shop": partial(engine_of, "sqlite://")})
+        return read_table(lake, snapshot, "kinds").collect()["x"].to_list()
+
+    assert found("SELECT 1 AS x UNION ALL SELECT 2.5 UNION ALL SELECT NULL") == [None, 1.0, 2.5]
+    with pytest.raises(SourceError, match="'x' holds bytes and int, and not one type"):
+        found("SELECT 1 AS x UNION ALL SELECT x'00'")
+
+
+def test_numerics_are_exact_and_what_no_column_holds_is_said(postgres_url: str, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+
+    def found(values: str) -> list[Any]:
+        query = f"SELECT x FROM (VALUES {values}) given (x)"
+        kinds = spec(kinds={"sql": {"query": query}, "connection": "shop"})
+        snapshot = ingest(kinds, lake, MARCH, origins={"shop": partial(engine_of, postgres_url)})
+        return read_table(lake, snapshot, "kinds").collect()["x"].to_list()
+
+    near = 2**53 + 1
+    assert found(f"({near}::numeric), ({near + 1}::numeric), (NULL)") == [None, near, near + 1]
+    assert found("('NaN'::numeric), (1.5), (1e-40)") == [None, 1e-40, 1.5]
+    for value, said in (
+        (f"{10**25}::numeric", "holds integers of more than 64 bits; write them as text"),
+        (f"{10**45}::numeric", "holds Decimal, more digits than a column can hold"),
+        ("'20000-01-01'::date", "such as a time outside of the years 1 to 9999: cast it in the query"),
+        (r"'\x00'::bytea", "holds memoryview, which no column can: cast it in the query"),
+    ):
+        with pytest.raises(SourceError, match=said):
+            found(f"({value})")
+
+
+def test_a_column_may_become_another_kind_of_time(postgres_url: str, tmp_path: Path) -> None:
+    shop = Shop(postgres_url, tmp_path)
+    shop.put(order(1, 1), order(2, 2))
+    assert shop.values() == {1: 1.0, 2: 1.0}
+    without_zone = "ALTER TABLE orders ALTER COLUMN at TYPE timestamp USING at AT TIME ZONE 'UTC'"
+    with shop.engine.begin() as connection:
+        connection.execute(text(without_zone))
+    shop.put(order(3, 3))
+    for _ in "ab":  # the second time both kinds were fetched before
+        assert shop.values().keys() == {1, 2, 3}
+    shop.engine.dispose()
+
+
 @pytest.mark.parametrize(
     ("sql", "said"),
     [
@@ -262,6 +316,10 @@ def test_types_that_databases_have(database_url: str, tmp_path: Path) -> None:
         ({"cursor": "value"}, "source 'orders': value is Float64; a cursor is a time or a whole number"),
         ({"query": "SELECT id, id FROM orders", "cursor": None}, "gives id more than once"),
         ({"query": "SELEC id FROM orders"}, "the database (does not take the query|cannot be read now)"),
+        (
+            {"query": "DELETE FROM orders", "cursor": None},
+            "(gives no table: write a SELECT|does not take the query)",
+        ),
         ({"query": "SELECT id, at, value, NULL AS changed FROM orders"}, "1 rows have no changed"),
         ({"query": "SELECT id, at, value, 'soon' AS changed FROM orders"}, "changed is text that is no time"),
     ],
@@ -275,6 +333,14 @@ def test_a_query_that_cannot_be_fetched_is_said(shop: Shop, sql: dict[str, Any],
 
     with pytest.raises((SourceError, SourceNotReadyError), match=said):
         twice()
+
+
+def test_a_query_may_have_several_lines_and_comments(shop: Shop) -> None:
+    query = "SELECT id, at, value, changed\n\tFROM orders -- all of them"
+    shop.put(order(1, 1))
+    assert shop.fetch(query=query) == 1
+    shop.put(order(2, 2))
+    assert shop.fetch(query=query) == 1
 
 
 def test_an_empty_table_has_not_arrived_and_a_dead_database_neither(shop: Shop, tmp_path: Path) -> None:

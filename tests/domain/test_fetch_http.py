@@ -109,6 +109,23 @@ def test_pages_follow_each_other_by_url_by_token_and_by_number(api: Api) -> None
     assert len(api.asked) == 3 + 3 + 4  # the last is empty
 
 
+def test_the_path_is_below_the_address_with_a_slash_in_front_too(api: Api) -> None:
+    api.answer = lambda path, given: (200, {}, [{"id": 1}])
+    assert read(api, path="/orders") == [{"id": 1}]
+    assert api.asked == [("/v1/orders", {})]
+
+
+def test_a_page_may_be_empty_and_the_last_need_not_say_that_it_is(api: Api) -> None:
+    pages = {"": ([{"id": 0}], "a"), "a": ([], "b"), "b": ([{"id": 1}], None)}
+
+    def answer(path: str, given: dict[str, str]) -> Answer:
+        rows, following = pages[given.get("token", "")]
+        return 200, {}, {"items": rows, **({"paging": {"next": following}} if following else {})}
+
+    api.answer = answer
+    assert read(api, rows="items", next="paging.next", next_parameter="token") == [{"id": 0}, {"id": 1}]
+
+
 def test_what_is_nested_becomes_columns(api: Api) -> None:
     api.answer = lambda path, given: (200, {}, [{"id": 1, "price": {"amount": 1.5}}, {"id": 2, "note": "x"}])
     assert read(api) == [
@@ -160,6 +177,9 @@ def test_who_never_answers_is_given_up_and_a_retry_may_help(api: Api) -> None:
             {"rows": "rows", "next": "next"},
             "leads back to a page that was read",
         ),
+        ((200, {}, [{"id": 1}]), {"page_parameter": "seite"}, "alike: does 'seite' name the page"),
+        ((200, {}, [{"id": 10**40}]), {}, "one that no column can hold"),
+        ((200, {}, b'[{"id": "\\ud800"}]'), {}, "one that no column can hold"),
     ],
 )
 def test_what_is_answered_otherwise_is_said(
@@ -205,6 +225,9 @@ def test_only_what_is_new_is_asked_for_and_kept(api: Api, tmp_path: Path) -> Non
         ({"page_parameter": "page", "next": "next"}, "or next, not both"),
         ({"next_parameter": "token"}, "needs next"),
         ({"cursor": "at"}, "and cursor_parameter go together"),
+        ({"path": "https://elsewhere.example/orders"}, "leave the address out"),
+        ({"path": "//elsewhere.example/orders"}, "leave the address out"),
+        ({"path": "orders?shop=7"}, "stands in parameters"),
     ],
 )
 def test_pages_are_declared_in_one_way(http: dict[str, Any], said: str) -> None:

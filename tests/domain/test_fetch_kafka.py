@@ -140,8 +140,9 @@ def test_time_may_be_a_field_and_what_is_nested_becomes_columns(brokers: Brokers
 
 def test_a_field_that_no_record_of_a_chunk_has_is_null(brokers: Brokers, events: Events) -> None:
     brokers.put("orders", {"id": 1}, {"id": 2, "when": "2013-01-05T10:00:00Z"})
-    rows = events.rows(timestamp=None, chunk_rows=1, source={"event_time": "when"}).sort("id")
-    assert rows["when"].to_list() == [None, datetime(2013, 1, 5, 10, tzinfo=UTC)]
+    for times in ({"event_time": "when"}, {"event_time": "when", "known_at": "when", "keys": ["id", "when"]}):
+        rows = events.rows(timestamp=None, chunk_rows=1, source=times).sort("id")
+        assert rows["when"].to_list() == [None, datetime(2013, 1, 5, 10, tzinfo=UTC)]
 
 
 def test_text_is_one_column(brokers: Brokers, events: Events) -> None:

@@ -12,7 +12,8 @@ import pytest
 from tests.domain.test_monitor import WINDOW, World, known_labels, log_rows, make_spec, run, traffic
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import PredictionWindow, Stretch
+from ml_lifecycle.adapters.prediction_parts import Stretch
+from ml_lifecycle.adapters.predictions import PredictionWindow
 from ml_lifecycle.records import Interval
 from ml_lifecycle.spec.model import Labels
 from ml_lifecycle.stages import monitor_labels
@@ -162,7 +163,7 @@ def test_stretches_keep_their_names_while_parts_come(world: World) -> None:
 
     def names() -> list[str]:
         log = PredictionWindow(world.served, "late", WINDOW, stretch_bytes=20)
-        return [one.name for one in log.stretches() if "s-000001" in next(iter(one.files))]
+        return [one.name for one in log.stretches if "s-000001" in next(iter(one.files))]
 
     before = names()
     kind = "0123456789abcdef0123"
@@ -240,6 +241,7 @@ def test_whether_floats_are_whole_is_said_of_all_of_them(
     assert truths(whole, "whole") == {"0", "1"}
     one_half = pl.when(pl.col("flight") == 55).then(0.5).otherwise(whole)
     assert truths(one_half, "half") == {"0.0", "1.0", "0.5"}
+    assert truths(whole * 1e20, "beyond integers") == {"0.0", "1e+20"}
 
 
 def test_a_window_in_parts_says_what_it_says_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,212 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from sklearn.compose import make_column_transformer
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OrdinalEncoder
-from small_model import DAY, HOUR, START, land, readings, write_model
+from replay_world import COLUMNS, MACHINES, NOW, SERVED, WINDOW, World, make_world, shares
+from small_model import HOUR
 
-from ml_lifecycle.adapters.feast_reader import OnlineReader
-from ml_lifecycle.adapters.feast_repo import open_store, registry_bytes
-from ml_lifecycle.adapters.lake import Lake, sha256
-from ml_lifecycle.adapters.onnx import as_served, convert, decide, feeds, open_session, predict
-from ml_lifecycle.adapters.predictions import SCHEMA, PredictionWindow
+from ml_lifecycle.adapters.predictions import PredictionWindow
 from ml_lifecycle.delivery.route import Route, Variant, publish
 from ml_lifecycle.personal import MASK
-from ml_lifecycle.records import ColumnSpec, Finding, Interval, Run, Snapshot, Training
-from ml_lifecycle.spec.folder import ModelFolder, load_folder
-from ml_lifecycle.stages.feature_tables import build_tables, features_of, local_tables
-from ml_lifecycle.stages.ingest import ingest
+from ml_lifecycle.records import Finding, Interval
+from ml_lifecycle.spec.folder import load_folder
 from ml_lifecycle.stages.monitor import judge, monitor
 from ml_lifecycle.stages.monitor_kept import KeptFindings
+from ml_lifecycle.stages.monitor_online import look_at
 from ml_lifecycle.stages.monitor_replay import Replayed, replay
-from ml_lifecycle.stages.online_features import materialise
 from ml_lifecycle.stages.replay_features import Offline
-
-SERVED = START + 2 * DAY  # up to which the online store was brought
-NOW = SERVED + DAY
-WINDOW = Interval(SERVED, NOW)
-COLUMNS = (
-    ColumnSpec("load", "float", nullable=True),
-    ColumnSpec("mode", "string", nullable=True),
-    ColumnSpec("temperature", "float", nullable=True),
-    ColumnSpec("hour", "int"),
-)
-FEATURES = """
-from datetime import timedelta
-
-import polars as pl
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.types import Float32, Float64, Int64, String
-
-machine = Entity(name="machine", join_keys=["machine_id"], value_type=ValueType.STRING)
-
-
-def view(name, *fields):
-    source = FileSource(name=name, path=f"{name}.parquet", timestamp_field="event_timestamp")
-    return FeatureView(name=name, entities=[machine], ttl=timedelta(days=3), schema=[*fields], source=source)
-
-
-state = view("state", Field(name="load", dtype=Float64), Field(name="mode", dtype=String))
-climate = view("climate", Field(name="temperature", dtype=Float32), Field(name="hour", dtype=Int64))
-service = FeatureService(name="small", features=[state, climate])
-
-
-def tables(sources):
-    readings = sources["readings"].with_columns(pl.col("read_at").alias("event_timestamp"))
-    hour = pl.col("read_at").dt.hour().cast(pl.Int64).alias("hour")
-    known_at = (pl.col("read_at") + pl.duration(hours=1)).alias("known_at")
-    return {
-        "state": readings.select("machine_id", "event_timestamp", "load", "mode"),
-        "climate": readings.select("machine_id", "event_timestamp", "temperature", hour),
-        "labels": readings.select("machine_id", "event_timestamp", known_at, "failed"),
-    }
-"""
-
-
-@pytest.fixture(scope="module")
-def model() -> bytes:
-    """A model of load, mode, temperature and hour, as ONNX."""
-    rows = readings(START, START + 2 * DAY)
-    rows = as_served(rows.with_columns(hour=pl.col("read_at").dt.hour().cast(pl.Int64)), COLUMNS).hstack(
-        rows.select("failed")
-    )
-    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
-    columns = make_column_transformer((encoder, ["mode"]), ("passthrough", ["load", "temperature", "hour"]))
-    estimator = make_pipeline(columns, HistGradientBoostingClassifier(random_state=1, max_iter=10))
-    frame = rows.select(one.name for one in COLUMNS).to_pandas()
-    return convert(estimator.fit(frame, rows["failed"].to_numpy().astype(int)), COLUMNS, "binary")
-
-
-def trained(lake: Lake, model: bytes) -> Training:
-    lake.write_bytes("training/small/tr/model.onnx", model)
-    run = Run("small", "test", SERVED, Interval(START, SERVED))
-    return Training(
-        run=run, digest="tr", path="training/small/tr", attempt=1, training_set_path="", snapshot_digest="s",
-        code_digest="c", spec_digest="d", train_end=SERVED, model_path="training/small/tr/model.onnx",
-        model_digest=sha256(model), columns=COLUMNS, classes=("0", "1"), reference_path="", profile_path="",
-        metrics_path="", parameters={}, metrics={}, packages={}, resources={},
-    )  # fmt: skip
-
-
-@dataclass
-class World:
-    """A lake with readings, an online store brought up to ``SERVED``, and a model that answered from it."""
-
-    lake: Lake
-    served: Lake
-    folder: ModelFolder
-    training: Training
-    reader: OnlineReader
-    parts: int = 0
-
-    def snapshot(self, as_of: datetime = NOW) -> Snapshot:
-        run = Run("small", "test", as_of, Interval(START, as_of))
-        return ingest(self.folder.spec, self.lake, run, contracts=self.folder.contracts)
-
-    def online(self, machines: Sequence[str], moment: datetime = SERVED) -> pl.DataFrame:
-        """What a server reads."""
-        found = self.reader.read({"machine_id": [*machines]}, moment)
-        types = {"load": pl.Float64, "mode": pl.String, "temperature": pl.Float64, "hour": pl.Int64}
-        return pl.DataFrame(found, schema_overrides=types, strict=False).select(*types)
-
-    def log(
-        self,
-        features: pl.DataFrame,
-        machines: Sequence[str],
-        moment: datetime = SERVED,
-        threshold: float = 0.5,
-        **overrides: Any,
-    ) -> None:
-        """Rows as the server logs them, answered by the model with these features."""
-        session = open_session(self.lake.read_bytes(self.training.model_path))
-        answered = predict(session, feeds(as_served(features, COLUMNS)))
-        assert answered.labels is not None
-        labels = decide(answered.labels, answered.outputs, ("0", "1"), threshold)
-        outputs = [
-            json.dumps({"label": int(label), "probabilities": [float(one) for one in values]})
-            for label, values in zip(labels, answered.outputs, strict=True)
-        ]
-        self.parts += 1
-        rows = features.height
-        logged = pl.DataFrame(
-            {
-                "prediction_id": [f"p{self.parts}-{number}" for number in range(rows)],
-                "row": [0] * rows,
-                "received_at": [moment + timedelta(seconds=1)] * rows,
-                "event_time": [moment] * rows,
-                "entity_keys": [json.dumps({"machine_id": one}) for one in machines],
-                "endpoint": ["small"] * rows,
-                "route_revision": [1] * rows,
-                "variant": ["champion"] * rows,
-                "returned": [True] * rows,
-                "model_version": ["1"] * rows,
-                "model_digest": [self.training.model_digest] * rows,
-                "features": [json.dumps(row) for row in features.fill_nan(None).to_dicts()],
-                "features_from": ["online_store"] * rows,
-                "outputs": outputs,
-                "score": answered.outputs[:, 1].astype(float),
-                "latency_ms": [1.0] * rows,
-                "status": [200] * rows,
-            },
-            schema=SCHEMA,
-        ).with_columns(**overrides)
-        path = f"predictions/small/{SERVED:%Y-%m-%d}/part-{self.parts}.parquet"
-        local = Path(self.served.full_path(path))
-        local.parent.mkdir(parents=True, exist_ok=True)
-        logged.write_parquet(local)
-
-    def replay(self, rows: int = 60, seed: int = 0, snapshot: Snapshot | None = None) -> Replayed:
-        chosen = self.folder.spec.monitoring.replay.model_copy(update={"rows": rows, "seed": seed})
-        monitoring = self.folder.spec.monitoring.model_copy(update={"replay": chosen})
-        spec = self.folder.spec.model_copy(update={"monitoring": monitoring})
-        log = PredictionWindow(self.served, "small", WINDOW)
-        offline = Offline(self.folder, snapshot or self.snapshot())
-        kept = KeptFindings(self.lake, "small", log)
-        return replay(spec, self.lake, self.served, log, kept, self.known, offline)
-
-    def known(self, digest: str) -> Training | None:
-        return self.training if digest == self.training.model_digest else None
-
-
-MACHINES = [f"m{number:02d}" for number in range(20)]
 
 
 @pytest.fixture
-def world(tmp_path: Path, model: bytes) -> World:
-    lake, served = Lake(str(tmp_path / "lake")), Lake(str(tmp_path / "production"))
-    land(lake, days=3)
-    folder = write_model(tmp_path / "dags")
-    (folder / "features.py").write_text(FEATURES)
-    made = load_folder(folder)
-    run = Run("small", "test", SERVED, Interval(START, SERVED))
-    snapshot = ingest(made.spec, lake, run, contracts=made.contracts)
-    url = f"sqlite:///{tmp_path}/online.db"
-    materialise(made, lake, snapshot, url)
-    features = features_of(made)
-    with local_tables(lake, build_tables(made, lake, snapshot)) as path:
-        registry = registry_bytes(open_store(features, path))
-    training = trained(lake, model)
-    variant = Variant(
-        "champion", "1", "model.onnx", training.model_digest, "binary", COLUMNS, ("0", "1"), threshold=0.5
-    )
-    publish(served, Route("small", "small", 1, (variant,), "0" * 64, SERVED))
-    return World(lake, served, made, training, OnlineReader(registry, "small", url))
-
-
-def shares(replayed: Replayed) -> dict[tuple[str, str | None], float | None]:
-    assert [one.error for one in replayed.findings if one.error] == []
-    return {(one.metric, one.column): one.value for one in replayed.findings}
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path)
 
 
 def test_what_was_served_as_it_was_known_is_the_same(world):
@@ -216,6 +35,7 @@ def test_what_was_served_as_it_was_known_is_the_same(world):
     replayed = world.replay()
     assert shares(replayed) == {
         ("replay_mismatch_share", None): 0,
+        ("replay_code_share", None): 0,
         ("replay_stale_share", None): 0,
         ("replay_ahead_share", None): 0,
     }
@@ -397,7 +217,7 @@ def test_few_requests_of_a_version_are_chosen_too_and_count_for_themselves_only(
     assert world.replay(rows=0) == Replayed()
 
 
-def test_personal_data_do_not_show(world, tmp_path):
+def test_personal_data_do_not_show(world):
     contract = (world.folder.path / "contract.yaml").read_text()
     for name in ("machine_id", "mode"):
         contract = contract.replace(f"{{name: {name}, ", f"{{name: {name}, pii: true, ")
@@ -413,12 +233,13 @@ def test_personal_data_do_not_show(world, tmp_path):
     assert not any(text in shown for text in ("turbo", "idle", "normal", *MACHINES))
 
 
-def test_a_replay_that_fails_is_a_finding(world, tmp_path):
+def test_a_replay_that_fails_is_a_finding(world):
     snapshot = world.snapshot()
     world.log(world.online(MACHINES), MACHINES)
-    text = FEATURES.replace("def tables(sources):", "def tables(sources):\n    raise KeyError('no')")
-    (world.folder.path / "features.py").write_text(text)
-    world.folder = load_folder(world.folder.path)
+    world.edit("def tables(sources):", "def tables(sources):\n    raise KeyError('no')")
+    # What the version was trained with runs as ever.
+    assert shares(world.replay(snapshot=snapshot))["replay_mismatch_share", None] == 0
+    Path(world.lake.full_path(f"code/{world.training.code_digest}.zip")).unlink()
     replayed = world.replay(snapshot=snapshot)
     assert replayed.findings == (
         Finding("replay_mismatch_share", None, None, 0, error="nothing was replayed: KeyError: 'no'"),
@@ -440,3 +261,23 @@ def test_the_monitor_alerts_on_it(world):
     report = world.lake.read_json(found.report_path)
     assert report["replay"]["first_differences"] == {"features: state:load": 20}
     assert judge([Finding("replay_stale_share", None, 0.5, 3)], ())[1] == []
+
+
+def test_a_window_that_is_measured_again_is_the_same_whatever_the_store_holds_now(world):
+    world.log(world.online(MACHINES), MACHINES)
+    snapshot = world.snapshot()
+    run, offline = replace(snapshot.run, interval=WINDOW), Offline(world.folder, snapshot)
+    spec, lakes = world.folder.spec, (world.lake, world.served)
+
+    def measured():
+        online = look_at(world.folder, world.lake, world.online_store, run.as_of)
+        found = monitor(spec, *lakes, run, world.known, None, NOW, online=online, offline=offline)
+        return online.mismatches, found, world.lake.read_json(found.report_path)
+
+    first_audit, first, report = measured()
+    assert [(one.metric, one.value) for one in first_audit] == [("online_mismatch_share", 0)]
+    assert first.metrics["online_mismatch_share"] == 0
+    world.materialise(NOW + HOUR)
+    later_audit, again, same = measured()
+    assert later_audit == (), "it tells of another time"
+    assert (again, same) == (first, report)

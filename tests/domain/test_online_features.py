@@ -32,7 +32,7 @@ from ml_lifecycle.records import Interval, Run, Snapshot, to_json
 from ml_lifecycle.spec.folder import load_folder
 from ml_lifecycle.stages.feature_tables import build_tables, features_of
 from ml_lifecycle.stages.ingest import ingest
-from ml_lifecycle.stages.monitor_online import audit_online, mismatches, staleness
+from ml_lifecycle.stages.monitor_online import audit_online, look_at
 from ml_lifecycle.stages.online_features import Materialisation, materialise
 
 HOUR = timedelta(hours=1)
@@ -240,16 +240,19 @@ def test_a_new_state_of_the_folder_writes_all_again(story: Story, tmp_path: Path
 def test_a_value_that_somebody_else_wrote_is_found(story: Story, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/online.db"
     folder, lake = story.world.folder, story.world.lake
-    assert mismatches(folder, lake, url) == ((), ()), "nothing was written yet"
+    assert look_at(folder, lake, url, STEPS[-1]).mismatches == (), "nothing was written yet"
     story.write(-1, url)
-    (right,), examples = mismatches(folder, lake, url)
-    assert (right.metric, right.column, right.value, examples) == ("online_mismatch_share", None, 0, ())
+    found = look_at(folder, lake, url, STEPS[-1])
+    (right,) = found.mismatches
+    assert (right.metric, right.column, right.value) == ("online_mismatch_share", None, 0)
+    assert found.examples == ()
     (tmp_path / "pushed").mkdir()
     store = open_store(features_of(folder), tmp_path / "pushed", url)
     moment = STEPS[-1] - timedelta(minutes=1)
     pushed = {"origin": ["EWR"], "event_timestamp": [moment], "origin_late_share_1d": [0.875]}
     store.write_to_online_store("origin_delays", pl.DataFrame(pushed).to_pandas())
-    (whole, feature), (example,) = mismatches(folder, lake, url)
+    found = look_at(folder, lake, url, STEPS[-1])
+    (whole, feature), (example,) = found.mismatches, found.examples
     assert feature.column == "origin_delays:origin_late_share_1d"
     assert whole.value == feature.value == 1 / right.n
     assert "0.875" in example
@@ -286,7 +289,7 @@ def test_staleness_is_that_of_what_was_given_by_then(story: Story, tmp_path: Pat
         story.write(step, url)
 
     def ages(moment: datetime) -> dict[tuple[str, str | None], float | None]:
-        found = staleness(story.world.folder, url, moment)
+        found = look_at(story.world.folder, story.world.lake, url, moment).staleness
         assert all((finding.error is None) == (finding.value is not None) for finding in found)
         return {(finding.metric, finding.column): finding.value for finding in found}
 
@@ -305,9 +308,49 @@ def test_staleness_is_that_of_what_was_given_by_then(story: Story, tmp_path: Pat
         assert last == (moment - STEPS[step]).total_seconds()
 
 
+def test_of_a_store_that_was_written_since_only_its_age_then_is_told(story: Story, tmp_path: Path) -> None:
+    """And that for ever, whatever is written after it, and by whatever code."""
+    url = f"sqlite:///{tmp_path}/online.db"
+    folder, lake = story.world.folder, story.world.lake
+    story.write(0, url)
+    then = look_at(folder, lake, url, STEPS[1])
+    assert then.mismatches[0].value == 0
+    story.write(3, url)
+    later = look_at(folder, lake, url, STEPS[1])
+    assert (later.mismatches, later.examples) == ((), ())
+    assert later.staleness == then.staleness
+    assert look_at(folder, lake, url, STEPS[3]).mismatches[0].value == 0
+    shutil.copytree(folder.path, tmp_path / "flight_delay")
+    features = tmp_path / "flight_delay" / "features.py"
+    features.write_text(features.read_text().replace("LATE_MINUTES = 15", "LATE_MINUTES = -10"))
+    changed = load_folder(tmp_path / "flight_delay")
+    assert materialise(changed, lake, story.snapshots[4], url).since is None, "it wrote all there was"
+    for known in (folder, changed):
+        assert look_at(known, lake, url, STEPS[1]).staleness == then.staleness
+    assert look_at(folder, lake, url, STEPS[4]).mismatches == (), "other code wrote it"
+    assert look_at(changed, lake, url, STEPS[4]).mismatches[0].value == 0
+
+
+def test_the_store_is_opened_once_for_all_that_is_asked_of_it(
+    story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/online.db"
+    story.write(0, url)
+    opened, init = [], OnlineWriter.__init__
+
+    def counted(self: OnlineWriter, *arguments: Any, **more: Any) -> None:
+        opened.append(self)
+        init(self, *arguments, **more)
+
+    monkeypatch.setattr(OnlineWriter, "__init__", counted)
+    assert look_at(story.world.folder, story.world.lake, url, STEPS[0]).mismatches
+    assert len(opened) == 1
+
+
 def test_a_store_that_cannot_be_read_is_a_finding(story: Story, tmp_path: Path) -> None:
     (tmp_path / "online.db").write_bytes(b"no database" * 100)
-    found = staleness(story.world.folder, f"sqlite:///{tmp_path}/online.db", STEPS[0])
+    url = f"sqlite:///{tmp_path}/online.db"
+    found = look_at(story.world.folder, story.world.lake, url, STEPS[0]).staleness
     assert {finding.value for finding in found} == {None}
     assert all("file is not a database" in str(finding.error) for finding in found)
 

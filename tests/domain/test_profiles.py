@@ -181,6 +181,26 @@ def test_a_constant_column_drifts_when_it_changes():
     assert jensen_shannon(reference.columns["x"], moved.columns["x"]) == 1
 
 
+MANY = [*map(float, range(1, 31))]
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ([5.0] * 100, [4.0] * 100),
+        ([0.0, 1.0] * 50, [-1.0, 1.0] * 50),
+        ([0.0, 10.0] * 50, [0.0, 5.0] * 50),
+        ([0.0] * 60 + MANY, [-1.0] * 60 + MANY),
+    ],
+    ids=["a constant falls", "a flag gets a third value", "between two values", "zeros become a sentinel"],
+)
+def test_values_that_were_never_there_are_in_no_bin_of_those_that_were(before, now):
+    old, new = (make_profile(pl.DataFrame({"x": x}), [X]).columns["x"] for x in (before, now))
+    assert psi(old, new) > 1
+    assert jensen_shannon(old, new) > 0.5
+    assert psi(old, old) == 0
+
+
 def test_huge_values_still_make_json():
     values = make_profile(pl.DataFrame({"x": [1.7e308, -1.7e308, 1.7e308]}), [X])
     json.dumps(to_json(merge(values, values)), allow_nan=False)
@@ -393,6 +413,7 @@ def test_no_column_is_too_poor_to_be_reported_on(before, now):
         for finding in found.values():
             assert (finding.value is None) == (finding.error is not None)
             assert finding.value is None or math.isfinite(finding.value)
+            assert "ZeroDivision" not in (finding.error or "")
 
 
 def test_a_profile_of_schema_1_is_still_a_reference():

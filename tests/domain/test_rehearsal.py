@@ -180,6 +180,13 @@ CASES: list[tuple[str, str, str, str, list[str]]] = [
         ["monitoring.alerts[0].columns[0]: no feature 'amount'", "allowed: orders_closed, return_share"],
     ),
     (
+        "an alert on no feature view",
+        "model.yaml",
+        "{metric: psi, above: 0.25}",
+        "{metric: feature_staleness_seconds, above: 3600, columns: [mean_amount]}",
+        ["monitoring.alerts[0].columns[0]: no feature view 'mean_amount'", "allowed: customer_orders"],
+    ),
+    (
         "a watched segment that is no column",
         "model.yaml",
         "monitoring:\n",
@@ -306,6 +313,21 @@ def test_what_is_right_is_quiet(tmp_path: Path) -> None:
         assert rehearsed(folder) == Rehearsal((), ())
 
 
+@pytest.mark.parametrize(
+    ("metric", "column"),
+    [
+        ("feature_staleness_seconds", "customer_orders"),
+        ("online_mismatch_share", "customer_orders:mean_amount"),
+        ("replay_mismatch_share", "types: mean_amount"),
+    ],
+)
+def test_an_alert_names_what_its_metric_has_findings_of(tmp_path: Path, metric: str, column: str) -> None:
+    folder = new_folder("returns", tmp_path)
+    alert = f'{{metric: {metric}, above: 0.5, columns: ["{column}"]}}'
+    edit(folder, "model.yaml", "{metric: psi, above: 0.25}", alert)
+    assert rehearsed(folder) == Rehearsal((), ())
+
+
 def test_a_business_metric_that_works_is_quiet(tmp_path: Path) -> None:
     folder = new_folder("returns", tmp_path)
     edit(folder, "model.yaml", "monitoring:\n", business("table: orders, column: amount"))
@@ -364,8 +386,14 @@ def test_a_file_that_does_not_compile_is_told_once(tmp_path: Path) -> None:
             "delivery: {strategy: canary, steps: [0.25, 0.5]}\nmonitoring:\n",
             "delivery.steps in model.yaml are percent: the largest, 0.5, is less than one in a hundred",
         ),
+        (
+            "model.yaml",
+            "keys: [order_id]\n",
+            "keys: [order_id]\n    renamed: {amuont: [cost]}\n",
+            "orders.renamed in model.yaml: contract orders lists no 'amuont'; did you mean 'amount'?",
+        ),
     ],
-    ids=["one approver", "no contract", "short window", "no entities", "steps as shares"],
+    ids=["one approver", "no contract", "short window", "no entities", "steps as shares", "renamed"],
 )
 def test_what_may_be_meant_is_a_note(tmp_path: Path, file: str, old: str, new: str, advice: str) -> None:
     folder = new_folder("returns", tmp_path)

@@ -238,6 +238,8 @@ EDGES: list[tuple[str, list[Any], Any, dict[str, Any], int | None]] = [
     ("BeBetween", [2**53, 2**53 + 1], pl.Int64, {"max_value": 2.0**53}, 1),
     ("BeBetween", [2**53 + 1, None], pl.Int64, {"max_value": 2.0**53}, 1),
     ("BeBetween", [2**63 - 1], pl.Int64, {"max_value": 1e19, "min_value": -1e19}, 0),
+    ("BeBetween", [2**63 - 1, -5, None], pl.Int64, {"max_value": 1e300, "min_value": -1e40}, 0),
+    ("BeBetween", [2**63 - 1, -5, None], pl.Int64, {"min_value": 1e40}, 2),
     ("BeBetween", [math.nan, math.inf, -math.inf, 0.0], pl.Float64, {"min_value": 0}, 1),
     ("BeBetween", [-0.0, 5e-324], pl.Float64, {"min_value": 0.0, "max_value": 0.0}, 1),
     ("BeBetween", [], pl.Float64, {"min_value": 0}, 0),

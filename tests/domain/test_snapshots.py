@@ -130,6 +130,17 @@ def test_columns_and_tables_come_and_go(life: Life) -> None:
     assert found["others"].columns["id"] == (None, "int64")
 
 
+def test_a_column_may_become_something_else_altogether(life: Life) -> None:
+    rows, flag = events("2013-01-01", 4), pl.col("id") > 1
+    put(life.raw, "a.parquet", rows.with_columns(done=flag))
+    before = ingest(declared(), life.lake, run(*MONTHS[:2]))
+    put(life.raw, "a.parquet", rows.with_columns(done=pl.when(flag).then("at")))
+    after = ingest(declared(), life.lake, run(*MONTHS[:2], run_id="run_2"))
+    found = compare(life.lake, before, after, declared().sources)["events"]
+    assert found.columns == {"done": ("bool", "timestamp[us, tz=UTC]")}
+    assert (found.added, found.removed, found.changed) == (0, 0, 4)
+
+
 def test_what_nothing_needs_goes_in_two_steps(life: Life) -> None:
     snapshots = life.live()
     life.train(snapshots[1], "7")
@@ -235,6 +246,10 @@ def test_the_commands(
         assert main(["snapshots", *arguments]) == 0
         return capsys.readouterr().out.splitlines()
 
+    for odd in (["--newest", "-1"], ["--days", "9" * 20], ["--grace", "nan"], ["--grace", "-1"]):
+        with pytest.raises(SystemExit):
+            main(["snapshots", "collect", folder, *odd])
+        assert f"argument {odd[0]}: {odd[1]!r}: write a" in capsys.readouterr().err
     assert main(["snapshots", "list", folder]) == 1
     assert "where is the lake? Give --lake URL or set ML_LIFECYCLE_LAKE" in capsys.readouterr().err
     monkeypatch.setenv("ML_LIFECYCLE_LAKE", life.lake.url)
@@ -248,3 +263,5 @@ def test_the_commands(
     assert said("collect", folder, "--newest", "1", "--days", "0")[-2] == "5 snapshots went; 0 files, 0.0 MiB"
     assert said("collect", folder, "--grace", "0")[-1].startswith("0 snapshots went; 5 files, 0.0 MiB")
     assert len(said("list", folder)) == 1
+    elsewhere = str(life.folder / "elsewhere")
+    assert said("list", folder, "--lake", elsewhere) == [f"demo has no snapshot in {elsewhere}"]

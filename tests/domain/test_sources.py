@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,54 @@ def test_typed_columns_become_canonical(tmp_path: Path) -> None:
     ]
     assert row.schema["nothing"] == pl.Float64
     assert row.schema["whole"] == pl.Int64
+
+
+def test_whole_numbers_stay_exact_whatever_they_are_written_as(tmp_path: Path) -> None:
+    near = [2**53 + 1, 2**53 + 2]
+    put(tmp_path, "a.parquet", pl.DataFrame({"id": pl.Series(near).cast(pl.Decimal(38, 0))}))
+    put(tmp_path, "b.parquet", pl.DataFrame({"id": pl.Series([10**20]).cast(pl.Decimal(38, 0))}))
+    (tmp_path / "c.json").write_text(f'{{"id": {10**20}}}\n')
+    assert read(tmp_path, "a.parquet", format="parquet")["id"].to_list() == near
+    for name in ("b.parquet", "c.json"):
+        with pytest.raises(SourceError, match="'id' holds integers of more than 64 bits; write them as text"):
+            read(tmp_path, name, format=name.split(".")[1])
+
+
+def test_times_that_python_cannot_hold_are_said(tmp_path: Path) -> None:
+    edges = pl.Series([datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)])
+    put(tmp_path, "edges.parquet", pl.DataFrame({"at": edges, "on": edges.dt.date()}))
+    row = read(tmp_path, "edges.parquet", {"on": "date"}, format="parquet", event_time="at").row(1)
+    assert row == (edges[1], edges[1].date())
+    milliseconds = int(datetime(2013, 1, 1, tzinfo=UTC).timestamp() * 1000)
+    for number, dtype in ((milliseconds * 10**6, pl.Datetime("us")), (2**62, pl.Datetime("ms"))):
+        put(tmp_path, "a.parquet", pl.DataFrame({"at": pl.Series([number]).cast(dtype)}))
+        source = Source(uri="a.parquet", event_time="at")
+        (file,) = list_files("events", source, Lake(str(tmp_path)), {})
+        with pytest.raises(SourceError, match="'at' holds times outside of the years 1 to 9999"):
+            newest_event("events", source, file)
+    (tmp_path / "a.csv").write_text("at\n+12013-01-01\n")
+    with pytest.raises(SourceError, match="is not of type timestamp"):
+        read(tmp_path, "a.csv", {"at": "timestamp"})
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        (b'"a\nb",c\n1,007\n', [("1", "007")]),
+        (b"a,c\r1,007\r", [("1", "007")]),
+        (b"\xef\xbb\xbfa,c\n1,007\n", [("1", "007")]),
+        (b'a,c\n1,"' + b"x" * 2_000_000 + b'"\n', [("1", "x" * 2_000_000)]),
+    ],
+    ids=["a line break in a name", "carriage returns", "a byte order mark", "a long cell"],
+)
+def test_csv_as_others_write_it(tmp_path: Path, data: bytes, rows: list[tuple[str, ...]]) -> None:
+    (tmp_path / "a.csv").write_bytes(data)
+    assert read(tmp_path, "a.csv").rows() == rows
+
+
+def test_json_lines_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
+    assert read(tmp_path, "a.json", format="json").rows() == [(1,)]
 
 
 def test_nested_values_are_refused(tmp_path: Path) -> None:

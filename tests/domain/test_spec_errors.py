@@ -242,6 +242,12 @@ CASES: list[tuple[str, str, str | None, str | bytes | None]] = [
         "labels:\n",
         watching("business: {revenue: {margin: 0.1}}", "deadline: 7d"),
     ),
+    (
+        "a log that labels come too late for",
+        "model.yaml",
+        "labels:\n",
+        "monitoring: {keep_predictions: 30d}\nlabels:\n",
+    ),
     ("a loss of another task", "model.yaml", "labels:\n", watching(LOSS, "deadline: 31d")),
     ("a canary that disagrees", "model.yaml", "labels:\n", watching("disagreement: {}")),
     (
@@ -390,7 +396,7 @@ def test_mistakes_of_all_files_are_shown_at_once(folder: Path) -> None:
 def test_nothing_in_an_error_is_the_validators_own_language() -> None:
     for expected in EXPECTED.values():
         for word in ("pydantic", "Input should", "validation error", "type=", "Value error", "tuple", "dict"):
-            assert word not in expected
+            assert not re.search(rf"\b{word}", expected)
 
 
 def test_deep_nesting_ends_in_an_error(folder: Path) -> None:

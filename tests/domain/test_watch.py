@@ -15,7 +15,8 @@ from delivery_world import World
 from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import find_parts, read_parts
+from ml_lifecycle.adapters.prediction_parts import find_parts
+from ml_lifecycle.adapters.predictions import read_parts
 from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.judgements import read_judgement
 from ml_lifecycle.errors import (

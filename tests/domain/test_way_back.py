@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +14,13 @@ from typing import Any
 import pytest
 from delivery_kit import NOW, make_golden
 from delivery_world import World
+from sagemaker_kit import REGION, aws_account
 from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.cli import main
 from ml_lifecycle.delivery.audit import verify
+from ml_lifecycle.delivery.sagemaker_found import Note, keep_note
 from ml_lifecycle.errors import ReleaseChecksError
 from ml_lifecycle.ledger.ledger import Ledger
 from ml_lifecycle.serving.client import ModelClient
@@ -150,6 +154,25 @@ def test_what_would_be_served_is_checked_where_a_server_is_named(
     assert world.live().version == "2"
 
 
+def test_a_wrong_token_is_said_before_anything_is_changed(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = place.world(1, 2)
+    (tmp_path / "other").write_text("another server's")
+    before = len(Ledger(world.database).entries())
+    assert main([*world.rollback_command(), "--token-file", str(tmp_path / "other")]) == 1
+    assert capsys.readouterr().err.endswith(" does not take this token; nothing was changed\n")
+    assert len(Ledger(world.database).entries()) == before
+
+
+def test_a_server_without_a_scheme_is_no_server_that_is_down(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*command(place.world(1)), "--server", "127.0.0.1:8093"])
+    assert "write an address such as http://127.0.0.1:8093" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [
@@ -216,3 +239,43 @@ def test_what_is_not_said_is_asked_for(
     assert "where is the lake of production?" in capsys.readouterr().err
     assert main(command(world, "--server", "http://127.0.0.1:1")) == 1
     assert "what is the servers' token?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ("credentials", "Unable to locate credentials"),
+        ("the endpoint", "these credentials show no endpoint production-delays in eu-central-1"),
+        ("boto3", "import of boto3 halted"),
+    ],
+)
+def test_where_sagemaker_cannot_be_asked_nothing_is_changed(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], lacking: str, said: str
+) -> None:
+    world = place.world(1, 2)
+    keep_note(place.lake, Note(world.endpoint, "production-delays", REGION))
+
+    def standing() -> Any:
+        history = world.releases.history("production", world.endpoint)
+        return history, {path: place.lake.read_bytes(path) for path in place.lake.list("routes")}
+
+    before = standing()
+    with aws_account(), pytest.MonkeyPatch.context() as patch:
+        if lacking == "credentials":
+            for name in [name for name in os.environ if name.startswith("AWS_")]:
+                patch.delenv(name)
+            patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+            for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+                patch.setenv(name, str(tmp_path / "none"))
+        if lacking == "boto3":
+            patch.setitem(sys.modules, "boto3", None)
+        assert main(command(world)) == 1
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert f"production/{world.endpoint} is on Amazon SageMaker (production-delays in {REGION})" in shown
+    assert "Nothing was changed. Trigger delays__rollback in Airflow" in shown
+    assert "--request" not in shown, "there is nothing to finish"
+    assert standing() == before
+    # Whoever names model servers says that these have taken its place.
+    assert main([*world.rollback_command(), "--by", "ada"]) == 0
+    assert world.live().version == "1"

@@ -203,19 +203,21 @@ def test_routes_are_followed_while_the_store_is_slow(publisher: Publisher) -> No
     assert len(SlowReader.made) == 3
 
 
-def test_who_comes_while_the_store_is_read_is_read_for_together(publisher: Publisher) -> None:
-    """And nobody pays for the one whose keys are wrong."""
+def ask_while_the_store_is_read(publisher: Publisher, *origins: str) -> tuple[list[int], list[int], str]:
+    """One asks for EWR; while that is read, one asks for each of the origins.
+
+    :returns: the statuses of all, how many rows the store was asked for at a time, and the metrics
+    """
     go, reading = threading.Event(), threading.Event()
 
     class SlowReader(MemoryReader):
-        asked: list[Sequence[datetime]] = []
+        asked: list[list[datetime]] = []
 
         def look_up(self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]) -> LookedUp:
             reading.set()
             assert go.wait(60)
             return super().look_up(entities, as_of)
 
-    with_registry(publisher)
     server = ModelServer(
         publisher.lake, "test", TOKEN, "memory://", poll_seconds=0.02, reader_factory=SlowReader
     )
@@ -225,16 +227,23 @@ def test_who_comes_while_the_store_is_read_is_read_for_together(publisher: Publi
         def ask(origin: str) -> int:
             return client.post("/v2/models/late/infer", json=by_keys([origin], [1])).status_code
 
-        first = pool.submit(ask, "EWR")
+        asking = [pool.submit(ask, "EWR")]
         assert reading.wait(60)
-        others = [pool.submit(ask, "EWR") for _ in range(5)]
-        wrong = pool.submit(ask, "view")
-        waiting = "ml_lifecycle_feature_reads_waiting 6.0"
+        asking += [pool.submit(ask, origin) for origin in origins]
+        waiting = f"ml_lifecycle_feature_reads_waiting {len(origins)}.0"
         wait_until(lambda: waiting in client.get("/metrics").text)
         go.set()
-        assert [first.result(), *(one.result() for one in others), wrong.result()] == [200] * 6 + [500]
+        statuses = [one.result() for one in asking]
+        return statuses, [len(moments) for moments in SlowReader.asked], client.get("/metrics").text
+
+
+def test_who_comes_while_the_store_is_read_is_read_for_together(publisher: Publisher) -> None:
+    """And nobody pays for the one whose keys are wrong."""
+    with_registry(publisher)
+    statuses, rows, _ = ask_while_the_store_is_read(publisher, *["EWR"] * 5, "view")
+    assert statuses == [200] * 6 + [500]
     # Alone; together with the one that is wrong; and each by itself, to tell who it is.
-    assert [len(moments) for moments in SlowReader.asked][:2] == [1, 6]
+    assert rows[:2] == [1, 6]
 
 
 def test_what_is_missing_or_too_old_is_counted(publisher: Publisher, client: httpx.Client) -> None:
@@ -286,32 +295,10 @@ def test_unknown_keys_may_be_refused(publisher: Publisher, client: httpx.Client)
 
 
 def test_who_is_unknown_is_refused_alone(publisher: Publisher) -> None:
-    go, reading = threading.Event(), threading.Event()
-
-    class SlowReader(MemoryReader):
-        def look_up(self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]) -> LookedUp:
-            reading.set()
-            assert go.wait(60)
-            return super().look_up(entities, as_of)
-
     with_registry(publisher, not_found="refuse")
-    server = ModelServer(
-        publisher.lake, "test", TOKEN, "memory://", poll_seconds=0.02, reader_factory=SlowReader
-    )
-    with live_client(server, TOKEN) as client, ThreadPoolExecutor(8) as pool:
-        wait_for(client, 1)
-
-        def ask(origin: str) -> int:
-            return client.post("/v2/models/late/infer", json=by_keys([origin], [1])).status_code
-
-        first = pool.submit(ask, "EWR")
-        assert reading.wait(60)
-        others = [pool.submit(ask, origin) for origin in ("EWR", "XXX", "EWR")]
-        wait_until(lambda: "ml_lifecycle_feature_reads_waiting 3.0" in client.get("/metrics").text)
-        go.set()
-        assert [first.result(), *(one.result() for one in others)] == [200, 200, 404, 200]
-        text = client.get("/metrics").text
-        assert 'ml_lifecycle_unknown_keys_total{endpoint="late",outcome="refused",version="1"} 1.0' in text
+    statuses, _, text = ask_while_the_store_is_read(publisher, "EWR", "XXX", "EWR")
+    assert statuses == [200, 200, 404, 200]
+    assert 'ml_lifecycle_unknown_keys_total{endpoint="late",outcome="refused",version="1"} 1.0' in text
 
 
 def test_features_are_read_as_of_each_rows_moment(publisher: Publisher, client: httpx.Client) -> None:

@@ -16,10 +16,13 @@ from typing import Any
 import httpx
 import pytest
 from delivery_world import World
-from sagemaker_kit import Account, aws_account
+from sagemaker_kit import REGION, Account, aws_account
 from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.sagemaker import SageMakerApi
+from ml_lifecycle.cli import main
+from ml_lifecycle.delivery import sagemaker
 from ml_lifecycle.delivery.checks import Clock, Golden
 from ml_lifecycle.delivery.route import Route, Variant, publish, read_pointer
 from ml_lifecycle.delivery.sagemaker import SageMakerEndpoint
@@ -278,43 +281,97 @@ class Fleet:
         return response.status_code, response.content
 
 
-def test_versions_come_and_go_as_the_stages_say(tmp_path: Path, run: Run, account: Account) -> None:
-    """First release, canary, all traffic, rollback, and a version that does not answer as it should."""
-    delivery = {"strategy": "canary", "steps": [25]}
+def released_there(folder: Path, run: Run, account: Account, **delivery: Any) -> World:
+    """A world whose endpoint, ``delays``, is on SageMaker; nothing was released yet."""
     with ModelClient("http://127.0.0.1:9", "nobody is asked here") as client:
-        world = World(tmp_path, "delays", client, Lake(str(tmp_path / "lake")), delivery=delivery).begin()
-    target = SageMakerEndpoint("production", Lake(str(tmp_path / "lake")), account.api, SETTINGS)
+        world = World(folder, "delays", client, Lake(str(folder / "lake")), delivery=delivery).begin()
+    target = SageMakerEndpoint("production", Lake(str(folder / "lake")), account.api, SETTINGS)
     passed: list[float] = []
     world.target = target  # type: ignore[assignment]
     world.clock = Clock(lambda: NOW, lambda: sum(passed), passed.append)
     account.answer_by(Fleet(account, run))
+    return world
 
-    def served() -> dict[str, tuple[str, float]]:
-        """Variant → version and weight."""
-        state = account.state()
-        ((config, status),) = state["endpoints"].values()
-        assert status == "InService"
-        told = {
-            name: Pinned.from_variables(container["Environment"])
-            for name, (container, _) in state["models"].items()
-        }
-        assert set(told) == {one["ModelName"] for one in state["configs"][config][0]}
-        return {
-            one["VariantName"]: (told[one["ModelName"]].version, one["InitialVariantWeight"])
-            for one in state["configs"][config][0]
-        }
 
+def served(account: Account) -> dict[str, tuple[str, float]]:
+    """Variant → version and weight."""
+    state = account.state()
+    ((config, status),) = state["endpoints"].values()
+    assert status == "InService"
+    told = {
+        name: Pinned.from_variables(container["Environment"])
+        for name, (container, _) in state["models"].items()
+    }
+    assert set(told) == {one["ModelName"] for one in state["configs"][config][0]}
+    return {
+        one["VariantName"]: (told[one["ModelName"]].version, one["InitialVariantWeight"])
+        for one in state["configs"][config][0]
+    }
+
+
+def test_versions_come_and_go_as_the_stages_say(tmp_path: Path, run: Run, account: Account) -> None:
+    """First release, canary, all traffic, rollback, and a version that does not answer as it should."""
+    world = released_there(tmp_path, run, account, strategy="canary", steps=[25])
     world.release(1)
-    assert served() == {"champion": ("1", 1.0)}
+    assert served(account) == {"champion": ("1", 1.0)}
     candidate = world.candidate(2)
     evidence = world.approved(candidate)
     assert world.deploy(candidate, evidence).state == "applied"
-    assert served() == {"champion": ("1", 0.75), "canary": ("2", 0.25)}
+    assert served(account) == {"champion": ("1", 0.75), "canary": ("2", 0.25)}
     assert world.carry(candidate, evidence).state == "confirmed"
-    assert served() == {"champion": ("2", 1.0), "standby": ("1", 0.0)}
+    assert served(account) == {"champion": ("2", 1.0), "standby": ("1", 0.0)}
     world.rollback("run 1")
-    assert served()["champion"] == ("1", 1.0)
+    assert served(account)["champion"] == ("1", 1.0)
     with pytest.raises(ReleaseChecksError, match=r"golden rows: .* \(production-delays\)"):
         world.deploy(wrong := world.candidate(3, expected=-1.0), world.approved(wrong))
-    assert served()["champion"] == ("1", 1.0)
-    assert "3" not in {version for version, _ in served().values()}
+    assert served(account)["champion"] == ("1", 1.0)
+    assert "3" not in {version for version, _ in served(account).values()}
+
+
+def test_a_rollback_by_command_changes_the_endpoint_as_the_dag_does(
+    tmp_path: Path,
+    run: Run,
+    account: Account,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With what runs there: of roles, images and machines neither the lake nor the database knows."""
+    world = released_there(tmp_path, run, account)
+    connected: list[str] = []
+
+    def connect(region: str) -> SageMakerApi:
+        connected.append(region)
+        return account.api
+
+    monkeypatch.setattr(SageMakerApi, "connect", connect)
+    monkeypatch.setattr(sagemaker, "_POLL_SECONDS", 0.0)
+    world.release(1)
+    world.release(2)
+    before = account.state()
+    assert served(account) == {"champion": ("2", 1.0), "standby": ("1", 0.0)}
+    command = [
+        *("rollback", "delays", "--reason", "complaints", "--by", "ada", "--database", world.database_url),
+        *("--environment-lake", f"production={world.target.lake.url}"),
+    ]
+    # The same lake by another name: what is there could not read it.
+    (tmp_path / "other").symlink_to(tmp_path / "lake")
+    assert main([*command[:-1], f"production={tmp_path / 'other'}"]) == 1
+    said = capsys.readouterr().err
+    assert f"read {tmp_path / 'lake'}, not {tmp_path / 'other'}. Nothing was changed" in said
+    assert (account.state(), world.live().version) == (before, "2")
+    assert main(command) == 0
+    assert "serves version 1" in capsys.readouterr().out
+    assert connected == [REGION, REGION]
+    assert served(account)["champion"] == ("1", 1.0)
+    assert (world.live().version, world.live().requested_by) == ("1", "ada")
+    state = account.state()
+    ((config, _),) = state["endpoints"].values()
+    machines = {(one["InstanceType"], one["InitialInstanceCount"]) for one in state["configs"][config][0]}
+    assert machines == {(SETTINGS.instance_type, 1)}
+    assert {(model["Image"], role) for model, role in state["models"].values()} == {
+        (SETTINGS.image, SETTINGS.role)
+    }
+    # Nothing is left to go back to, and the endpoint stays as it is.
+    assert main(command) == 1
+    assert "no confirmed release before" in capsys.readouterr().err
+    assert account.state() == state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from tritonclient.utils import InferenceServerException
 from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
-from tests.serving.conftest import TOKEN, Built, Publisher, Server, row
+from ml_lifecycle.records import InputRules
+from tests.serving.conftest import COLUMNS, TOKEN, Built, Publisher, Server, row
 from tests.serving.test_grpc import free_port
 
 CARRIERS = np.array(["AA", "ÄÖ", ""], dtype=np.object_)
@@ -29,7 +31,9 @@ def token() -> dict[str, str]:
 def server(tmp_path_factory: pytest.TempPathFactory, built: dict[str, Built]) -> Iterator[tuple[str, str]]:
     """Addresses of REST and gRPC."""
     publish = Publisher(Lake(str(tmp_path_factory.mktemp("triton"))), built)
-    publish("late", "binary", 1, "7")
+    # Their messages know of no parameters of an input.
+    wind = replace(COLUMNS[1], rules=InputRules("weather.wind", "float", min=0))
+    publish("late", "binary", 1, "7", columns=(COLUMNS[0], wind, COLUMNS[2]))
     publish("sizes", "multiclass", 1, "1")
     port = free_port()
     running = Server(publish.lake, "--grpc-port", str(port))
@@ -63,7 +67,8 @@ def test_http(server: tuple[str, str], expected: np.ndarray, binary: bool, binar
     assert client.is_model_ready("late", headers=token())
     assert not client.is_model_ready("late", "8", headers=token())
     assert client.get_server_metadata(headers=token())["name"] == "ml_lifecycle"
-    assert client.get_model_metadata("late", headers=token())["inputs"][1]["name"] == "wind"
+    told = client.get_model_metadata("late", headers=token())["inputs"][1]
+    assert (told["name"], told["parameters"]["contract"]) == ("wind", "weather.wind")
     inputs = [
         over_http.InferInput("carrier", [3], "BYTES"),
         over_http.InferInput("wind", [3, 1], "FP32"),

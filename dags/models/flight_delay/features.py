@@ -28,13 +28,14 @@ flight_schedule = FeatureView(
     entities=[flight],
     ttl=timedelta(days=3),
     schema=[
-        Field(name="carrier", dtype=String),
+        # Tags say which contract field a feature holds unchanged: its rules are then the model's input's too.
+        Field(name="carrier", dtype=String, tags={"contract": "flights.carrier"}),
         Field(name="departs_from", dtype=String),
         Field(name="destination", dtype=String),
         Field(name="departure_minute", dtype=Int64),
         Field(name="weekday", dtype=Int64),
-        Field(name="distance", dtype=Float32),
-        Field(name="scheduled_minutes", dtype=Float32),
+        Field(name="distance", dtype=Float32, tags={"contract": "flights.distance"}),
+        Field(name="scheduled_minutes", dtype=Float32, tags={"contract": "flights.scheduled_minutes"}),
     ],
     source=_source("flight_schedule"),
 )

@@ -90,9 +90,12 @@ def join_as_of(
 
     :param beside: columns that the entity rows have besides those given
 
-    :raises FeatureError: a key is no column of the entity rows, or a feature is one already. Retry: no.
+    :raises FeatureError: a key is no column of the entity rows, a feature is one already, or ``moment`` holds
+        no times. Retry: no.
     """
     schema = entities.collect_schema()
+    if schema[moment] not in (pl.Datetime, pl.Date, pl.Null):  # numbers would count as microseconds
+        raise FeatureError(f"column {moment!r} of the entity rows holds {schema[moment]}, and no times")
     taken = {*schema, *beside}
     for table in tables:
         if missing := [key for key in table.keys if key not in schema]:
@@ -177,7 +180,7 @@ class _Part:
         """Whether it can hold a value for a moment from ``first`` to ``last``."""
         if self.first is None or self.last is None or first is None or last is None:
             return True
-        return self.first <= last and (lifetime is None or self.last >= first - lifetime)
+        return self.first <= last and (lifetime is None or first - self.last <= lifetime)
 
 
 class _Lookup:
@@ -200,8 +203,9 @@ class _Lookup:
         self._keys = {f"__key{number}": key for number, key in enumerate(table.keys)}
         self._event = in_microseconds(table.event, schema[table.event])
         self._within = _within(self._event, reach, table.lifetime)
+        named = zip(self._keys, table.keys.items(), strict=True)
         self._columns = [
-            *(pl.col(table.keys[key]).cast(entities[key]).alias(name) for name, key in self._keys.items()),
+            *(_as_key(column, schema[column], entities[key]).alias(name) for name, (key, column) in named),
             *(pl.col(column).alias(feature) for feature, column in table.features.items()),
             self._event.alias(_EVENT),
         ]
@@ -280,6 +284,14 @@ class _Lookup:
             pl.when(takes).then(pl.col(_FOUND + name)).otherwise(pl.col(name)).alias(name)
             for name in best.columns
         )
+
+
+def _as_key(column: str, dtype: pl.DataType, wanted: pl.DataType) -> pl.Expr:
+    """A table's key in the type of the entity rows'; null where no entity row can have it."""
+    key = pl.col(column)
+    if dtype.is_float() and wanted.is_integer():
+        key = pl.when(key == key.floor()).then(key)
+    return key.cast(wanted, strict=False)
 
 
 def _height(rows: pl.LazyFrame) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import cast
 
 import polars as pl
@@ -13,6 +14,7 @@ from ml_lifecycle.errors import SourceError
 from ml_lifecycle.spec.contract_rules import FieldType
 
 _WHOLE_DOUBLE = 2.0**53
+_SECOND = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,15 @@ def _all_whole(column: pl.Series) -> bool:
 def _widened(column: pl.Series, where: str) -> pl.Series:
     """The column as one of the six canonical types, whatever its width, unit or encoding."""
     dtype = column.dtype
+    if dtype in (pl.Date, pl.Datetime) and not _has_years(column).all():
+        raise SourceError(f"{where} holds times outside of the years 1 to 9999; write them in their own unit")
     if dtype in (pl.String, pl.Boolean, pl.Date, pl.Null, pl.Int64):
         return column
-    if dtype.is_integer():
-        if dtype == pl.UInt64 and not (column <= 2**63 - 1).all():
-            raise SourceError(f"{where} holds integers above 2^63 - 1; write them as text")
-        return column.cast(pl.Int64)
+    if dtype.is_integer() or (isinstance(dtype, pl.Decimal) and dtype.scale == 0):
+        whole = column.cast(pl.Int64, strict=False)
+        if whole.null_count() > column.null_count():
+            raise SourceError(f"{where} holds integers of more than 64 bits; write them as text")
+        return whole
     if dtype.is_float() or dtype.is_decimal():
         # Adding zero turns -0.0 into 0.0: they are equal, so they must have equal bytes.
         return column.cast(pl.Float64).fill_nan(None) + 0.0
@@ -70,6 +75,15 @@ def _widened(column: pl.Series, where: str) -> pl.Series:
     if dtype == pl.Datetime:
         return utc(column)
     raise SourceError(f"{where} has type {dtype}, which a snapshot cannot hold; write one plain value a cell")
+
+
+def _has_years(column: pl.Series) -> pl.Series:
+    """Which dates and times Python can hold: not milliseconds that somebody took for seconds."""
+    first, last = (date.toordinal(one) - date(1970, 1, 1).toordinal() for one in (date.min, date.max))
+    if isinstance(column.dtype, pl.Datetime):
+        day = 86_400 * _SECOND[column.dtype.time_unit]
+        first, last = first * day, (last + 1) * day - 1
+    return column.to_physical().is_between(max(first, -(2**63)), min(last, 2**63 - 1))
 
 
 def utc(column: pl.Series) -> pl.Series:
@@ -83,6 +97,8 @@ def _parsed(column: pl.Series, kind: FieldType) -> pl.Series | BadText:
     """Text as ``kind``; blank text is null."""
     text = column.str.strip_chars().replace("", None)
     parsed = text.to_frame("text").select(_PARSERS[kind]).to_series().alias(column.name)
+    if kind in ("timestamp", "date"):
+        parsed = parsed.set(~_has_years(parsed), None)
     bad = parsed.is_null() & text.is_not_null()
     if bad.any():
         return BadText(cast("int", bad.arg_max()), int(bad.sum()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -38,6 +39,8 @@ def chunks(engine: Engine, sql: Sql, since: Cursor | None, what: str) -> Iterato
         # Else drivers fetch all of it before the first row is seen.
         streaming = connection.execution_options(stream_results=True, max_row_buffer=sql.chunk_rows)
         result = streaming.execute(text(query), values)
+        if not result.returns_rows:
+            raise SourceError(f"{what}: the query gives no table: write a SELECT")
         names = list(result.keys())
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise SourceError(f"{what}: the query gives {', '.join(doubled)} more than once")
@@ -46,15 +49,16 @@ def chunks(engine: Engine, sql: Sql, since: Cursor | None, what: str) -> Iterato
 
 
 def _statement(engine: Engine, sql: Sql, since: Cursor | None) -> tuple[str, Mapping[str, Cursor]]:
-    query = sql.query.strip().removesuffix(";")
+    query = sql.query.strip().removesuffix(";")  # it may end in a comment, which a line break ends
     if sql.cursor is None:
         return query, {}
     cursor = engine.dialect.identifier_preparer.quote(sql.cursor)
+    fetched = f"SELECT * FROM ({query}\n) fetched"  # its last line may end with a comment
     if since is None:
-        return f"SELECT * FROM ({query}) fetched ORDER BY {cursor}", {}
+        return f"{fetched} ORDER BY {cursor}", {}
     # Rows without a cursor too, each time: they are a mistake that must be seen.
     new = f"{cursor} >= :since OR {cursor} IS NULL"
-    return f"SELECT * FROM ({query}) fetched WHERE {new} ORDER BY {cursor}", {"since": since}
+    return f"{fetched} WHERE {new} ORDER BY {cursor}", {"since": since}
 
 
 def _frame(names: Sequence[str], rows: Sequence[Sequence[Any]], what: str) -> pl.DataFrame:
@@ -65,14 +69,27 @@ def _frame(names: Sequence[str], rows: Sequence[Sequence[Any]], what: str) -> pl
 def _column(name: str, values: Sequence[Any], what: str) -> pl.Series:
     if any(isinstance(value, UUID) for value in values):
         values = [None if value is None else str(value) for value in values]
-    # SQLite has no type of its own for whole numbers in a column of floats.
-    if {type(value) for value in values} == {int, float}:
-        values = [float(value) for value in values]
+    kinds = {type(value) for value in values if value is not None}
+    # SQLite has no type of its own for whole numbers in a column of floats. Of decimals too a snapshot makes
+    # floats, and Polars' hold neither NaN nor every fraction.
+    if kinds == {int, float} or (kinds == {Decimal} and not all(map(_is_whole, values))):
+        values = [None if value is None else float(value) for value in values]
     try:
-        return pl.Series(name, values)
-    except (TypeError, pl.exceptions.PolarsError, OverflowError) as error:
+        column = pl.Series(name, values)
+    except (TypeError, pl.exceptions.PolarsError, OverflowError, RuntimeError) as error:
         # Polars says which value: it may be personal data.
-        raise SourceError(f"{what}: column {name!r} holds {types_of(values)}, and not one type") from error
+        said = "and not one type" if len(kinds) > 1 else "more digits than a column can hold"
+        raise SourceError(f"{what}: column {name!r} holds {types_of(values)}, {said}") from error
+    if column.dtype == pl.Object:
+        raise SourceError(
+            f"{what}: column {name!r} holds {types_of(values)}, which no column can: cast it in the query"
+        )
+    return column
+
+
+def _is_whole(value: Decimal | None) -> bool:
+    exponent = 0 if value is None else value.as_tuple().exponent
+    return isinstance(exponent, int) and exponent >= 0  # of NaN and infinity it is a letter
 
 
 @contextmanager
@@ -88,3 +105,8 @@ def _told(what: str) -> Iterator[None]:
         raise SourceError(f"{what}: the database does not take the query: {error.orig}") from error
     except SQLAlchemyError as error:
         raise SourceError(f"{what}: {error}") from error
+    except (ValueError, OverflowError) as error:  # its text may quote the value
+        raise SourceError(
+            f"{what}: the query gives a value that Python cannot hold, such as a time outside of the years "
+            "1 to 9999: cast it in the query"
+        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 from feast import FeatureStore, FeatureView
@@ -50,7 +50,7 @@ def compare(
         offline = historical_features(store, refs, keys.with_columns(pl.lit(moment).alias("event_timestamp")))
         online = _online(store, view, refs, keys, moment)
         for field in view.features:
-            values = zip(keys.to_dicts(), online[field.name], offline[field.name], strict=True)
+            values = zip(keys.to_dicts(), online[field.name], offline[field.name].to_list(), strict=True)
             differences += [
                 Difference(f"{view.name}:{field.name}", key, mine, theirs)
                 for key, mine, theirs in values
@@ -101,4 +101,8 @@ def _same(online: object, offline: object) -> bool:
     if isinstance(online, float) and isinstance(offline, float):
         both_missing = math.isnan(online) and math.isnan(offline)
         return both_missing or math.isclose(online, offline, rel_tol=_RELATIVE, abs_tol=1e-12)
+    if isinstance(online, list) and isinstance(offline, list):
+        return len(online) == len(offline) and all(map(_same, online, offline))
+    if isinstance(online, datetime) and isinstance(offline, datetime):
+        return abs(online - offline) < timedelta(seconds=1)  # Feast's own conversion cuts them to seconds
     return online == offline

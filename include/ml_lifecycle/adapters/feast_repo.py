@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import ParseResult, unquote, urlparse, urlunparse
 
 import polars as pl
@@ -31,12 +31,23 @@ from feast import (
 )
 from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.protos.feast.core.Registry_pb2 import Registry
-from feast.types import Bool, FeastType, Float32, Float64, Int32, Int64, String
+from feast.types import (
+    Array,
+    Bool,
+    Bytes,
+    FeastType,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    String,
+    UnixTimestamp,
+)
 
 from ml_lifecycle.adapters.feast_store import source_columns
 from ml_lifecycle.errors import FeatureError
+from ml_lifecycle.spec.feature_tags import TAG, ColumnType, Tag
 
-ColumnType = Literal["float", "int", "string", "bool"]
 _REGISTRY = "registry.pb"
 _TIMESTAMP = pl.Datetime("us", "UTC")
 
@@ -62,8 +73,8 @@ _TYPES: Mapping[FeastType, tuple[ColumnType, pl.DataType]] = {
     String: ("string", pl.String()),
     Bool: ("bool", pl.Boolean()),
 }
-
-
+# What no model takes, but on-demand features may be made from.
+_FURTHER: Mapping[FeastType, pl.DataType] = {UnixTimestamp: _TIMESTAMP, Bytes: pl.Binary()}
 _KEY_TYPES: Mapping[ValueType, pl.DataType] = {
     ValueType.STRING: pl.String(),
     ValueType.INT32: pl.Int32(),
@@ -128,6 +139,15 @@ class Features:
                 columns[field.name] = _TYPES[field.dtype][0]
         return columns
 
+    def tags(self) -> tuple[Tag, ...]:
+        """What the service's features say by their tags of the contract fields that they hold."""
+        return tuple(
+            Tag(projection.name, field.name, _TYPES[field.dtype][0], field.tags[TAG])
+            for projection in self.service.feature_view_projections
+            for field in projection.features
+            if TAG in field.tags and field.dtype in _TYPES
+        )
+
     def keys_of(self, view: FeatureView) -> dict[str, pl.DataType]:
         """The columns that a view's rows are found by, with their types; none for a view without entities.
 
@@ -165,9 +185,8 @@ class Features:
         needed: dict[str, dict[str, pl.DataType]] = {}
         for view in self.views:
             source, keys = view.batch_source, self.keys_of(view)
-            fields: dict[str, pl.DataType] = {
-                f.name: _TYPES[f.dtype][1] for f in view.schema if f.dtype in _TYPES and f.name not in keys
-            }
+            types = {f.name: _column_type(f.dtype) for f in view.schema if f.name not in keys}
+            fields = {name: dtype for name, dtype in types.items() if dtype is not None}
             in_source = source_columns(source)
             columns = needed.setdefault(source.name, {})
             columns |= {str(in_source.get(name, name)): dtype for name, dtype in (keys | fields).items()}
@@ -192,6 +211,13 @@ class Features:
 
     def _views_of(self, table: str) -> list[FeatureView]:
         return [view for view in self.views if view.batch_source.name == table]
+
+
+def _column_type(dtype: FeastType) -> pl.DataType | None:
+    if isinstance(dtype, Array):
+        inner = _column_type(dtype.base_type)
+        return None if inner is None else pl.List(inner)
+    return _TYPES[dtype][1] if dtype in _TYPES else _FURTHER.get(dtype)
 
 
 def _check_source(view: FeatureView) -> None:

@@ -48,7 +48,7 @@ _CANARIES = 10  # rows of each view that are read back
 class Written:
     """A materialisation: everything that the snapshot says as of the moment was offered to the store.
 
-    :param since: the moment of the finished one that it built on; None if it wrote all there was
+    :param since: the moment of the finished one before it; None if the store knew of none
     :param newest: feature view → its newest event; those of a finished one
     """
 
@@ -100,7 +100,7 @@ class OnlineWriter:
         return self._noted(_BEGUN)
 
     def windows(self) -> Iterator[Written]:
-        """The finished materialisations from the last one back to one that wrote all there was."""
+        """The finished materialisations from the last one back to the first, whatever code they were by."""
         window = self.last()
         while window is not None:
             yield window

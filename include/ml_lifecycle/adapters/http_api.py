@@ -50,16 +50,22 @@ def read_pages(
     :raises SourceError: it refuses, or answers other than declared. Retry: no.
     """
     rows: list[Any] = []
+    before: list[Any] = []
     for answer in _answers(client, http, since, what, sleep):
         page = _at(answer, http.rows, what)
         if not isinstance(page, list) or not all(isinstance(row, dict) for row in page):
             place = http.rows or "the answer"
             raise SourceError(f"{what}: {place!r} is no list of objects: say where the rows are")
-        if not page:
-            break
-        rows += page
+        if http.page_parameter is not None:
+            if not page:
+                break
+            if page == before:
+                raise SourceError(f"{what}: two pages are alike: does {http.page_parameter!r} name the page?")
+        rows, before = rows + page, page
     try:
         return pl.json_normalize(rows, infer_schema_length=None) if rows else pl.DataFrame()
+    except (OverflowError, UnicodeError) as error:
+        raise SourceError(f"{what}: a number or a text is one that no column can hold") from error
     except (TypeError, pl.exceptions.PolarsError) as error:
         # Polars says which value: it may be personal data.
         raise SourceError(f"{what}: {_mixed(rows)}") from error
@@ -79,7 +85,8 @@ def _answers(
     parameters: dict[str, str] = dict(http.parameters)
     if since is not None and http.cursor_parameter is not None:
         parameters[http.cursor_parameter] = str(since) if isinstance(since, str | int) else since.isoformat()
-    url, seen = client.base_url.join(http.path), set[tuple[str, str]]()
+    # With a slash in front it would leave the path of the connection's address.
+    url, seen = client.base_url.join(http.path.lstrip("/")), set[tuple[str, str]]()
     for page in range(1, _MAX_PAGES + 1):
         if http.page_parameter is not None:
             parameters[http.page_parameter] = str(page)
@@ -90,7 +97,7 @@ def _answers(
         yield answer
         if http.page_parameter is not None:
             continue  # until a page is empty
-        following = _at(answer, http.next, what) if http.next is not None else None
+        following = _following(answer, http.next) if http.next is not None else None
         if following in (None, ""):
             return
         if http.next_parameter is not None:
@@ -151,6 +158,13 @@ def _pause(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
     after = error.after if isinstance(error, _NotNowError) else None
     return min(2.0 ** (state.attempt_number - 1) if after is None else after, _LONGEST_SECONDS)
+
+
+def _following(answer: Any, path: str) -> Any:
+    """What is at a place; None where it is not there, as many APIs leave it out of their last answer."""
+    for key in path.split("."):
+        answer = answer.get(key) if isinstance(answer, dict) else None
+    return answer
 
 
 def _at(answer: Any, path: str, what: str) -> Any:

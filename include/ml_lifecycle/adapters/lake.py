@@ -145,6 +145,20 @@ class Lake:
             raise IntegrityError(f"{self.uri(path)} has digest {actual}, expected {digest}")
         return data
 
+    def read_all(self, paths: Sequence[str]) -> list[bytes]:
+        """The bytes of several files; an object store is asked for many at a time.
+
+        :raises LakeFileMissingError: one is not there. Retry: no.
+        """
+        if self._local:
+            return [self.read_bytes(path) for path in paths]
+        full = [self.full_path(path) for path in paths]
+        try:
+            found = self._fs.cat(full) if full else {}
+        except _MISSING as error:
+            raise LakeFileMissingError(f"no file {error} in {self.url}") from error
+        return [cast("bytes", found[path]) for path in full]
+
     def read_json(self, path: str) -> Any:
         """The file parsed as JSON.
 
@@ -303,14 +317,19 @@ class Lake:
             raise LakeFileMissingError(f"no file {path!r} in {self.url}") from error
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
-    def scan(self, paths: Sequence[str]) -> pl.LazyFrame:
-        """Parquet files, one or more, as one lazy frame; on a local folder only what is used is read."""
+    def scan(self, paths: Sequence[str], *, whole: bool = False) -> pl.LazyFrame:
+        """Parquet files, one or more, as one lazy frame; on a local folder only what is used is read.
+
+        :param whole: from an object store their bytes are fetched at once, as suits many small ones
+        """
         import polars as pl  # the model server has a lake and no use for data frames
 
         if self._local:
             return pl.scan_parquet(
                 [self.full_path(path) for path in paths], glob=False, hive_partitioning=False
             )
+        if whole:
+            return pl.scan_parquet(self.read_all(paths))
         return pl.scan_parquet([cast("IO[bytes]", self.open(path)) for path in paths])
 
     def delete(self, path: str) -> None:
@@ -319,6 +338,19 @@ class Lake:
             self._fs.rm_file(self.full_path(path))
         except _MISSING:
             return
+
+    def delete_all(self, paths: Sequence[str]) -> None:
+        """Remove files, of which one may be missing; an object store is told of a thousand at a time.
+
+        :raises PermissionError: the store does not let us. Retry: no.
+        """
+        if self._local:
+            for path in paths:
+                self.delete(path)
+        elif paths:
+            self._fs.rm([self.full_path(path) for path in paths])
+            if self.exists(paths[0]):  # s3fs says nothing of files that S3 refuses to delete
+                raise PermissionError(f"{self.uri(paths[0])} cannot be deleted")
 
     def sweep(self, prefix: str) -> None:
         """Remove what writers that were killed left half-written below ``prefix``.

@@ -56,6 +56,24 @@ class EndpointState:
         return self.status in ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 
 
+@dataclass(frozen=True)
+class ConfiguredVariant:
+    """A variant of an endpoint configuration."""
+
+    model: str
+    instance_type: str
+    instances: int
+
+
+@dataclass(frozen=True)
+class Container:
+    """What a model runs."""
+
+    role: str
+    image: str
+    variables: Mapping[str, str]
+
+
 class SageMakerApi:
     """The calls. Making what is there and deleting what is not changes nothing, as names say their content.
 
@@ -66,6 +84,24 @@ class SageMakerApi:
     def __init__(self, control: Any, runtime: Any) -> None:
         self._control = control
         self._runtime = runtime
+
+    @classmethod
+    def connect(cls, region: str) -> SageMakerApi:
+        """By the credentials that AWS's own tools would take here: variables, files, or the machine's role.
+
+        :raises SageMakerRefusedError: what they say of them cannot be used. Retry: no.
+        :raises ImportError: boto3 is not installed.
+        """
+        import boto3
+
+        with _translated("connect"):
+            session = boto3.Session(region_name=region)
+            return cls(session.client("sagemaker"), session.client("sagemaker-runtime"))
+
+    @property
+    def region(self) -> str:
+        """Where the endpoints are."""
+        return str(self._control.meta.region_name)
 
     def check(self) -> None:
         """Return if SageMaker answers.
@@ -105,6 +141,25 @@ class SageMakerApi:
             self._control.create_endpoint_config(
                 EndpointConfigName=name, ProductionVariants=list(variants), **more
             )
+
+    def variants(self, config: str) -> dict[str, ConfiguredVariant]:
+        """The variants of an endpoint configuration by name. Errors as in :meth:`check`."""
+        with _translated(f"describe endpoint configuration {config}"):
+            found = self._control.describe_endpoint_config(EndpointConfigName=config)
+        described = [*found["ProductionVariants"], *(found.get("ShadowProductionVariants") or ())]
+        return {
+            one["VariantName"]: ConfiguredVariant(
+                one["ModelName"], one["InstanceType"], one["InitialInstanceCount"]
+            )
+            for one in described
+        }
+
+    def container(self, model: str) -> Container:
+        """What a model runs. Errors as in :meth:`check`."""
+        with _translated(f"describe model {model}"):
+            found = self._control.describe_model(ModelName=model)
+        container = found["PrimaryContainer"]
+        return Container(found["ExecutionRoleArn"], container["Image"], container.get("Environment") or {})
 
     def create_endpoint(self, name: str, config: str) -> None:
         """Have an endpoint made. Errors as in :meth:`check`."""

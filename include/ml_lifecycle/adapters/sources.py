@@ -7,6 +7,7 @@ are taken as UTC), NaN is null. Text of a CSV column that no contract declares s
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import gzip
@@ -40,6 +41,7 @@ StorageOptions = Mapping[str, Mapping[str, Any]]
 
 # What filesystems call the thing that changes with a file's content, surest first.
 _STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
+_BLOCK_BYTES = 64 * 2**20
 _TORN = (
     EOFError,
     csv.Error,
@@ -236,8 +238,9 @@ def _check_evolution(columns: Sequence[str], source: Source, contract: Contract 
 
 
 def _needed(source: Source) -> list[str]:
-    """The columns that the source itself names."""
-    return [column for column in (source.event_time, source.known_at, *source.keys) if column is not None]
+    """The columns that the source itself names, each once: an event may be known when it happens."""
+    named = dict.fromkeys((source.event_time, source.known_at, *source.keys))
+    return [column for column in named if column is not None]
 
 
 def newest_event(name: str, source: Source, file: SourceFile) -> datetime | None:
@@ -256,15 +259,15 @@ def _newest_in_footer(column: str, file: SourceFile) -> datetime | None:
     try:
         with file.open() as handle:
             footer = pa.parquet.read_metadata(handle)
-    except (pa.ArrowInvalid, OSError):
+        newest: list[datetime] = []
+        for group in (footer.row_group(index) for index in range(footer.num_row_groups)):
+            chunks = [group.column(index) for index in range(group.num_columns)]
+            statistics = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == column), None)
+            if statistics is None or not statistics.has_min_max or not isinstance(statistics.max, datetime):
+                return None
+            newest.append(statistics.max)
+    except (pa.ArrowInvalid, OSError, OverflowError):
         return None  # reading the whole file then gives the one clear error
-    newest: list[datetime] = []
-    for group in (footer.row_group(index) for index in range(footer.num_row_groups)):
-        chunks = [group.column(index) for index in range(group.num_columns)]
-        statistics = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == column), None)
-        if statistics is None or not statistics.has_min_max or not isinstance(statistics.max, datetime):
-            return None
-        newest.append(statistics.max)
     found = pl.Series(newest).max() if newest else None
     return utc(pl.Series([found]))[0] if found is not None else None
 
@@ -279,21 +282,24 @@ def _read_json(source: Source, file: SourceFile) -> pl.DataFrame:
         data = handle.read()
     if not data.strip():  # no rows are no lines, and then nothing names the columns
         return pl.DataFrame(schema=dict.fromkeys(_needed(source), pl.Null))
-    return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
+    return pl.read_ndjson(io.BytesIO(data.removeprefix(codecs.BOM_UTF8)), infer_schema_length=None)
 
 
 def _read_csv(source: Source, file: SourceFile) -> pl.DataFrame:
     """Every cell as text. PyArrow's reader, because Polars' fills up a line that has too few fields."""
     with file.open("infer") as handle:
-        data = handle.read()
-    header = next(csv.reader([io.BytesIO(data).readline().decode("utf-8-sig")]), [])
+        data = handle.read().removeprefix(codecs.BOM_UTF8)
+    # A name may hold a line break. What separates names is the same in Latin 1, which takes any rows.
+    lines = io.TextIOWrapper(io.BytesIO(data), "latin-1", newline="")
+    header = [name.encode("latin-1").decode() for name in next(csv.reader(lines), [])]
     if doubled := sorted({column for column in header if header.count(column) > 1}):
         raise pa.ArrowInvalid(f"the header names {', '.join(doubled)} more than once")
     if data.count(b'"') % 2:
         raise pa.ArrowInvalid("a quotation mark is never closed")
     table = pa.csv.read_csv(
         io.BytesIO(data),
-        read_options=pa.csv.ReadOptions(use_threads=False),  # with threads errors carry no row number
+        # With threads errors carry no row number. A row must fit into a block.
+        read_options=pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
         parse_options=pa.csv.ParseOptions(newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(
             column_types=dict.fromkeys(header, pa.large_string()),

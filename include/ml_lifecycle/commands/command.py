@@ -66,6 +66,22 @@ def state_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def environment_lake_of(settings: Settings, environment: str) -> Lake:
+    """An environment's lake.
+
+    :raises LifecycleError: nothing says where it is. Retry: no.
+    """
+    from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.settings import SettingsError
+
+    if environment not in settings.environment_lakes:
+        raise SettingsError(
+            f"where is the lake of {environment}? Give --environment-lake {environment}=URL or set "
+            f"ML_LIFECYCLE_{environment.upper()}_LAKE"
+        )
+    return Lake(settings.environment_lakes[environment])
+
+
 def _named_url(text: str) -> tuple[str, str]:
     name, _, url = text.partition("=")
     if not (name and url):

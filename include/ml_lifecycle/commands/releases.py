@@ -11,11 +11,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ml_lifecycle.commands.command import Command, moment, settings_of, state_arguments
+from ml_lifecycle.commands.command import (
+    Command,
+    environment_lake_of,
+    moment,
+    settings_of,
+    state_arguments,
+)
 
 if TYPE_CHECKING:
     from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.delivery.sagemaker_found import Note
     from ml_lifecycle.delivery.targets import Target
+    from ml_lifecycle.delivery.way_back import Released
 
 _TOKEN_VARIABLE = "ML_LIFECYCLE_SERVER_TOKEN"
 
@@ -55,9 +63,11 @@ def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server",
         metavar="URL",
+        type=_server_url,
         action="append",
         default=[],
-        help="a model server to check before and after, once for each; without any, none is asked",
+        help="a model server to check before and after, once for each; without any, none is asked, but "
+        "Amazon SageMaker is, by the credentials that AWS's own tools would take",
     )
     parser.add_argument("--token-file", type=Path, help=f"the servers' token; default: ${_TOKEN_VARIABLE}")
     parser.add_argument(
@@ -66,29 +76,29 @@ def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mlflow", metavar="URI", help="where to move the alias champion; default: nowhere")
 
 
+def _server_url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):  # else it would pass for a server that is down
+        raise argparse.ArgumentTypeError(f"{text!r}: write an address such as http://127.0.0.1:8093")
+    return text
+
+
 def _rollback(arguments: argparse.Namespace) -> int:
-    from ml_lifecycle.adapters.lake import Lake
     from ml_lifecycle.delivery.audit import open_ledger
     from ml_lifecycle.delivery.checks import Clock
-    from ml_lifecycle.delivery.way_back import check_lake, find_released
-    from ml_lifecycle.settings import SettingsError
+    from ml_lifecycle.delivery.way_back import PublishedOnly, check_lake, find_released
     from ml_lifecycle.stages.deploy import rollback
 
     settings, environment = settings_of(arguments), arguments.environment
-    if environment not in settings.environment_lakes:
-        raise SettingsError(
-            f"where is the lake of {environment}? Give --environment-lake {environment}=URL or set "
-            f"ML_LIFECYCLE_{environment.upper()}_LAKE"
-        )
+    lake = environment_lake_of(settings, environment)
     database = open_ledger(settings.database).database
     model = find_released(database, environment, arguments.name)
-    lake = Lake(settings.environment_lakes[environment])
     check_lake(database, environment, model.endpoint, lake)
+    target = _target(arguments, lake, model)
     request = arguments.request or f"command-line/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
     print(f"if this is interrupted, finish it by the same command with --request {request}", file=sys.stderr)
     release = rollback(
         model,
-        _target(arguments, lake),
+        target,
         database,
         Clock(now=lambda: datetime.now(UTC)),
         request=request,
@@ -100,8 +110,8 @@ def _rollback(arguments: argparse.Namespace) -> int:
         print(f"{where} serves nothing any more: revision {release.revision}, {release.state}")
     else:
         print(f"{where} serves version {release.version}: revision {release.revision}, {release.state}")
-    if not arguments.server:
-        print(f"no server was asked: model servers follow {lake.url} within seconds, SageMaker does not")
+    if isinstance(target, PublishedOnly):
+        print(f"no server was asked: model servers follow {lake.url} within seconds")
     if arguments.mlflow and environment == "production" and release.kind != "withdraw":
         from ml_lifecycle.adapters.mlflow import set_alias
 
@@ -109,20 +119,54 @@ def _rollback(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _target(arguments: argparse.Namespace, lake: Lake) -> Target:
+def _target(arguments: argparse.Namespace, lake: Lake, model: Released) -> Target:
+    from ml_lifecycle.delivery.sagemaker_found import read_note
     from ml_lifecycle.delivery.targets import ModelServers
     from ml_lifecycle.delivery.way_back import PublishedOnly
-    from ml_lifecycle.serving.client import ModelClient
+    from ml_lifecycle.errors import ServerUnavailableError
+    from ml_lifecycle.serving.client import ModelClient, RequestRefusedError
     from ml_lifecycle.settings import SettingsError
 
     if not arguments.server:
-        return PublishedOnly(arguments.environment, lake)
+        note = read_note(lake, model.endpoint)
+        if note is None:
+            return PublishedOnly(arguments.environment, lake)
+        return _on_sagemaker(arguments.environment, lake, model, note)
     given = arguments.token_file
     token = given.read_text(encoding="utf-8").strip() if given else os.environ.get(_TOKEN_VARIABLE)
     if not token:
         raise SettingsError(f"what is the servers' token? Give --token-file FILE or set {_TOKEN_VARIABLE}")
     clients = [ModelClient(url, token) for url in arguments.server]
+    for client in clients:
+        try:
+            client.metadata(model.endpoint)
+        except ServerUnavailableError:
+            continue  # as while it is down
+        except RequestRefusedError as error:
+            if error.status in (401, 403):  # its checks would fail, and what is live would stay so
+                raise SettingsError(f"{client} does not take this token; nothing was changed") from error
     return ModelServers(arguments.environment, lake, clients)
+
+
+def _on_sagemaker(environment: str, lake: Lake, model: Released, note: Note) -> Target:
+    """The endpoint there, asked before anything is changed: it does not follow the lake by itself."""
+    from ml_lifecycle.adapters.sagemaker import SageMakerApi
+    from ml_lifecycle.delivery.sagemaker import SageMakerEndpoint
+    from ml_lifecycle.delivery.sagemaker_found import as_it_runs
+    from ml_lifecycle.errors import LifecycleError
+    from ml_lifecycle.settings import SettingsError
+
+    try:
+        api = SageMakerApi.connect(note.region)
+        settings = as_it_runs(note, lake, api)
+    except (ImportError, LifecycleError) as error:
+        raise SettingsError(
+            f"{environment}/{model.endpoint} is on Amazon SageMaker ({note.name} in {note.region}), and "
+            f"cannot be changed from here: {error}. Nothing was changed. Trigger {model.name}__rollback in "
+            "Airflow, which has the connection, or set AWS's variables (AWS_PROFILE, AWS_ACCESS_KEY_ID …) "
+            "to credentials that may do it. If model servers have taken its place, name them by --server"
+        ) from error
+    return SageMakerEndpoint(environment, lake, api, settings)
 
 
 COMMANDS = (

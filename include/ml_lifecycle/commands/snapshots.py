@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ml_lifecycle.snapshots.comparison import TableDifference
 
 
+_MOST = 1_000_000
+
+
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="the model folder")
     lake_argument(parser)
@@ -26,18 +29,33 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _collect_arguments(parser: argparse.ArgumentParser) -> None:
     _list_arguments(parser)
-    parser.add_argument("--newest", type=int, default=3, help="keep so many; default: %(default)s")
+    parser.add_argument("--newest", type=_count, default=3, help="keep so many; default: %(default)s")
     parser.add_argument(
         "--days",
-        type=int,
+        type=_count,
         default=30,
         help="and all at most so much older than the newest; default: %(default)s",
     )
     parser.add_argument(
-        "--grace", type=float, default=24.0, help="hours that the longest run takes; default: %(default)s"
+        "--grace", type=_hours, default=24.0, help="hours that the longest run takes; default: %(default)s"
     )
     parser.add_argument("--archive", metavar="URL", help="a lake that what goes is copied to first")
     parser.add_argument("--dry-run", action="store_true", help="say what would go, and change nothing")
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) <= _MOST):
+        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number from 0 to {_MOST:,}")
+    return int(text)
+
+
+def _hours(text: str) -> float:
+    try:
+        if 0 <= (hours := float(text)) <= _MOST:
+            return hours
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}: write a number of hours from 0 to {_MOST:,}")
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -45,10 +63,10 @@ def _list(arguments: argparse.Namespace) -> int:
     from ml_lifecycle.snapshots.history import history
     from ml_lifecycle.spec.folder import load_folder
 
-    model = load_folder(arguments.folder).spec.name
-    kept = history(lake_of(arguments), model)
+    model, lake = load_folder(arguments.folder).spec.name, lake_of(arguments)
+    kept = history(lake, model)
     if not kept:
-        print(f"{model} has no snapshot")
+        print(f"{model} has no snapshot in {lake.url}")
     for one in kept:
         tables = ", ".join(f"{name} {table.rows:,}" for name, table in one.snapshot.tables.items())
         notes = [f"trained version {version}" for version in one.versions]
@@ -96,8 +114,10 @@ def _collect(arguments: argparse.Namespace) -> int:
     verb = "would go" if arguments.dry_run else "went"
     megabytes = sum(gone.files.values()) / 2**20
     print(f"{len(gone.snapshots)} snapshots {verb}; {len(gone.files)} files, {megabytes:,.1f} MiB")
-    if gone.snapshots:
+    if gone.snapshots and not arguments.dry_run:
         print(f"the files of these snapshots can go in {arguments.grace:g} hours, by the same command")
+    elif gone.snapshots:
+        print(f"the files of these snapshots could go {arguments.grace:g} hours later, in the same way")
     return 0
 
 

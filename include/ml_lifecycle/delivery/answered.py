@@ -17,7 +17,8 @@ import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, sha256
 from ml_lifecycle.adapters.parquet import parquet_bytes
-from ml_lifecycle.adapters.predictions import SCHEMA, Part, alike, read_parts
+from ml_lifecycle.adapters.prediction_parts import Part, alike, scan_parts
+from ml_lifecycle.adapters.predictions import SCHEMA, as_logged
 from ml_lifecycle.delivery.judgements import watch_folder
 from ml_lifecycle.delivery.step_log import BATCH_BYTES, StepLog, segment_columns
 from ml_lifecycle.records import Record, digest_of, from_json, to_json
@@ -100,8 +101,9 @@ def _merged(older: int, newer: int) -> bool:
 
 def _read(log: StepLog, columns: Collection[str], parts: Collection[Part]) -> Iterator[pl.DataFrame]:
     known = log.requests() & (pl.col("status") == 200) & pl.col("event_time").is_not_null()
+    named = {part.path: part for part in parts}
     for paths in alike({part.path: part.size for part in parts}, BATCH_BYTES):
-        rows = read_parts(log.lake, paths).filter(known)
+        rows = as_logged(scan_parts(log.lake, [named[path] for path in paths])).filter(known)
         made = segment_columns(rows.collect_schema(), columns)
         found = rows.select(*(pl.col(name).cast(SCHEMA[name]) for name in _COLUMNS), *made).collect()
         if found.height:

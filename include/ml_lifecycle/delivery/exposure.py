@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import Part, alike, cut
+from ml_lifecycle.adapters.prediction_parts import Part, alike, cut, scan_parts
 from ml_lifecycle.delivery.judging import Observed, add_up
 from ml_lifecycle.delivery.sides import Apart, PairedScores, PairedShare
 from ml_lifecycle.delivery.step_log import (
@@ -196,20 +196,22 @@ def _collect(
     """Narrow columns of requests, and what segments are made of; with the parts that cannot be read."""
     frames = [pl.DataFrame(schema={**_NARROW, **segment_schema(columns)})]
     unreadable: list[str] = []
+    named = {part.path: part for part in parts}
     for paths in alike({part.path: part.size for part in parts}, BATCH_BYTES):
+        batch = [named[path] for path in paths]
         try:
-            frames.append(_read(lake, paths, where, columns))
+            frames.append(_read(lake, batch, where, columns))
         except pl.exceptions.PolarsError:
-            for path in paths:
+            for part in batch:
                 try:
-                    frames.append(_read(lake, [path], where, columns))
+                    frames.append(_read(lake, [part], where, columns))
                 except pl.exceptions.PolarsError:
-                    unreadable.append(path)
+                    unreadable.append(part.path)
     return pl.concat(frames), unreadable
 
 
-def _read(lake: Lake, paths: Sequence[str], where: pl.Expr, columns: Sequence[str]) -> pl.DataFrame:
-    rows = lake.scan(paths).filter(where)
+def _read(lake: Lake, parts: Sequence[Part], where: pl.Expr, columns: Sequence[str]) -> pl.DataFrame:
+    rows = scan_parts(lake, parts).filter(where)
     types = rows.collect_schema()
     decided = rows.with_columns(field_as_text(types, "outputs", "label").alias("decision"))
     narrow = (pl.col(name).cast(dtype) for name, dtype in _NARROW.items())

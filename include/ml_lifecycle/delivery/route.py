@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError, sha256
 from ml_lifecycle.errors import IntegrityError
@@ -32,6 +32,8 @@ class Variant:
     :param not_found: what becomes of a row whose keys the online store does not know: it is answered from
         missing values, or its request is refused
     :param golden_path: requests with the answers they must get; None where a release was made without
+    :param broken_rules: what becomes of a request with a value that breaks a rule of its column: it is
+        answered and the value counted, or it is refused
     """
 
     role: Literal["champion", "canary", "shadow", "standby"]
@@ -49,6 +51,9 @@ class Variant:
     entity_keys: tuple[str, ...] = ()
     golden_path: str | None = None
     not_found: Literal["answer", "refuse"] = "answer"
+    broken_rules: Annotated[
+        Literal["report", "refuse"], Field(exclude_if=lambda policy: policy == "report")
+    ] = "report"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ml_lifecycle.adapters.sagemaker import (
 )
 from ml_lifecycle.delivery.checks import Clock, Golden, run_checks
 from ml_lifecycle.delivery.route import Pointer, Route, Variant, read_pointer, read_revision
+from ml_lifecycle.delivery.sagemaker_found import Note, keep_note
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.records import digest_of
 from ml_lifecycle.serving.pinned import METADATA, Pinned
@@ -80,6 +81,7 @@ class SageMakerEndpoint:
         :param seconds: how long it may take; SageMaker's own time, if that is longer
         """
         name = endpoint_name(self.environment, route.endpoint)
+        keep_note(self.lake, Note(route.endpoint, name, self.api.region))
         seconds = max(seconds, self.settings.timeout.total_seconds())
         way, deadline = _Way(self, route.endpoint, name, route.revision), clock.monotonic() + seconds
         try:

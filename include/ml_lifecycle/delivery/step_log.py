@@ -16,7 +16,8 @@ from itertools import takewhile
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import CHECK_ID_PREFIX, Part, find_parts
+from ml_lifecycle.adapters.prediction_parts import Part, find_parts
+from ml_lifecycle.adapters.predictions import CHECK_ID_PREFIX
 from ml_lifecycle.records import Release
 from ml_lifecycle.spec.watch import Watch
 

@@ -126,6 +126,16 @@ def missing_share(column: ColumnProfile) -> float:
     return column.missing / rows
 
 
+def new_share(reference: ColumnProfile, current: ColumnProfile) -> float:
+    """Share of the values whose category is one of :func:`new_categories`.
+
+    :raises ProfileError: there are no values. Retry: no.
+    """
+    if not current.count:
+        raise ProfileError(f"the column has no values, only {current.missing} missing")
+    return sum(new_categories(reference, current).values()) / current.count
+
+
 def new_categories(reference: ColumnProfile, current: ColumnProfile) -> dict[str, int]:
     """Values that the reference never saw, with their counts, commonest first.
 

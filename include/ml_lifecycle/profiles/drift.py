@@ -88,10 +88,7 @@ def _column_findings(name: str, before: ColumnProfile, now: ColumnProfile, rows:
     rise = "missing_increase"
     yield measured(rise, name, rows, lambda: distance.missing_share(now) - distance.missing_share(before))
     if isinstance(before, CategoricalColumn):
-        share = "new_categories"
-        yield measured(
-            share, name, now.count, lambda: sum(distance.new_categories(before, now).values()) / now.count
-        )
+        yield measured("new_categories", name, now.count, lambda: distance.new_share(before, now))
     yield measured("psi", name, now.count, lambda: distance.psi(before, now))
     yield measured("jensen_shannon", name, now.count, lambda: distance.jensen_shannon(before, now))
     more = _OF_CATEGORIES if isinstance(before, CategoricalColumn) else _OF_NUMBERS

@@ -112,13 +112,16 @@ class Quantiles:
         return float(low + (high - low) * (at - math.floor(at)))
 
     def cuts(self, bins: int) -> Floats:
-        """Edges of bins that hold as many values each; every value, where there are no more than edges."""
+        """Edges of bins that hold as many values each; a bin a value, where there are no more than edges.
+
+        What lies below the least value, or between the values that have bins of their own, is in other bins.
+        """
         if len(self.means) <= bins + 1:
-            return self.means
+            return np.unique(np.concatenate([np.nextafter(self.means, -np.inf), self.means]))
         ranks = np.round(np.linspace(0, self.count - 1, bins + 1))
         last = len(self.means) - 1
         cuts = self.means[np.minimum(np.searchsorted(self._below, ranks, side="right") - 1, last)]
-        return np.unique(np.concatenate([[self.low], cuts[1:-1], [self.high]]))
+        return np.unique(np.concatenate([[np.nextafter(self.low, -np.inf)], cuts[1:-1], [self.high]]))
 
 
 def _fewer(values: Floats, weights: Floats | None) -> tuple[Floats, Floats]:

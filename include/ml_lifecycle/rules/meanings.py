@@ -21,6 +21,8 @@ from ml_lifecycle.rules.rule import Batch, Rule
 
 Arguments = Mapping[str, Any]
 
+_BEYOND = 2.0**64  # no column holds such integers, and Polars no literal much larger
+
 
 class MeaningError(LifecycleError):
     """A rule cannot be computed on the columns there are. Retry: no."""
@@ -149,6 +151,8 @@ def _between(arguments: Arguments, schema: pl.Schema) -> OfRows:
 
 def _bound(bound: float, dtype: pl.DataType, whole: Callable[[float], int]) -> pl.Expr:
     """A bound that integers are compared with as the integers they are: as floats large ones look alike."""
+    if dtype.is_integer() and abs(bound) > _BEYOND:
+        bound = math.copysign(math.inf, bound)
     return pl.lit(whole(bound) if dtype.is_integer() and math.isfinite(bound) else float(bound))
 
 

@@ -233,7 +233,7 @@ def _whole(spec: ColumnSpec, values: NDArray[np.floating], origin: Origin) -> ND
     if odd.any():
         row = int(odd.argmax())
         raise BadRequestError(
-            f"column {spec.name!r} ({_where(origin)}), row {row}: expected a whole number of 64 bits, "
+            f"column {spec.name!r} ({where_from(origin)}), row {row}: expected a whole number of 64 bits, "
             f"got {float(values[row])!r}"
         )
     return values.astype(np.int64)
@@ -272,7 +272,7 @@ def _as_taken(spec: ColumnSpec, values: Values, origin: Origin) -> NDArray[Any]:
 
 def _exceeds(spec: ColumnSpec, origin: Origin) -> BadRequestError:
     limit = "32-bit float" if spec.type == "float" else "64-bit integer"
-    return BadRequestError(f"column {spec.name!r} ({_where(origin)}): a value exceeds a {limit}")
+    return BadRequestError(f"column {spec.name!r} ({where_from(origin)}): a value exceeds a {limit}")
 
 
 def _check_types(spec: ColumnSpec, values: Sequence[Any], origin: Origin) -> None:
@@ -288,7 +288,7 @@ def _check_types(spec: ColumnSpec, values: Sequence[Any], origin: Origin) -> Non
     if value is None:
         raise _null(spec, row, origin)
     raise BadRequestError(
-        f"column {spec.name!r} ({_where(origin)}), row {row}: expected {_EXPECTED[spec.type]}, "
+        f"column {spec.name!r} ({where_from(origin)}), row {row}: expected {_EXPECTED[spec.type]}, "
         f"got {shown(value)}"
     )
 
@@ -308,10 +308,11 @@ def _null(spec: ColumnSpec, row: int, origin: Origin) -> BadRequestError:
         )
     )
     return BadRequestError(
-        f"column {spec.name!r} ({_where(origin)}) is null in row {row}, and the model takes no null "
+        f"column {spec.name!r} ({where_from(origin)}) is null in row {row}, and the model takes no null "
         f"there{hint}"
     )
 
 
-def _where(origin: Origin) -> str:
+def where_from(origin: Origin) -> str:
+    """Where values come from, for messages."""
     return "from the request" if origin == "request" else "from the online store"

@@ -12,12 +12,13 @@ from ml_lifecycle.delivery.route import Pointer, Route, Variant
 from ml_lifecycle.serving.assignment import share_of
 from ml_lifecycle.serving.columns import Features, Table, make_table
 from ml_lifecycle.serving.errors import NotLoadedError, UnknownModelError
+from ml_lifecycle.serving.input_rules import InputChecks
 from ml_lifecycle.serving.model import OnnxModel, Outputs
 from ml_lifecycle.serving.moments import moment_of
 from ml_lifecycle.serving.resolver import Resolver
 from ml_lifecycle.serving.shelf import Slot
 from ml_lifecycle.serving.signature import Signature
-from ml_lifecycle.serving.types import RequestedOutput
+from ml_lifecycle.serving.types import Broken, RequestedOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,17 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Queries that one variant answered together: their rows follow each other in table and outputs."""
+    """Queries that one variant answered together: their rows follow each other in table and outputs.
+
+    :param broken: what their values broke of the columns' rules
+    """
 
     route: Route
     variant: Variant
     queries: Sequence[Query]
     table: Table
     outputs: Outputs
+    broken: Broken = ()
 
     def each(self) -> Iterator[tuple[Query, Outputs]]:
         """Every query with its own rows of the outputs."""
@@ -77,22 +82,28 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class LoadedVariant:
-    """A variant with its model and its way to features."""
+    """A variant with its model and its way to features.
+
+    :param checks: the rules of its columns; None if nothing that is sent could break one
+    """
 
     variant: Variant
     slot: Slot
     resolver: Resolver
     signature: Signature
+    checks: InputChecks | None = None
 
     def score(self, route: Route, queries: Sequence[Query]) -> Scored:
         """Resolve and score.
 
-        :raises BadRequestError: a value does not fit its column, or entity keys are not taken. Retry: no.
+        :raises BadRequestError: a value does not fit its column or breaks a rule of it, or entity keys are
+            not taken. Retry: no.
         :raises FeaturesUnavailableError: the online store did not answer. Retry: yes.
         :raises ModelFailedError: the model could not be run. Retry: no.
         """
         table = make_table(self.variant.columns, self._features(queries))
-        return Scored(route, self.variant, queries, table, self.model().run(table))
+        broken = () if self.checks is None else self.checks.check(table)
+        return Scored(route, self.variant, queries, table, self.model().run(table), broken)
 
     def model(self) -> OnnxModel:
         """The model; loads it if it is not in memory.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ml_lifecycle.delivery.route import Route, Variant
 from ml_lifecycle.serving.dataplane import Query
+from ml_lifecycle.serving.input_rules import as_parameters
 from ml_lifecycle.serving.model import OnnxModel, Outputs
 from ml_lifecycle.serving.types import announced
 
@@ -70,10 +71,16 @@ def to_binary(array: NDArray[Any]) -> bytes:
 
 
 def describe(variant: Variant, model: OnnxModel) -> dict[str, Any]:
-    """A model's inputs and outputs as the V2 metadata lists them."""
+    """A model's inputs and outputs as the V2 metadata lists them, with what a contract says of the inputs."""
     return {
         "inputs": [
-            {"name": column.name, "datatype": announced(column), "shape": [-1]} for column in variant.columns
+            {
+                "name": column.name,
+                "datatype": announced(column),
+                "shape": [-1],
+                **({"parameters": as_parameters(column.rules)} if column.rules is not None else {}),
+            }
+            for column in variant.columns
         ],
         "outputs": [
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.serving.types import Broken
 
 
 class ServingError(LifecycleError):
@@ -30,6 +31,17 @@ class UnknownEntityError(BadRequestError):
     def __init__(self, message: str, rows: int) -> None:
         super().__init__(message)
         self.rows = rows
+
+
+class BrokenRulesError(BadRequestError):
+    """Values of a vector break rules of their columns, and the endpoint refuses such. Retry: no.
+
+    :param broken: columns, rules of theirs, and how many values break them
+    """
+
+    def __init__(self, message: str, broken: Broken) -> None:
+        super().__init__(message)
+        self.broken = broken
 
 
 class UnauthorizedError(ServingError):

@@ -29,7 +29,12 @@ _MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
         "extensions": (3, "string[]"),
     },
     "ModelMetadataRequest": {"name": (1, "string"), "version": (2, "string")},
-    "TensorMetadata": {"name": (1, "string"), "datatype": (2, "string"), "shape": (3, "int64[]")},
+    "TensorMetadata": {
+        "name": (1, "string"),
+        "datatype": (2, "string"),
+        "shape": (3, "int64[]"),
+        "parameters": (4, "InferParameter{}"),  # not the protocol's own; MLServer has it, by this number
+    },
     "ModelMetadataResponse": {
         "name": (1, "string"),
         "versions": (2, "string[]"),

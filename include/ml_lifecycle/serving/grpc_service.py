@@ -17,7 +17,7 @@ from ml_lifecycle.serving.encoding import describe
 from ml_lifecycle.serving.errors import PortError, ServingError
 from ml_lifecycle.serving.front import Front, header_text
 from ml_lifecycle.serving.grpc_messages import MESSAGES, SERVICE
-from ml_lifecycle.serving.grpc_tensors import make_response, read_request
+from ml_lifecycle.serving.grpc_tensors import make_response, read_request, tensor_metadata
 from ml_lifecycle.serving.queries import Asked, make_query, one_version
 
 log = logging.getLogger(__name__)
@@ -156,12 +156,12 @@ class GrpcService:
 
     async def _model_metadata(self, request: Any, metadata: Metadata) -> Any:
         served, loaded = self._front.pick(request.name, request.version or None)
-        model = await self._later(loaded.model)
+        about = describe(loaded.variant, await self._later(loaded.model))
         return MESSAGES["ModelMetadataResponse"](
             name=served.route.endpoint,
             versions=served.versions,
             platform="onnxruntime_onnx",
-            **describe(loaded.variant, model),
+            **{side: [tensor_metadata(one) for one in tensors] for side, tensors in about.items()},
         )
 
     async def _repository_index(self, request: Any, metadata: Metadata) -> Any:

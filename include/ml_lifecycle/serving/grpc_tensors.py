@@ -36,6 +36,12 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+_PARAMETERS: Mapping[type, str] = {
+    bool: "bool_param",
+    int: "int64_param",
+    float: "double_param",
+    str: "string_param",
+}
 
 
 def read_request(message: Any) -> InferRequest:
@@ -141,3 +147,19 @@ def make_response(raw: bool, scored: Scored, query: Query, outputs: Outputs) -> 
 def _plain(array: NDArray[Any]) -> Sequence[Any]:
     values: list[Any] = array.ravel().tolist()
     return [str(value).encode() for value in values] if array.dtype.kind == "O" else values
+
+
+def tensor_metadata(described: Mapping[str, Any]) -> Any:
+    """The message of an input or output as :func:`~ml_lifecycle.serving.encoding.describe` lists it.
+
+    Lists among its parameters are JSON text, as in requests.
+    """
+    message = MESSAGES["TensorMetadata"](
+        name=described["name"], datatype=described["datatype"], shape=described["shape"]
+    )
+    for name, value in described.get("parameters", {}).items():
+        if isinstance(value, list):
+            message.parameters[name].string_param = orjson.dumps(value).decode()
+        else:
+            setattr(message.parameters[name], _PARAMETERS[type(value)], value)
+    return message

@@ -13,7 +13,7 @@ from typing import TypeVar
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.serving.batching import Batcher, Job, Result, Waiting, score_together
 from ml_lifecycle.serving.dataplane import LoadedVariant, Scored
-from ml_lifecycle.serving.errors import BadRequestError, ServingError, UnknownEntityError
+from ml_lifecycle.serving.errors import BadRequestError, BrokenRulesError, ServingError, UnknownEntityError
 from ml_lifecycle.serving.log_rows import FailedEntry, LogEntry
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.prediction_log import PredictionLog
@@ -113,6 +113,9 @@ class Inference:
         if isinstance(error, UnknownEntityError):
             endpoint, version = waiting.job.served.route.endpoint, waiting.loaded.variant.version
             self._metrics.unknown_keys(endpoint, version, "refused", error.rows)
+        if isinstance(error, BrokenRulesError):
+            endpoint, version = waiting.job.served.route.endpoint, waiting.loaded.variant.version
+            self._metrics.rules_broken(endpoint, version, "request", "refused", error.broken)
         if not isinstance(error, ServingError) or error.status >= 500:
             latency_ms = (time.perf_counter() - waiting.job.started) * 1000
             status = error.status if isinstance(error, ServingError) else 500
@@ -178,6 +181,9 @@ class Inference:
         self._metrics.scored(scored.route.endpoint, variant.version, variant.role, scored.table.rows)
         if unknown := len(scored.table.unknown):
             self._metrics.unknown_keys(scored.route.endpoint, variant.version, "answered", unknown)
+        if scored.broken:
+            endpoint, origin = scored.route.endpoint, scored.table.origin
+            self._metrics.rules_broken(endpoint, variant.version, origin, "answered", scored.broken)
         if jobs[0].served.shadows:
             self._shadows.take(jobs[0].served, scored)
 

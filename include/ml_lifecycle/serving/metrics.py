@@ -16,6 +16,8 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
+from ml_lifecycle.serving.types import Broken
+
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -113,6 +115,12 @@ class Metrics:
             ["endpoint", "version", "outcome"],
             registry=registry,
         )
+        self._broken_rules = Counter(
+            "ml_lifecycle_input_rules_broken",
+            "Values that break a rule of the contract for their feature: answered all the same, or refused",
+            ["endpoint", "version", "feature", "rule", "origin", "outcome"],
+            registry=registry,
+        )
         self._reads_waiting = Gauge(
             "ml_lifecycle_feature_reads_waiting",
             "Requests that wait for the online store to be read for those before them",
@@ -178,6 +186,11 @@ class Metrics:
     def unknown_keys(self, endpoint: str, version: str, outcome: str, rows: int) -> None:
         """Count rows whose entity keys are unknown. ``outcome`` is ``answered`` or ``refused``."""
         self._unknown_keys.labels(endpoint, version, outcome).inc(rows)
+
+    def rules_broken(self, endpoint: str, version: str, origin: str, outcome: str, broken: Broken) -> None:
+        """Count values that break rules. ``outcome`` is ``answered`` or ``refused``."""
+        for feature, rule, values in broken:
+            self._broken_rules.labels(endpoint, version, feature, rule, origin, outcome).inc(values)
 
     def reads_waiting(self, count: Callable[[], float]) -> None:
         """Where the number of requests that wait for the online store is read."""

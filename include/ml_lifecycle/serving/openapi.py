@@ -24,6 +24,29 @@ _TENSOR = {
     },
 }
 _OBJECT = {"type": "object"}
+_INPUT = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"enum": [names[0] for names in DATATYPES.values()]},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "parameters": {
+            "description": "what the model's contract says of each value, where it was proved to hold",
+            "type": "object",
+            "required": ["contract", "type", "nullable"],
+            "properties": {
+                "contract": {"description": "contract.field", "type": "string"},
+                "type": {"enum": ["string", "integer", "float", "boolean"]},
+                "nullable": {"type": "boolean"},
+                "min": {"type": "number"},
+                "max": {"type": "number"},
+                "allowed_values": {"type": "array", "minItems": 1},
+                "pattern": {"description": "of the whole text, in Python's re", "type": "string"},
+            },
+        },
+    },
+}
 _SCHEMAS: dict[str, Any] = {
     "Error": {
         "type": "object",
@@ -81,7 +104,7 @@ _SCHEMAS: dict[str, Any] = {
             "name": {"type": "string"},
             "versions": {"type": "array", "items": {"type": "string"}},
             "platform": {"const": "onnxruntime_onnx"},
-            "inputs": {"type": "array", "items": _OBJECT},
+            "inputs": {"type": "array", "items": _INPUT},
             "outputs": {"type": "array", "items": _OBJECT},
             "parameters": _OBJECT,
         },
@@ -122,7 +145,7 @@ _REFUSED = {
 }
 _INFER_REFUSED = {
     **_REFUSED,
-    "400": "the request does not fit the model",
+    "400": "the request does not fit the model, or breaks a rule of its contract, where that is refused",
     "404": "no such model or version, or entity keys that nothing is known of, where these are refused",
     "413": "too many bytes or rows",
 }

@@ -368,5 +368,6 @@ def _metadata(served: ServedRoute, loaded: LoadedVariant, error: str | None) -> 
                 for column in variant.columns
             ],
             "entity_keys": list(variant.entity_keys),
+            **({"broken_rules": variant.broken_rules} if loaded.checks is not None else {}),
         },
     }

@@ -13,6 +13,7 @@ from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.route import Pointer, Route, Variant, read_pointer, read_revision
 from ml_lifecycle.serving.dataplane import DataPlane, Endpoint, LoadedVariant, ServedRoute
 from ml_lifecycle.serving.errors import NotLoadedError, RouteRefusedError, UnknownModelError
+from ml_lifecycle.serving.input_rules import InputChecks
 from ml_lifecycle.serving.metrics import Metrics
 from ml_lifecycle.serving.model import OnnxModel, same_model
 from ml_lifecycle.serving.resolver import ReaderFactory, Resolver, feast_reader
@@ -85,7 +86,7 @@ class RouteLoader:
         resolver = Resolver(variant, self._lake, self._online_store, self._reader_factory, counted)
         for one in loaded:
             resolver.prepare(one.resolver)
-        return LoadedVariant(variant, slot, resolver, Signature(variant))
+        return LoadedVariant(variant, slot, resolver, Signature(variant), InputChecks(variant) or None)
 
     def _load_model(self, variant: Variant) -> tuple[OnnxModel, int]:
         data = self._lake.read_bytes(variant.model_path, variant.model_digest)

@@ -37,6 +37,9 @@ KNOWN_DATATYPES = frozenset((*DTYPES, "BYTES"))
 
 Values = Sequence[Any] | NDArray[Any]
 
+Broken = tuple[tuple[str, str, int], ...]
+"""Columns, rules of theirs, and how many values break them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:

@@ -80,7 +80,15 @@ def _digest(file: SnapshotFile | None) -> str | None:
 def _count(before: pl.DataFrame, after: pl.DataFrame, identity: Sequence[str]) -> tuple[int, int, int]:
     """Rows added, removed and changed; of rows that are there several times each counts."""
     sides = [side.with_columns(pl.lit(sign).alias(_SIDE)) for side, sign in ((before, -1), (after, 1))]
-    rows = pl.concat(sides, how="diagonal_relaxed")
+    try:
+        rows = pl.concat(sides, how="diagonal_relaxed")
+    except pl.exceptions.SchemaError:  # types that have nothing in common, as of flags that became times
+        other = [
+            name
+            for name in before.columns
+            if after.schema.get(name, before.schema[name]) != before.schema[name]
+        ]
+        rows = pl.concat([side.cast(dict.fromkeys(other, pl.String)) for side in sides], how="diagonal")
     values = [name for name in rows.columns if name != _SIDE]
     net = rows.group_by(values).agg(pl.col(_SIDE).sum().alias(_ROWS)).filter(pl.col(_ROWS) != 0)
     added = int(net.filter(pl.col(_ROWS) > 0)[_ROWS].sum())

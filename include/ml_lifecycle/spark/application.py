@@ -116,7 +116,7 @@ def _profile_window(folder: ModelFolder, lake: Lake, given: Arguments) -> None:
     log = PredictionWindow(logged, folder.spec.endpoint, Interval(start, end))
     training = from_json(Training, given["training"])
     kept = KeptFindings(lake, folder.spec.name, log)
-    stretches = [stretch for stretch in log.stretches() if stretch.name in given["stretches"]]
+    stretches = [stretch for stretch in log.stretches if stretch.name in given["stretches"]]
     keep_profiles(folder.spec, lake, log, training, kept, stretches)
 
 

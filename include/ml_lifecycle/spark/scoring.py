@@ -20,11 +20,12 @@ from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.errors import FeatureError, LifecycleError
 from ml_lifecycle.records import Training
 from ml_lifecycle.spark.passing import passing_rows
+from ml_lifecycle.spec.feature_tags import ColumnType
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.stages.feature_tables import INSTANT, build_tables, features_of
 from ml_lifecycle.stages.score import BATCH_ROWS, finish
 from ml_lifecycle.stages.score_partitions import OpenRows, Partition, SlicePartition
-from ml_lifecycle.stages.served_features import ColumnType, as_served
+from ml_lifecycle.stages.served_features import as_served
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

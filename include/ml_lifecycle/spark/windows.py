@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import PredictionWindow, Stretch
+from ml_lifecycle.adapters.prediction_parts import Stretch
+from ml_lifecycle.adapters.predictions import PredictionWindow
 from ml_lifecycle.records import Training, digest_of, to_json
 from ml_lifecycle.spark.job import Job
 from ml_lifecycle.spark.session import session_for

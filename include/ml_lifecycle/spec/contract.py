@@ -74,7 +74,7 @@ class ContractField(Strict):
             if getattr(self, bound) is not None and self.type not in ("integer", "float"):
                 raise FieldError(bound, f"needs type integer or float, not {self.type}")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise FieldError("min", f"{self.min:g} is above max ({self.max:g})")
+            raise FieldError("min", f"{self.min:.15g} is above max ({self.max:.15g})")
         if self.pattern is not None and self.type != "string":
             raise FieldError("pattern", f"needs type string, not {self.type}")
         if self.max_missing is not None and not self.nullable:

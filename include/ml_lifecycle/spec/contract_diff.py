@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_lifecycle.errors import SpecError
 from ml_lifecycle.spec.contract import Contract, ContractField, ContractFile
-from ml_lifecycle.spec.contract_rules import References
+from ml_lifecycle.spec.contract_rules import Conditional, References
 from ml_lifecycle.spec.explain import show_path
 from ml_lifecycle.spec.loader import Parsed, read_spec
 from ml_lifecycle.spec.problems import Problem, spec_error
@@ -175,17 +175,33 @@ def _reference_changes(
 
 def _conditional_changes(place: Path, old: ContractField, new: ContractField) -> Iterator[Change]:
     """Rules of the same rows are compared with each other, whatever their order."""
-    before, after = ({frozenset(one.when): one for one in item.conditional} for item in (old, new))
-    for number, one in enumerate(new.conditional):
-        path, was = (*place, "conditional", number), before.get(frozenset(one.when))
-        if was is None:
-            yield Change(path, f"{new.name}: has new rules {one.words}", one.severity == "halt")
-        else:
-            yield from _field_changes(path, old.under(was), new.under(one), f" {one.words}")
-    for number, one in enumerate(old.conditional):
-        if frozenset(one.when) not in after:
+    gone = list(enumerate(old.conditional))
+    found = list(enumerate(new.conditional))
+    # Several may be of the same rows, with a severity each: first those that stayed as they were.
+    for same in (_equal, _of_the_same_rows):
+        for number, one in list(found):
+            was = next((pair for pair in gone if same(pair[1], one)), None)
+            if was is None:
+                continue
+            gone.remove(was)
+            found.remove((number, one))
             path = (*place, "conditional", number)
-            yield Change(path, f"{new.name}: is not judged {one.words} any more", False, gone=True)
+            yield from _field_changes(path, old.under(was[1]), new.under(one), f" {one.words}")
+    for number, one in found:
+        yield Change(
+            (*place, "conditional", number), f"{new.name}: has new rules {one.words}", one.severity == "halt"
+        )
+    for number, one in gone:
+        path = (*place, "conditional", number)
+        yield Change(path, f"{new.name}: is not judged {one.words} any more", False, gone=True)
+
+
+def _of_the_same_rows(old: Conditional, new: Conditional) -> bool:
+    return frozenset(old.when) == frozenset(new.when)
+
+
+def _equal(old: Conditional, new: Conditional) -> bool:
+    return _of_the_same_rows(old, new) and old == new.model_copy(update={"when": old.when})
 
 
 # Whether a new limit lets less pass than the old one.
@@ -258,4 +274,4 @@ def _shown(value: Any) -> str:
         return format_duration(value)
     if isinstance(value, tuple):
         return ", ".join(map(_shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)

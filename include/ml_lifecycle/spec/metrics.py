@@ -40,6 +40,7 @@ _WINDOW_ALERTS = (
     *ONLINE_STORE,
     "unknown_keys_share",
     "replay_mismatch_share",
+    "replay_code_share",
     "replay_stale_share",
     "replay_ahead_share",
 )

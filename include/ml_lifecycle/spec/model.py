@@ -60,12 +60,15 @@ class Features(Strict):
         ``event_timestamp``; only batch scoring needs it
     :param not_found: what a server does with entity keys that the online store has nothing of (Feast's
         NOT_FOUND): ``answer`` from missing values, as Feast does, or ``refuse`` the request (404)
+    :param broken_rules: what a server does with a vector that breaks a rule of the contract field that a
+        feature's tag names: ``report`` it in a metric and answer, or ``refuse`` the request (400)
     """
 
     service: Text
     entities: Text = "entities"
     lookback: Duration | None = None
     not_found: Literal["answer", "refuse"] = "answer"
+    broken_rules: Literal["report", "refuse"] = "report"
 
 
 class Gate(Strict):
@@ -278,9 +281,12 @@ class Monitoring(Strict):
     :param segments: column to the values whose rows are also compared apart, as in ``delivery.watch``, each
         with the same segment of the training rows. Time and the profile's size grow with their number
     :param replay: how many served requests of a window are taken through the training path once more
+    :param keep_predictions: how long the prediction log is kept, by the day that rows are about; None keeps
+        it for ever. Whole days go, with a run of the monitor
     """
 
     window: PositiveDuration = timedelta(days=1)
+    keep_predictions: PositiveDuration | None = None
     segments: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
     replay: Replay = Replay()
     alerts: tuple[Alert, ...] = ()
@@ -376,6 +382,16 @@ class ModelSpec(Strict):
         if watch.labels is not None and (watch.labels.loss in ("absolute", "squared")) != regression:
             message = f"{watch.labels.loss} does not fit {self.task}"
             raise FieldError("delivery", message, "watch", "labels", "loss")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_meet_their_predictions(self) -> ModelSpec:
+        keep, needed = self.monitoring.keep_predictions, self.monitoring.window + self.labels.delay
+        if keep is not None and keep < needed:
+            message = (
+                f"must be at least monitoring.window and labels.delay together ({format_duration(needed)})"
+            )
+            raise FieldError("monitoring", message, "keep_predictions")
         return self
 
     def _known_late(self) -> Iterator[str]:

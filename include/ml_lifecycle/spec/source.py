@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ml_lifecycle.spec.types import ConnectionId, Duration, FieldError, Name, Strict, Text
+from ml_lifecycle.spec.types import ConnectionId, Duration, FieldError, Lines, Name, Strict, Text
 
 
 class Sql(Strict):
     """Rows of a database, fetched by every run that ingests and kept in the lake.
 
-    :param query: one SELECT. A colon before a word is written ``\\:``; ``::`` stays as it is
+    :param query: one SELECT, of one line or several. A colon before a word is written ``\\:``; ``::`` stays
     :param cursor: column that rises with every row that is inserted or updated: a time or a whole number.
         Only what is new by it is fetched. What was updated needs ``known_at`` too, or both states of the row
         stay; what was deleted stays. Without a cursor all rows are fetched each time, and replace the former
@@ -23,7 +23,7 @@ class Sql(Strict):
     :param chunk_rows: so many rows are held, and written as one file
     """
 
-    query: Text
+    query: Lines
     cursor: Text | None = None
     overlap: Duration = timedelta(hours=1)
     overlap_numbers: int = Field(default=1000, ge=0)
@@ -38,7 +38,7 @@ class Http(Strict):
     :param parameters: what is asked for in the URL, always
     :param rows: where the list of rows is in an answer, such as ``data.items``; empty for the answer itself
     :param next: where the next page is said, as a URL or, with ``next_parameter``, as what that gets; there
-        is no next one where it is null or empty
+        is no next one where it is null, empty or not there: a misspelt one is never there
     :param page_parameter: gets 1, 2, 3 … until a page is empty, where answers do not say what is next
     :param cursor: column that rises with every row that is new or updated: a time or a whole number. What
         ``cursor_parameter`` gets is the newest less ``overlap``; without a cursor all rows are fetched each
@@ -57,6 +57,14 @@ class Http(Strict):
     cursor_parameter: Text | None = None
     overlap: Duration = timedelta(hours=1)
     overlap_numbers: int = Field(default=1000, ge=0)
+
+    @model_validator(mode="after")
+    def _path_is_only_that(self) -> Http:
+        if "://" in self.path or self.path.startswith("//"):
+            raise FieldError("path", "is below the address of the connection: leave the address out")
+        if "?" in self.path or "#" in self.path:
+            raise FieldError("path", "ends before '?' and '#': what is asked for stands in parameters")
+        return self
 
     @model_validator(mode="after")
     def _pages_go_on_in_one_way(self) -> Http:

@@ -156,6 +156,13 @@ Text = Annotated[
     str, Field(min_length=1), _text(r"^[^\x00-\x1f\x7f]*$", "must be text without control characters")
 ]
 
+# The same over several lines.
+Lines = Annotated[
+    str,
+    Field(min_length=1),
+    _text(r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$", "must be text without control characters but line ends"),
+]
+
 # An Airflow tag.
 Tag = Annotated[str, _text(r"^[^\x00-\x1f\x7f]{1,100}$", "must be text of 1 to 100 characters")]
 

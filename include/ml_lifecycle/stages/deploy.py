@@ -240,6 +240,7 @@ def _copy_variant(
         entity_keys=() if registry is None else candidate.entity_keys,
         golden_path=golden_path,
         not_found=spec.features.not_found,
+        broken_rules=spec.features.broken_rules,
     )
 
 

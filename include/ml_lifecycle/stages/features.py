@@ -12,7 +12,7 @@ label was known later than the first question of the holdout.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import polars as pl
@@ -24,6 +24,7 @@ from ml_lifecycle.profiles.profile import Profiling
 from ml_lifecycle.records import Snapshot, TrainingSet, digest_of, from_json, to_json
 from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.stages.feature_tables import build_tables, features_of
+from ml_lifecycle.stages.input_rules import InputProof
 from ml_lifecycle.stages.served_features import batches_as_served, served_specs, served_types
 from ml_lifecycle.stages.training_rows import Spans, joined_rows, labelled_rows
 from ml_lifecycle.stages.validation_facts import in_pieces
@@ -35,7 +36,8 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
     Beside the two files lie the registry that a server of the model resolves entity keys with, and the
     training rows' profile, made while they are written; see :class:`TrainingSet`.
 
-    :raises FeatureError: a table or column is missing, or a span has no labelled row. Retry: no.
+    :raises FeatureError: a table or column is missing, or a span has no labelled row; or a feature's tag
+        names no contract field, or one whose rules its values break. Retry: no.
     :raises SparkElsewhereError: an application is to do this. Retry: no, run it.
     """
     run, spec = snapshot.run, folder.spec
@@ -53,10 +55,11 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
 
         session = session_for(spec.spark, lake, Job("features", {"snapshot": to_json(snapshot)}))
     features = features_of(folder)
+    proof = InputProof(features.tags(), folder.contracts.values())
     tables = build_tables(folder, lake, snapshot)
     labels, spans = spec.labels, Spans.of(spec, run.as_of)
     inputs = features.columns()
-    personal = personal_columns(folder.contracts.values())
+    personal = personal_columns(folder.contracts.values()) | proof.personal
     columns = tuple(replace(one, personal=one.name in personal) for one in served_specs(inputs))
     segments = {name: values for name, values in spec.monitoring.segments.items() if name in inputs}
     profiling = Profiling(columns, segments)
@@ -65,8 +68,8 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
         joined_rows(session, lake, tables, features, labels, labelled) as (joined, registry),
     ):
         schema = pl.Schema({**served_types(inputs), **labelled.rows.collect_schema()})
-        rows = _Taken(in_pieces(batches_as_served(joined, inputs)))
-        training = _profiled(rows.take(labelled.training), profiling)
+        rows = _Taken(in_pieces(batches_as_served(_seen(joined, proof.add), inputs)))
+        training = _seen(rows.take(labelled.training), profiling.add)
         for name, part in (("train", training), ("holdout", rows.take(labelled.holdout))):
             write_batches(lake, f"{root}/{name}.parquet", schema, part)
     training_set = TrainingSet(
@@ -81,7 +84,7 @@ def build_training_set(folder: ModelFolder, lake: Lake, snapshot: Snapshot) -> T
         holdout_rows=labelled.holdout,
         train_end=spans.train.end,
         holdout=spans.holdout,
-        columns=columns,
+        columns=proof.proved(columns),
         label_column=labels.column,
         entity_keys=labels.keys,
         personal=tuple(sorted(personal.intersection(schema))),
@@ -114,7 +117,7 @@ class _Taken:
             yield frame.head(frame.height - self._held.height)
 
 
-def _profiled(frames: Iterable[pl.DataFrame], profiling: Profiling) -> Iterator[pl.DataFrame]:
+def _seen(frames: Iterable[pl.DataFrame], see: Callable[[pl.DataFrame], None]) -> Iterator[pl.DataFrame]:
     for frame in frames:
-        profiling.add(frame)
+        see(frame)
         yield frame

@@ -6,7 +6,7 @@ two at once fetch the same, and equal rows count once. Nothing is written where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -17,7 +17,7 @@ from ml_lifecycle.adapters.cursors import Cursor, before, newest_cursor
 from ml_lifecycle.adapters.databases import chunks
 from ml_lifecycle.adapters.http_api import read_pages
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.landed import Landings
+from ml_lifecycle.adapters.landed import Landing, Landings
 from ml_lifecycle.adapters.landed_topic import TopicLandings
 from ml_lifecycle.errors import SourceError
 from ml_lifecycle.spec.model import ModelSpec
@@ -68,7 +68,7 @@ def _fetch(how: Sql | Http, landings: Landings, origin: Engine | httpx.Client, w
     known = landings.current()
     newest = landings.newest(known)
     since = None if newest is None else before(newest, how.overlap, how.overlap_numbers, column)
-    seen = None if since is None else landings.rows_since(known, since)
+    seen = None if since is None else _seen(landings, known, since)
     fetched = 0
     for rows in _chunks(how, origin, since, what):
         found = newest_cursor(rows, how.cursor, what)
@@ -78,6 +78,13 @@ def _fetch(how: Sql | Http, landings: Landings, origin: Engine | httpx.Client, w
             landings.add(new, newest)
         fetched += new.height
     return fetched
+
+
+def _seen(landings: Landings, known: Sequence[Landing], since: Cursor) -> pl.DataFrame | None:
+    try:
+        return landings.rows_since(known, since)
+    except pl.exceptions.SchemaError:  # a column's type has changed; of equal rows one counts in the end
+        return None
 
 
 def _chunks(
@@ -105,7 +112,10 @@ def _replace(how: Sql | Http, landings: Landings, origin: Engine | httpx.Client,
 
 def _unlike(rows: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
     """The rows that were not fetched before, just as they are."""
-    # A column may be new, or have had no value, and no type, until now.
-    both = pl.concat([rows.clear(), seen], how="diagonal_relaxed")
-    known = both.select(rows.columns)
-    return rows.cast(known.schema).join(known, on=rows.columns, how="anti", nulls_equal=True)
+    try:
+        # A column may be new, or have had no value, and no type, until now.
+        both = pl.concat([rows.clear(), seen], how="diagonal_relaxed")
+        known = both.select(rows.columns)
+        return rows.cast(known.schema).join(known, on=rows.columns, how="anti", nulls_equal=True)
+    except pl.exceptions.PolarsError:  # as in _seen
+        return rows

@@ -16,7 +16,8 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import PredictionWindow, Stretch
+from ml_lifecycle.adapters.prediction_parts import Stretch
+from ml_lifecycle.adapters.predictions import PredictionWindow
 from ml_lifecycle.errors import NoSpaceError
 from ml_lifecycle.metrics import METRICS
 from ml_lifecycle.personal import told
@@ -38,6 +39,7 @@ from ml_lifecycle.spec.model import Alert, ModelSpec
 from ml_lifecycle.stages import monitor_drift, monitor_quality, monitor_replay, monitor_traffic
 from ml_lifecycle.stages.monitor_kept import KeptFindings
 from ml_lifecycle.stages.monitor_labels import KnownLabels, room_for_labels
+from ml_lifecycle.stages.monitor_online import Online
 from ml_lifecycle.stages.monitor_quality import (
     Quality,
     mature_until,
@@ -72,7 +74,7 @@ def monitor(
     labels: pl.LazyFrame | None,
     now: datetime,
     *,
-    online: Sequence[Finding] = (),
+    online: Online | None = None,
     offline: Offline | None = None,
 ) -> Monitoring:
     """Measure the window ``run.interval`` of the endpoint's traffic and write findings and reports.
@@ -85,18 +87,20 @@ def monitor(
     :param reference_for: model digest → the training that made it, None if it is unknown
     :param labels: the table of ``spec.labels``; only labels known before ``run.as_of`` are used
     :param now: noted in the report; nothing depends on it
-    :param online: what :mod:`.monitor_online` says of the online store
+    :param online: what is said of the online store. How old its values were then is among what the result
+        follows from; how many were right is not, as a store tells only of now: the first answer stays
     :param offline: where served requests are replayed; without it their features are not looked up
     :raises OSError: a lake cannot be reached. Retry: yes.
     :raises SparkElsewhereError: Spark, which is to profile the window, runs elsewhere. Retry: no, but there.
     """
+    online = online or Online()
     log = PredictionWindow(environment_lake, spec.endpoint, run.interval)
     kept = KeptFindings(lake, spec.name, log)
     traffic = monitor_traffic.measure(log, kept)
     training = reference_for(traffic.versions[0].model_digest) if traffic.versions else None
-    with room_for_labels(spec.labels, 1 + sum(log.files.values()) // _PART_BYTES) as known:
+    with room_for_labels(spec.labels, 1 + log.size // _PART_BYTES) as known:
         label_error = _read_labels(known, labels, run)
-        others = (online, None if offline is None else offline.inputs)
+        others = (online.staleness, None if offline is None else offline.inputs)
         digest = _inputs_digest(spec, run, log, training, known.digest, label_error, *others)
         path = f"monitoring/{spec.name}/{digest}"
         if lake.exists(f"{path}/manifest.json"):
@@ -107,7 +111,8 @@ def monitor(
     if label_error is not None:
         failures.append(Finding("labels", None, None, 0, error=label_error))
     replayed = monitor_replay.replay(spec, lake, environment_lake, log, kept, reference_for, offline)
-    told_of = [*found.findings, *online, *replayed.findings, *failures, *_unreadable(log)]
+    of_store = (*online.staleness, *online.mismatches)
+    told_of = [*found.findings, *of_store, *replayed.findings, *failures, *_unreadable(log)]
     findings, alerts = judge(told_of, spec.monitoring.alerts)
     monitoring = Monitoring(
         run=run,
@@ -155,20 +160,20 @@ def _inputs_digest(
     training: Training | None,
     known_labels: str,
     label_error: str | None,
-    online: Sequence[Finding],
+    staleness: Sequence[Finding],
     replayed_with: Sequence[str] | None,
 ) -> str:
     return digest_of(
         {
-            "online": [asdict(finding) for finding in online],
-            "stage": "monitor/4",
+            "staleness": [asdict(finding) for finding in staleness],
+            "stage": "monitor/5",
             "endpoint": spec.endpoint,
             "task": spec.task,
             "threshold": spec.evaluation.threshold,
             "monitoring": spec.monitoring.model_dump(mode="json"),
             "labels": spec.labels.model_dump(mode="json"),
             "window": [run.interval.start.isoformat(), run.interval.end.isoformat()],
-            "files": log.files,
+            "log": [[stretch.name, stretch.digest] for stretch in log.stretches],
             "mature_until": mature_until(spec.labels, run).isoformat(),
             "known_labels": known_labels,
             "label_error": label_error,
@@ -283,8 +288,8 @@ def _quality(
 def _unreadable(log: PredictionWindow) -> Iterator[Finding]:
     if log.unreadable:
         listed = "; ".join(f"{path}: {error}" for path, error in list(log.unreadable.items())[:3])
-        text = f"{len(log.unreadable)} of {len(log.files)} parts of the log cannot be read: {listed}"
-        yield Finding("unreadable_parts", None, float(len(log.unreadable)), len(log.files), error=text)
+        text = f"{len(log.unreadable)} of {log.parts} parts of the log cannot be read: {listed}"
+        yield Finding("unreadable_parts", None, float(len(log.unreadable)), log.parts, error=text)
 
 
 def _write_reports(

@@ -12,7 +12,8 @@ import polars as pl
 
 from ml_lifecycle.adapters import evidently
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import MOMENT, PredictionWindow, Stretch, as_text
+from ml_lifecycle.adapters.prediction_parts import Stretch
+from ml_lifecycle.adapters.predictions import MOMENT, PredictionWindow, as_text
 from ml_lifecycle.personal import told
 from ml_lifecycle.profiles.drift import drift_findings
 from ml_lifecycle.profiles.profile import (

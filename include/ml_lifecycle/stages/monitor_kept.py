@@ -18,7 +18,8 @@ from typing import Any
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
-from ml_lifecycle.adapters.predictions import PredictionWindow, Stretch
+from ml_lifecycle.adapters.prediction_parts import Stretch
+from ml_lifecycle.adapters.predictions import PredictionWindow
 from ml_lifecycle.records import canonical_json
 
 _ENTRY = "ml_lifecycle"

@@ -23,6 +23,7 @@ TIME = "event_time"
 TRUTH = "truth"
 _UTC = pl.Datetime("us", "UTC")
 _BATCH_ROWS = 131_072
+_WHOLE = 2.0**63  # beyond, no integer of 64 bits is the same
 _HELD_BYTES = 48 * 2**20
 
 
@@ -191,5 +192,6 @@ def _plain(stored: pl.LazyFrame, columns: Sequence[str]) -> list[pl.Expr]:
     floats = [name for name, dtype in stored.collect_schema().items() if name in columns and dtype.is_float()]
     if not floats:
         return []
-    whole = stored.select((pl.col(floats) % 1 == 0).all()).collect(engine="streaming").row(0, named=True)
+    are_whole = (pl.col(floats) % 1 == 0) & (pl.col(floats).abs() < _WHOLE)
+    whole = stored.select(are_whole.all()).collect(engine="streaming").row(0, named=True)
     return [pl.col(name).cast(pl.Int64 if whole[name] else pl.String) for name in floats]

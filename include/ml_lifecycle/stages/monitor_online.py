@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,10 +17,12 @@ from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.personal import personal_columns, told
 from ml_lifecycle.records import Finding, Record, Snapshot, from_json
+from ml_lifecycle.spec.feature_tags import personal_features
 from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.stages.feature_tables import INSTANT, build_tables, features_of, local_tables
 
 if TYPE_CHECKING:
+    from ml_lifecycle.adapters.feast_repo import Features
     from ml_lifecycle.adapters.feast_written import OnlineWriter, Written
 
 MISMATCH = "online_mismatch_share"
@@ -43,26 +45,58 @@ class Audit(Record):
     examples: tuple[str, ...]
 
 
-def staleness(folder: ModelFolder, online_store: str, as_of: datetime) -> tuple[Finding, ...]:
-    """How old at ``as_of`` what an online store was given is, by its own ledger; in seconds.
+@dataclass(frozen=True)
+class Online:
+    """What is said of an online store at a run's moment.
 
-    Of each feature view the age of its newest event, and the age of the newest finished materialisation.
-    Later ones do not count: the same moment gives the same answer. A store that cannot be read, or was never
-    given a view, is a finding with an ``error``; nothing is raised.
+    :param staleness: how old what it was given is, in seconds: of each feature view the age of its newest
+        event, and the age of the newest finished materialisation. The same moment gives the same answer
+    :param mismatches: the share of its values that the offline join has not, in all and of each feature with
+        such values. Sampled as the store is now, so that it is asked once: nothing is named by them
+    :param examples: a few differing values in words
     """
-    written, error = None, f"nothing was materialised as of {as_of.isoformat()} or before"
+
+    staleness: tuple[Finding, ...] = ()
+    mismatches: tuple[Finding, ...] = ()
+    examples: tuple[str, ...] = ()
+
+
+def look_at(folder: ModelFolder, lake: Lake, online_store: str, as_of: datetime) -> Online:
+    """How old at ``as_of`` is what an online store was given, by its own ledger, and is it right?
+
+    Later materialisations do not count. Values are compared as of the last one that does, and only while no
+    later one has replaced any; nor if another state of the model folder wrote them, or they are written while
+    they are looked at. What cannot be read or compared, or was never given, is a finding with an ``error``.
+
+    :raises OSError: the lake cannot be reached. Retry: yes.
+    """
     features = features_of(folder)
-    try:
-        with _ledger(folder, online_store) as ledger:
-            written = next((window for window in ledger.windows() if window.as_of <= as_of), None)
-    except LifecycleError as failure:
-        error = str(failure)
-    newest = written.newest if written is not None else {}
     views = sorted(view.name for view in features.views if view.online)
-    moments = [("feature_staleness_seconds", view, newest.get(view)) for view in views]
-    moments.append(
-        ("materialisation_staleness_seconds", None, written.as_of if written is not None else None)
-    )
+    try:
+        with _ledger(features, online_store) as ledger:
+            written = next((window for window in ledger.windows() if window.as_of <= as_of), None)
+            nothing = f"nothing was materialised as of {as_of.isoformat()} or before"
+            ages = _staleness(views, as_of, written, nothing)
+            if written is None or written.code_digest != folder.code_digest or _newest(ledger) != written:
+                return Online(ages)
+            audit = _audit(folder, lake, online_store, written)
+            if _newest(ledger) != written:
+                return Online(ages)
+    except LifecycleError as failure:
+        return Online(_staleness(views, as_of, None, str(failure)))
+    if isinstance(audit, str):
+        return Online(ages, (Finding(MISMATCH, None, None, 0, error=f"nothing was compared: {audit}"),))
+    return Online(ages, _mismatches(audit), audit.examples)
+
+
+def _staleness(
+    views: Sequence[str], as_of: datetime, written: Written | None, error: str
+) -> tuple[Finding, ...]:
+    newest = written.newest if written is not None else {}
+    moments: list[tuple[str, str | None, datetime | None]] = [
+        *(("feature_staleness_seconds", view, newest.get(view)) for view in views),
+        ("materialisation_staleness_seconds", None, written.as_of if written is not None else None),
+    ]
     return tuple(
         Finding(metric, view, None, 0, error=error)
         if moment is None
@@ -71,41 +105,25 @@ def staleness(folder: ModelFolder, online_store: str, as_of: datetime) -> tuple[
     )
 
 
-def mismatches(
-    folder: ModelFolder, lake: Lake, online_store: str
-) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """The share of an online store's values that the offline join, as of the last materialisation, has not.
-
-    In all, and of each feature with such values; sampled keys, see :func:`audit_online`. Nothing is said of a
-    store that was written by another state of the model folder, or is written while it is looked at. What
-    cannot be compared is a finding with an ``error``.
-
-    :returns: findings, and a few differing values in words
-    :raises OSError: the lake cannot be reached. Retry: yes.
-    """
+def _audit(folder: ModelFolder, lake: Lake, online_store: str, written: Written) -> Audit | str:
+    """The audit; or why there is none."""
     try:
-        with _ledger(folder, online_store) as ledger:
-            written = ledger.last()
-        if written is None or written.code_digest != folder.code_digest:
-            return (), ()
         snapshot = from_json(Snapshot, lake.read_json(written.snapshot_path))
-        audit = audit_online(folder, lake, snapshot, online_store, written.as_of, _SAMPLE)
-        with _ledger(folder, online_store) as ledger:
-            if _of_latest(ledger) != written:
-                return (), ()
+        return audit_online(folder, lake, snapshot, online_store, written.as_of, _SAMPLE)
     except LakeFileMissingError as error:  # the snapshot was let go of
-        return (Finding(MISMATCH, None, None, 0, error=f"nothing was compared: {error}"),), ()
+        return str(error)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - it runs the user's code; all else must still be measured
-        return (Finding(MISMATCH, None, None, 0, error=f"nothing was compared: {told(error)}"),), ()
+        return told(error)
+
+
+def _mismatches(audit: Audit) -> tuple[Finding, ...]:
     if not audit.compared:
-        return (), ()
-    differing = sum(audit.differing.values())
-    return (
-        Finding(MISMATCH, None, differing / audit.compared, audit.compared),
-        *(Finding(MISMATCH, name, n / audit.compared, audit.compared) for name, n in audit.differing.items()),
-    ), audit.examples
+        return ()
+    whole = (None, sum(audit.differing.values()))
+    of_each: list[tuple[str | None, int]] = [whole, *audit.differing.items()]
+    return tuple(Finding(MISMATCH, name, n / audit.compared, audit.compared) for name, n in of_each)
 
 
 def audit_online(
@@ -128,25 +146,26 @@ def audit_online(
     with local_tables(lake, build_tables(folder, lake, snapshot)) as path:
         store = open_store(features, path, online_store)
         compared, differences = compare(store, features, as_of - INSTANT, sample, seed)
-    personal = personal_columns(folder.contracts.values())
+    contracts = folder.contracts.values()
+    personal = personal_columns(contracts) | personal_features(features.tags(), contracts)
     differing = Counter(difference.feature for difference in differences)
     return Audit(
         as_of, compared, dict(differing), tuple(difference.shown(personal) for difference in differences[:10])
     )
 
 
-def _of_latest(ledger: OnlineWriter) -> Written | None:
-    """The newest materialisation, if none was begun after it."""
+def _newest(ledger: OnlineWriter) -> Written | None:
+    """The newest materialisation; None if one was begun after it, which may have replaced some values."""
     last, begun = ledger.last(), ledger.begun()
     return last if begun is None or last is None or begun.as_of <= last.as_of else None
 
 
 @contextlib.contextmanager
-def _ledger(folder: ModelFolder, online_store: str) -> Iterator[OnlineWriter]:
+def _ledger(features: Features, online_store: str) -> Iterator[OnlineWriter]:
     from ml_lifecycle.adapters.feast_written import OnlineWriter
 
     with (
         tempfile.TemporaryDirectory(prefix="features-") as name,
-        contextlib.closing(OnlineWriter(features_of(folder), Path(name), online_store)) as ledger,
+        contextlib.closing(OnlineWriter(features, Path(name), online_store)) as ledger,
     ):
         yield ledger

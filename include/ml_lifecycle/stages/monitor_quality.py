@@ -17,7 +17,8 @@ import polars as pl
 
 from ml_lifecycle.adapters import evidently
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.predictions import SCHEMA, PredictionWindow, Stretch
+from ml_lifecycle.adapters.prediction_parts import Stretch
+from ml_lifecycle.adapters.predictions import SCHEMA, PredictionWindow
 from ml_lifecycle.evaluation.bands import ROWS, bounds
 from ml_lifecycle.evaluation.estimation import MIN_KNOWN, estimate, misses
 from ml_lifecycle.evaluation.totals import Totals

@@ -1,35 +1,38 @@
 """The part of the monitor that replays served requests through the path that training takes.
 
 A few of the window's requests are chosen, evenly among route revisions, versions and ways to features. Of
-each the features are joined anew as they were known then, typed as the training set's columns, scored with
-the ONNX file that has the logged digest, and decided upon. The first step that differs is named.
+each the features are computed by the code of the version that answered and joined as they were known then,
+typed as the training set's columns, scored with the ONNX file that has the logged digest, and decided upon.
+The first step that differs is named.
 
 A request that was served an older row than the join has, or a newer one, is told apart from one whose values
-no row has: the former is a matter of when features are materialised, the latter of how they are computed.
+no row has: the former is a matter of when features are materialised, the latter of how they are computed. So
+is one whose values another state of the model folder computes: that is what the store was written with.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.predictions import PredictionWindow
 from ml_lifecycle.errors import LifecycleError
-from ml_lifecycle.personal import MASK, told
+from ml_lifecycle.personal import masked, told
 from ml_lifecycle.records import Finding, Training
 from ml_lifecycle.spec.model import ModelSpec
-from ml_lifecycle.stages.feature_tables import features_of
 from ml_lifecycle.stages.monitor_kept import KeptFindings
 from ml_lifecycle.stages.replay_features import Offline, OfflineFeatures
 from ml_lifecycle.stages.replay_models import ServedModels
 from ml_lifecycle.stages.replay_rows import ServedRow, sample_rows
 from ml_lifecycle.stages.replay_steps import Difference
 
-MISMATCH, STALE, AHEAD = "replay_mismatch_share", "replay_stale_share", "replay_ahead_share"
-METRICS = (MISMATCH, STALE, AHEAD)
+MISMATCH, CODE = "replay_mismatch_share", "replay_code_share"
+STALE, AHEAD = "replay_stale_share", "replay_ahead_share"
+METRICS = (MISMATCH, CODE, STALE, AHEAD)
 
 _EXAMPLES = 10
 
@@ -66,7 +69,8 @@ def replay(
         rows = list(sample_rows(log, kept, spec.monitoring.replay.rows, spec.monitoring.replay.seed))
         if not rows:
             return Replayed()
-        features = OfflineFeatures(lake, spec, offline, rows)
+        training_of = cache(training_of)
+        features = OfflineFeatures(lake, offline, rows, training_of)
         models = ServedModels(spec, lake, environment_lake, training_of)
         found = [_first(one, number, features, models) for number, one in enumerate(rows)]
     except FileNotFoundError as error:  # there is a lake, and somebody took something out of it
@@ -75,7 +79,7 @@ def replay(
         raise  # the lake is unreachable: a retry helps
     except Exception as error:  # noqa: BLE001 - it runs the user's code; all else must still be measured
         return Replayed(_failed(error, offline))
-    return _tell(rows, found, features, offline)
+    return _tell(rows, found, features)
 
 
 def _failed(error: Exception, offline: Offline | None) -> tuple[Finding, ...]:
@@ -99,6 +103,11 @@ class _Steps:
     unsettled: bool = False
     looked_up: bool = False
 
+    @property
+    def all(self) -> tuple[Difference, ...]:
+        """What differs, that which is no matter of time first."""
+        return self.timing if self.first is None else (self.first, *self.timing)
+
 
 def _first(row: ServedRow, number: int, features: OfflineFeatures, models: ServedModels) -> _Steps:
     looked_up = number in features.offline
@@ -113,32 +122,24 @@ def _first(row: ServedRow, number: int, features: OfflineFeatures, models: Serve
     return _Steps(first, timing, looked_up=looked_up)
 
 
-def _tell(
-    rows: Sequence[ServedRow], found: Sequence[_Steps], features: OfflineFeatures, offline: Offline | None
-) -> Replayed:
+def _tell(rows: Sequence[ServedRow], found: Sequence[_Steps], features: OfflineFeatures) -> Replayed:
     settled = [(row, steps) for row, steps in zip(rows, found, strict=True) if not steps.unsettled]
     looked_up = [(row, steps) for row, steps in settled if steps.looked_up]
     steps_seen = Counter(one.first.step for _, one in settled if one.first is not None)
     findings = [_share(MISMATCH, None, settled, lambda steps: steps.first is not None)]
     for step in steps_seen:
         findings.append(_share(MISMATCH, step, settled, _stands_at(step)))
-    for metric, cause in ((STALE, "stale"), (AHEAD, "ahead")):
+    for metric, cause in ((CODE, "code"), (STALE, "stale"), (AHEAD, "ahead")):
         if looked_up:
             findings.append(_share(metric, None, looked_up, _has_cause(cause)))
-    hidden = frozenset[str]()
-    if offline is not None and offline.personal:
-        from ml_lifecycle.adapters.feast_replay import masked_features
-
-        hidden = masked_features(features_of(offline.folder), sorted(offline.personal))
-        if offline.folder.spec.labels.column in offline.personal:
-            hidden |= {"label", "prediction"}
     report = {
         "rows": len(rows),
         "with_features": len(looked_up),
         "unsettled": len(rows) - len(settled),
+        "code": [code.told(rows) for code in features.codes],
         "first_differences": dict(steps_seen.most_common()),
         "timing": _timing(looked_up),
-        "examples": _examples(settled, hidden),
+        "examples": _examples(settled, features.hidden),
     }
     return Replayed(tuple(findings), report)
 
@@ -148,7 +149,7 @@ def _stands_at(step: str) -> Callable[[_Steps], bool]:
 
 
 def _has_cause(cause: str) -> Callable[[_Steps], bool]:
-    return lambda steps: any(one.cause == cause for one in steps.timing)
+    return lambda steps: any(one.cause == cause for one in steps.all)
 
 
 def _share(
@@ -171,8 +172,7 @@ def _timing(rows: Sequence[tuple[ServedRow, _Steps]]) -> dict[str, Any]:
     ages: dict[str, dict[str, list[Difference]]] = {}
     for _, steps in rows:
         for one in steps.timing:
-            view = one.step.removeprefix("features: ").split(":")[0]
-            ages.setdefault(view, {}).setdefault(str(one.cause), []).append(one)
+            ages.setdefault(one.view, {}).setdefault(str(one.cause), []).append(one)
     told = {}
     for view, causes in ages.items():
         for cause, differences in causes.items():
@@ -191,7 +191,7 @@ def _examples(rows: Sequence[tuple[ServedRow, _Steps]], hidden: frozenset[str]) 
     told: list[tuple[int, dict[str, Any]]] = []
     seen: Counter[tuple[str, str | None]] = Counter()
     for row, steps in rows:
-        for one in (*filter(None, [steps.first]), *steps.timing):
+        for one in steps.all:
             kind = one.step, one.cause
             told.append((seen[kind] + (0 if one.is_mismatch else 1), _example(row, one, hidden)))
             seen[kind] += 1
@@ -200,8 +200,9 @@ def _examples(rows: Sequence[tuple[ServedRow, _Steps]], hidden: frozenset[str]) 
 
 def _example(row: ServedRow, difference: Difference, hidden: frozenset[str]) -> dict[str, Any]:
     name = difference.step.split(":")[-1].strip()
-    if name in hidden:
-        difference = replace(difference, logged=MASK, replayed=MASK)
+    logged, replayed = (
+        masked({name: _told(value)}, hidden)[name] for value in (difference.logged, difference.replayed)
+    )
     return {
         "prediction_id": row.id,
         "row": row.row,
@@ -210,12 +211,12 @@ def _example(row: ServedRow, difference: Difference, hidden: frozenset[str]) -> 
         "version": row.version,
         "route_revision": row.revision,
         "features_from": row.origin,
-        "entity_keys": {key: MASK if key in hidden else value for key, value in row.keys.items()},
+        "entity_keys": masked(row.keys, hidden),
         "step": difference.step,
         "cause": difference.cause,
         "age_seconds": None if difference.age is None else difference.age.total_seconds(),
-        "logged": _told(difference.logged),
-        "replayed": _told(difference.replayed),
+        "logged": logged,
+        "replayed": replayed,
         "detail": difference.detail,
     }
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from ml_lifecycle.adapters.predictions import PredictionWindow, Stretch
+from ml_lifecycle.adapters.prediction_parts import Stretch
+from ml_lifecycle.adapters.predictions import PredictionWindow
 from ml_lifecycle.profiles.sketches import Quantiles
 from ml_lifecycle.records import Finding
 from ml_lifecycle.stages.monitor_kept import Found, KeptFindings
@@ -128,7 +129,7 @@ class Traffic:
 def measure(log: PredictionWindow, kept: KeptFindings) -> Traffic:
     """Count the window."""
     total = Traffic()
-    for stretch in log.stretches():
+    for stretch in log.stretches:
         found = kept.find(stretch, "traffic", lambda beyond, stretch=stretch: _count(log, stretch, beyond))  # type: ignore[misc]
         if found is not None:
             total.add_told(found.told)

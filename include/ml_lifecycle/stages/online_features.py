@@ -17,6 +17,7 @@ from pydantic import AwareDatetime
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.personal import personal_columns
 from ml_lifecycle.records import Evidence, Record, Run, Snapshot, Training, from_json
+from ml_lifecycle.spec.feature_tags import personal_features
 from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.stages.feature_tables import (
     INSTANT,
@@ -75,28 +76,29 @@ def materialise(
     from ml_lifecycle.adapters.feast_written import OnlineWriter, Written
 
     check_window(None, snapshot.run.as_of, clock)
-    personal = personal_columns(folder.contracts.values())
     features, now = features_of(folder), Written(snapshot.path, folder.code_digest, snapshot.run.as_of)
+    contracts = folder.contracts.values()
+    personal = personal_columns(contracts) | personal_features(features.tags(), contracts)
     with tempfile.TemporaryDirectory(prefix="features-") as name:
         newest = _newest_rows(folder, features, lake, snapshot, Path(name) / "now")
         (repository := Path(name) / "repository").mkdir()
         with contextlib.closing(OnlineWriter(features, repository, online_store, personal)) as writer:
             last, begun = writer.last(), writer.begun()
             before, known = None, dict[str, pl.LazyFrame]()
+            if last is not None:
+                earlier = (moment for moment in (last.as_of, last.since) if moment is not None)
+                now = replace(now, since=next((moment for moment in earlier if moment < now.as_of), None))
             if last is not None and last.code_digest == now.code_digest and lake.exists(last.snapshot_path):
                 stored = from_json(Snapshot, lake.read_json(last.snapshot_path))
                 known = _known_rows(folder, features, lake, stored, last.as_of, Path(name) / "known")
                 if known:
                     before, now = stored, replace(now, newest=last.newest)
-                    earlier = (moment for moment in (last.as_of, last.since) if moment is not None)
-                    since = next((moment for moment in earlier if moment < now.as_of), None)
-                    now = replace(now, since=since)
             rows = writer.write(newest, known, now)
-    given = before.digest if before is not None else None
+    since = before.digest if before is not None else None
     healed = None
     if begun is not None and begun.as_of <= now.as_of and (last is None or last.as_of < begun.as_of):
         healed = begun.as_of
-    return Materialisation(snapshot.run, snapshot.digest, folder.code_digest, given, rows, healed)
+    return Materialisation(snapshot.run, snapshot.digest, folder.code_digest, since, rows, healed)
 
 
 def _newest_rows(

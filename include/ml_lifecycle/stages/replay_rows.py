@@ -11,7 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from ml_lifecycle.adapters.predictions import PredictionWindow, Stretch
+from ml_lifecycle.adapters.prediction_parts import Stretch
+from ml_lifecycle.adapters.predictions import PredictionWindow
 from ml_lifecycle.stages.monitor_kept import Found, KeptFindings
 from ml_lifecycle.stages.monitor_traffic import first_and_last, span
 
@@ -56,7 +57,7 @@ def sample_rows(log: PredictionWindow, kept: KeptFindings, size: int, seed: int)
     kept: those drawn of all are among them.
     """
     drawn, answered = [], Counter[tuple[Any, ...]]()
-    for stretch in log.stretches():
+    for stretch in log.stretches:
         found = kept.find(
             stretch,
             f"replay-{size}-{seed}",

@@ -20,7 +20,7 @@ from ml_lifecycle.stages.feature_tables import INSTANT
 if TYPE_CHECKING:
     from ml_lifecycle.adapters.feast_replay import Event, View
 
-Cause = Literal["stale", "ahead", "skew"]
+Cause = Literal["stale", "ahead", "code", "skew"]
 
 _ROUNDING = 1e-6  # relative; 32 bits hold some 7 digits
 # A batch is summed in another order than a row: the last bits of an answer differ.
@@ -35,7 +35,8 @@ class Difference:
 
     :param step: ``features: view:feature``, ``types: feature``, ``model`` or ``outputs: name``
     :param cause: of features. ``stale``: the row of an older event was served; ``ahead``: of one that the
-        request's moment did not know yet; ``skew``: no row of the table has what was served
+        request's moment did not know yet; ``code``: another state of the model folder computes what was
+        served, that of the version does not; ``skew``: no row of the table has what was served
     :param age: between the two events; None if nothing was served
     """
 
@@ -49,7 +50,12 @@ class Difference:
     @property
     def is_mismatch(self) -> bool:
         """Whether it is no matter of time."""
-        return self.cause in (None, "skew")
+        return self.cause in (None, "code", "skew")
+
+    @property
+    def view(self) -> str:
+        """The view that a difference of features is of."""
+        return self.step.removeprefix("features: ").split(":")[0]
 
 
 def same(one: object, other: object) -> bool:

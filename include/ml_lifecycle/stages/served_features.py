@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
 
 import polars as pl
 
 from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.records import ColumnSpec
-
-ColumnType = Literal["float", "int", "string", "bool"]
+from ml_lifecycle.spec.feature_tags import ColumnType
 
 # A model's input types, and what a missing value is in those that have one.
 _TYPES: Mapping[ColumnType, pl.DataType] = {

@@ -186,7 +186,7 @@ def _value_rules(source: str, item: ContractField) -> list[Rule]:
         rules.append(
             rule(
                 "range",
-                f"{low:g} to {high:g}",
+                f"{low:.15g} to {high:.15g}",
                 "ExpectColumnValuesToBeBetween",
                 min_value=item.min,
                 max_value=item.max,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
@@ -23,13 +23,19 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from ml_lifecycle.records import Finding, Monitoring
+    from ml_lifecycle.adapters.lake import Lake
+    from ml_lifecycle.records import Monitoring, Run
+    from ml_lifecycle.stages.monitor_online import Online
+
+# Of one very busy server a day's, in a minute or two; a backlog is worked off by several runs.
+_PARTS_A_RUN = 150_000
 
 
 class MonitorOperator(StageOperator):
     """Measure one window of logged predictions against the reference profile and the labels that arrived.
 
-    The window is the interval of the run's conf, else the newest ``monitoring.window``.
+    The window is the interval of the run's conf, else the newest ``monitoring.window``. The prediction log is
+    compacted before it is read, and what is older than ``monitoring.keep_predictions`` goes.
 
     :param snapshot: the snapshot's record
     :param environment: the environment's name in the spec
@@ -58,10 +64,12 @@ class MonitorOperator(StageOperator):
         database, now, run = resources.database(), resources.clock().now(), snapshot.run
         if read_conf(context["dag_run"].conf or {})[1] is None:
             run = replace(run, interval=window_of(run.interval, spec.monitoring.window))
+        environment_lake = resources.environment_lake(self.environment)
+        self._tidy(resources, environment_lake, run, now)
         findings = monitor(
             spec,
             lake,
-            resources.environment_lake(self.environment),
+            environment_lake,
             run,
             lambda digest: trained_as(digest, spec, lake, database, self.environment),
             read_labels(resources.model, lake, snapshot),
@@ -85,17 +93,37 @@ class MonitorOperator(StageOperator):
             )
         return findings
 
-    def _online(self, resources: Resources, as_of: datetime) -> tuple[Finding, ...]:
-        from ml_lifecycle.stages.monitor_online import mismatches, staleness
+    def _tidy(self, resources: Resources, lake: Lake, run: Run, now: datetime) -> None:
+        """Compact the log before it is read, and let go of days that are too old."""
+        from ml_lifecycle.delivery.release_history import ReleaseHistory
+        from ml_lifecycle.personal import told
+        from ml_lifecycle.stages.compact import compact, expire, kept_from
+
+        endpoint = resources.spec.endpoint
+        try:
+            release = ReleaseHistory(resources.database()).under_way(self.environment, endpoint)
+            first = kept_from(resources.spec, run.as_of, run.interval.start, release)
+            if first is not None and (gone := expire(lake, endpoint, first)):
+                self.log.info("prediction log: %d days before %s deleted", len(gone), first)
+            done = compact(lake, endpoint, now, at_most=_PARTS_A_RUN)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the log can be read as it is
+            self.log.warning("the prediction log could not be compacted: %s", told(error))
+        else:
+            self.log.info(
+                "prediction log: %d parts became %d files, %d replaced parts deleted", *astuple(done)
+            )
+
+    def _online(self, resources: Resources, as_of: datetime) -> Online:
+        from ml_lifecycle.stages.monitor_online import Online, look_at
 
         try:
             store = resources.online_store(self.environment)
         except AirflowNotFoundException:  # whoever never connected one serves no features from it
-            return ()
-        differing, examples = mismatches(resources.model, resources.lake(), store)
-        for example in examples:
+            return Online()
+        online = look_at(resources.model, resources.lake(), store, as_of)
+        for example in online.examples:
             self.log.warning("online is not offline: %s", example)
-        return (*staleness(resources.model, store, as_of), *differing)
+        return online
 
 
 class NotifyOperator(StageOperator):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from ml_lifecycle.errors import LifecycleError
@@ -36,8 +37,8 @@ def _print_access(stack: Stack) -> None:
         print(f"  user {user:<8} password {stack.password(user)}")
     print(f"MLflow   {stack.mlflow_url}")
     print(f"state    {stack.root}, logs in {stack.logs}")
-    command = Path(sys.executable).with_name("ml-lifecycle")
-    print(f"ask      . {stack.settings_file}; {command} live\nstop     make down", flush=True)
+    settings, command = stack.settings_file, Path(sys.executable).with_name("ml-lifecycle")
+    print(f"ask      . {quote(str(settings))}; {quote(str(command))} live\nstop     make down", flush=True)
 
 
 def up() -> int:
@@ -151,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.command == "demo":
             return demo(chosen.keep == "yes", chosen.root)
         return {"up": up, "down": down, "status": status}[chosen.command]()
-    except LifecycleError as error:
+    except (LifecycleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -141,15 +141,22 @@ def _write_private(path: Path, text: str) -> None:
 
 def _check_databases(stack: Stack) -> None:
     """Lakes and databases name each other's contents: lakes that began with one keep to it."""
-    mark = stack.root / "databases"
-    where = "SQLite" if stack.postgres is None else f"{stack.postgres.host}:{stack.postgres.port or 5432}"
+    mark, where = stack.root / "databases", _databases(stack)
     if mark.exists() and (kept := mark.read_text()) != where:
         raise LifecycleError(
             f"{stack.root} began with its databases on {kept} and would now get others on {where}: set or "
             f"unset ML_LIFECYCLE_POSTGRES as it was, or move {stack.root} away to begin anew"
         )
+
+
+def _keep_databases(stack: Stack) -> None:
+    """For :func:`_check_databases`, once they are there: a mistyped server is nobody's beginning."""
     stack.root.mkdir(parents=True, exist_ok=True)
-    mark.write_text(where)
+    (stack.root / "databases").write_text(_databases(stack))
+
+
+def _databases(stack: Stack) -> str:
+    return "SQLite" if stack.postgres is None else f"{stack.postgres.host}:{stack.postgres.port or 5432}"
 
 
 def _create_databases(stack: Stack, say: Callable[[str], None]) -> None:
@@ -181,6 +188,7 @@ def start(stack: Stack, say: Callable[[str], None]) -> None:
     stack.ports.check_free()
     _check_databases(stack)
     _create_databases(stack, say)
+    _keep_databases(stack)
     configuration = write_configuration(stack)
     environment = os.environ | stack.environment()
     say("migrating Airflow's database")
