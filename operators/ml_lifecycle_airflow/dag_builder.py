@@ -185,10 +185,10 @@ def _promote(model: ModelFolder, dag_id: str) -> DAG:
         )
         ready: BaseOperator = gathered
         for environment in spec.before("production"):
-            prepared, deployed = _environment_tasks(gathered, environment)
+            prepared, deployed = _environment_tasks(spec, gathered, environment)
             ready >> prepared
             ready = deployed
-        prepared, released = _environment_tasks(gathered, "production")
+        prepared, released = _environment_tasks(spec, gathered, "production")
         champion = MarkChampionOperator(
             task_id="mark_champion",
             version="{{ dag_run.conf['version'] }}",
@@ -202,9 +202,9 @@ def _promote(model: ModelFolder, dag_id: str) -> DAG:
 
 
 def _environment_tasks(
-    gathered: EvidenceOperator, environment: str
-) -> tuple[PrepareFeaturesOperator, DeployOperator]:
-    prepared = PrepareFeaturesOperator(
+    spec: ModelSpec, gathered: EvidenceOperator, environment: str
+) -> tuple[BaseOperator, DeployOperator]:
+    prepared = on_spark(PrepareFeaturesOperator, spec)(
         task_id=f"prepare_{environment}", evidence=gathered.output, environment=environment
     )
     deployed = DeployOperator(
@@ -253,7 +253,7 @@ def _score(model: ModelFolder, dag_id: str) -> DAG:
     ) as dag:
         ingested = IngestOperator(task_id="ingest", outlets=[asset(spec.name, "snapshot")])
         validated = on_spark(ValidateOperator, spec)(task_id="validate", snapshot=ingested.output)
-        fresh = MaterialiseOperator(task_id="materialise", snapshot=ingested.output)
+        fresh = on_spark(MaterialiseOperator, spec)(task_id="materialise", snapshot=ingested.output)
         ingested >> validated >> [fresh, _scoring(spec, ingested)]
     return dag
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MAIN_IN_IMAGE = "local:///opt/ml-lifecycle/spark.py"
 """Where an image for Kubernetes has ``ml_lifecycle/spark/__main__.py``, or a link to it."""
+# What goes between driver and executors holds the lake's options, which are credentials.
+_ENCRYPTED = {"spark.authenticate": "true", "spark.network.crypto.enabled": "true"}
 _MAIN = "import sys\n\nfrom ml_lifecycle.spark.application import main\n\nsys.exit(main())\n"
 
 
@@ -55,7 +57,7 @@ def spark_application(resources: Resources, job: SparkJob, environments: Sequenc
             "sparkVersion": _spark_version(),
             "mainApplicationFile": MAIN_IN_IMAGE,
             "arguments": _arguments(resources, job),
-            "sparkConf": spark.settings,
+            "sparkConf": {**_ENCRYPTED, **spark.settings},
             # Another application is the task's to ask for: it knows what became of this one.
             "restartPolicy": {"type": "Never"},
             "driver": process(spark.driver, **account),

@@ -17,7 +17,9 @@ from ml_lifecycle.spark import application, session
 from ml_lifecycle.spark.job import SparkFailure, SparkJob
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle_airflow.dag_builder import lifecycle_dags
+from ml_lifecycle_airflow.operators.features import MaterialiseOperator
 from ml_lifecycle_airflow.operators.ingest import IngestOperator
+from ml_lifecycle_airflow.operators.monitor import MonitorOperator
 from ml_lifecycle_airflow.operators.spark import on_spark
 from ml_lifecycle_airflow.operators.validate import ValidateOperator
 
@@ -86,7 +88,8 @@ def test_a_stage_is_computed_by_a_sparkapplication(
     assert asked["image"] == "registry/spark:1"
     assert asked["mainApplicationFile"] == "local:///opt/ml-lifecycle/spark.py"
     assert (asked["type"], asked["mode"], asked["restartPolicy"]) == ("Python", "cluster", {"type": "Never"})
-    assert asked["sparkConf"] == {"spark.speculation": "true"}
+    encrypted = {"spark.authenticate": "true", "spark.network.crypto.enabled": "true"}
+    assert asked["sparkConf"] == {"spark.speculation": "true", **encrypted}
     assert (asked["executor"]["instances"], asked["executor"]["cores"], asked["executor"]["memory"]) == (
         *(3, 4, "8192m"),
     )
@@ -109,6 +112,15 @@ def test_the_lake_s_secret_reaches_driver_and_executors_by_reference(
             one for one in cluster.asked[0]["spec"][process]["env"] if one["name"].endswith("LAKE_OPTIONS")
         )
         assert given["valueFrom"] == {"secretKeyRef": {"name": "lake-options", "key": "json"}}
+
+
+def test_an_application_gets_no_environment_s_secrets_but_for_the_lake_that_it_reads(world: World) -> None:
+    spec = on(world, KUBERNETES).folder.spec
+    given = {"task_id": "t", "folder": world.path, "snapshot": {}, "environment": "staging"}
+    read = [
+        on_spark(stage, spec)(**given).environment_lakes() for stage in (MaterialiseOperator, MonitorOperator)
+    ]
+    assert read == [(), ("staging",)], "only the task writes into the online store"
 
 
 def test_what_the_application_says_decides_whether_to_retry(
@@ -177,7 +189,11 @@ def test_the_builder_takes_the_operator_of_the_place(world: World, text: str, na
     train = dags["delays__train"]
     found = {type(train.get_task(name)).__name__ for name in ("validate", "features")}
     found |= {type(dags[f"delays__{name}"].get_task(name)).__name__ for name in ("monitor", "score")}
-    assert found == {f"{stage}{names}" for stage in ("Validate", "TrainingSet", "Monitor", "Score")}
+    found |= {type(dags["delays__score"].get_task("materialise")).__name__}
+    prepared = [dags["delays__promote"].get_task(f"prepare_{name}") for name in ("staging", "production")]
+    found |= {type(task).__name__ for task in prepared}
+    stages = ("Validate", "TrainingSet", "Monitor", "Score", "Materialise", "PrepareFeatures")
+    assert found == {f"{stage}{names}" for stage in stages}
 
 
 def test_a_stage_is_computed_by_a_job_on_emr(

@@ -13,12 +13,16 @@ import shlex
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import pytest
+from spark_kit import EXECUTOR
+from test_application import World
+
+from ml_lifecycle_airflow.spark_manifest import MAIN_IN_IMAGE
 
 pytestmark = pytest.mark.proof
 
@@ -63,14 +67,16 @@ class Image:
 
     def run(self, *command: str) -> str:
         """What a command says in a container of it."""
-        done = subprocess.run(
-            ["docker", "run", "--rm", "--network=none", self.tag, *command],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = self.tried(*command)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def tried(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        """A command in a container of it, whatever comes of it."""
+        # Its own name leads somewhere, as in any pod.
+        alone = ["--network=none", "--hostname=pod", "--add-host=pod:127.0.0.1"]
+        whole = ["docker", "run", "--rm", *alone, *options, self.tag, *command]
+        return subprocess.run(whole, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +97,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkout
 
 
-@pytest.fixture(scope="module", params=["server", "training", "airflow"])
+@pytest.fixture(scope="module", params=["server", "training", "airflow", "spark"])
 def image(request: pytest.FixtureRequest, checkout: Path) -> Iterator[Image]:
     target: str = request.param
     built = Image(
@@ -116,7 +122,7 @@ def test_nothing_is_in_an_image_but_what_it_is_made_of(image: Image) -> None:
     assert {name for name, holds_canary in contents.items() if holds_canary} == set()
     ours = {name.split("/")[2] for name in contents if name.startswith("opt/ml-lifecycle/")}
     # Models' code travels in the lake: only those who parse it have it.
-    assert ours == (LEFT | {"dags"} if image.target == "airflow" else LEFT)
+    assert ours == LEFT | {"airflow": {"dags"}, "spark": {"spark.py"}}.get(image.target, set())
     assert ("opt/ml-lifecycle/dags/.airflowignore" in contents) == (image.target == "airflow")
 
 
@@ -134,12 +140,40 @@ def test_it_holds_what_it_is_for_and_no_more(image: Image) -> None:
             "airflow mlflow sklearn",
         ),
         "training": ("ml_lifecycle.training.pod, skl2onnx, s3fs", "airflow mlflow feast"),
+        "spark": (
+            # Not Great Expectations: what it imports of PySpark ends a Python that runs no file.
+            "ml_lifecycle.spark.application, pyspark, onnxruntime, feast, s3fs",
+            "airflow mlflow sklearn",
+        ),
         "airflow": ("ml_lifecycle_airflow.dag_builder, ml_lifecycle_ui.plugin, mlflow, psycopg2, s3fs", ""),
     }[image.target]
     code = (
         f"import {uses}\nfrom importlib.util import find_spec\nprint(*filter(find_spec, {lacks.split()!r}))"
     )
     assert image.run("python", "-c", code).split("\n")[-2] == ""
+
+
+@pytest.mark.parametrize("image", ["spark"], indirect=True)
+def test_a_stage_runs_in_a_driver_of_it(image: Image, tmp_path: Path) -> None:
+    """As Spark starts one on Kubernetes, but for the executors: its own threads are them."""
+    world = World(tmp_path)
+    job = world.planned()
+    subprocess.run(["chmod", "-R", "a+rwX", world.lake.root], check=True)
+    said = image.tried(
+        *("driver", "--master", "local[2]", "--conf", "spark.driver.host=127.0.0.1"),
+        *("--class", "org.apache.spark.deploy.PythonRunner", MAIN_IN_IMAGE),
+        *("--lake", "/lake", "--job", job.path),
+        options=["--env=SPARK_DRIVER_BIND_ADDRESS=127.0.0.1", f"--volume={world.lake.root}:/lake"],
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert world.validate().snapshot_digest == world.snapshot.digest
+
+
+@pytest.mark.parametrize("image", ["spark"], indirect=True)
+def test_an_executor_of_it_asks_for_its_driver(image: Image) -> None:
+    variables = [f"--env={name}={value}" for name, value in EXECUTOR.items()]
+    said = image.tried("executor", options=variables)
+    assert "Failed to connect to /127.0.0.1:1" in said.stdout + said.stderr
 
 
 def _everything(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:

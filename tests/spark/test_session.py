@@ -87,7 +87,23 @@ def test_a_lake_on_s3_is_reached_by_s3a_with_its_own_credentials() -> None:
     assert settings["spark.hadoop.fs.s3a.access.key"] == "k"
     assert settings["spark.hadoop.fs.s3a.endpoint"] == "http://127.0.0.1:9000"
     assert settings["spark.hadoop.fs.s3a.connection.ssl.enabled"] == "false"
+    assert settings["spark.hadoop.fs.s3a.endpoint.region"] == "us-east-1"
+    assert {name.startswith("spark.hadoop.fs.s3a.") for name in settings} == {True}
     assert "spark.hadoop.fs.s3a.access.key" not in s3_settings(Lake("s3://bucket/prefix"))
+
+
+@pytest.mark.parametrize(
+    ("client", "region"),
+    [
+        ({"endpoint_url": "https://store.example", "region_name": "here"}, "here"),
+        ({"endpoint_url": "https://s3.eu-west-1.amazonaws.com"}, None),
+        ({"region_name": "eu-west-1"}, "eu-west-1"),
+        ({}, None),
+    ],
+)
+def test_a_region_is_said_where_none_can_be_found_out(client: dict[str, str], region: str | None) -> None:
+    settings = s3_settings(Lake("s3://bucket", {"client_kwargs": client}))
+    assert settings.get("spark.hadoop.fs.s3a.endpoint.region") == region
 
 
 def test_a_folder_needs_no_settings(tmp_path: Path) -> None:

@@ -107,32 +107,32 @@ class OnlineWriter:
             window = self._noted(window.since.isoformat()) if window.since is not None else None
 
     def write(
-        self, tables: Mapping[str, pl.LazyFrame], known: Mapping[str, pl.LazyFrame], written: Written
+        self, newest: Mapping[str, pl.LazyFrame], known: Mapping[str, pl.LazyFrame], written: Written
     ) -> dict[str, int]:
         """Write each view's newest rows, read some of them back, then note that ``written`` was.
 
         Of two values of the same event the one known later stays, unless its source says itself, by a
         created timestamp, which one counts.
 
-        :param known: tables whose newest rows need not be written again; empty if there are none
+        :param newest: feature view → rows of its table, the newest of each key among them
+        :param known: the same of rows that need not be written again; empty if there are none
         :return: view → rows
         :raises CanaryError: what is read is not what was written. Retry: yes.
         """
-        rows, newest = {}, dict(written.newest)
+        rows, events = {}, dict(written.newest)
         with self._available():
             self._note([_BEGUN], written)
             for view in stored_views(self._store):
-                name = view.batch_source.name
                 now, *before = (
-                    rows_of(view, one[name], written.as_of) for one in (tables, known) if name in one
+                    rows_of(view, one[view.name], written.as_of) for one in (newest, known) if one
                 )
                 passed = _Passed(newest_rows(view, now, *before))
                 self._rows.write(view, passed)
                 self._check(view, passed.sample(), written)
                 rows[view.name] = passed.rows
                 if (event := now.select(pl.col(EVENT).max()).collect().item()) is not None:
-                    newest[view.name] = event
-            written = replace(written, newest=newest)
+                    events[view.name] = event
+            written = replace(written, newest=events)
             self._note([written.as_of.isoformat(), _LAST], written)
         return rows
 

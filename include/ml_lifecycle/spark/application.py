@@ -126,6 +126,12 @@ def _features(folder: ModelFolder, lake: Lake, given: Arguments) -> None:
     build_training_set(folder, lake, from_json(Snapshot, given["snapshot"]))
 
 
+def _newest_rows(folder: ModelFolder, lake: Lake, given: Arguments) -> None:
+    from ml_lifecycle.spark.newest import find_newest
+
+    find_newest(folder, lake, from_json(Snapshot, given["snapshot"]))
+
+
 def _score(folder: ModelFolder, lake: Lake, given: Arguments) -> None:
     from ml_lifecycle.delivery.lineage import read_training
     from ml_lifecycle.stages.score import score_plan
@@ -136,6 +142,7 @@ def _score(folder: ModelFolder, lake: Lake, given: Arguments) -> None:
 
 STAGES: Mapping[str, Callable[[ModelFolder, Lake, Arguments], None]] = {
     "features": _features,
+    "newest_rows": _newest_rows,
     "score": _score,
     "validate": _validate,
     "profile_window": _profile_window,

@@ -38,6 +38,7 @@ from ml_lifecycle.spark.passing import passing_rows
 from ml_lifecycle.spark.session import spark_path
 
 if TYPE_CHECKING:
+    from feast.infra.offline_stores.contrib.spark_offline_store.spark import SparkOfflineStore
     from pyspark.sql import Column, DataFrame, SparkSession
 
     from ml_lifecycle.adapters.feast_repo import Features
@@ -109,6 +110,22 @@ def read_tables(session: SparkSession, lake: Lake, tables: Mapping[str, str]) ->
     }
 
 
+@contextmanager
+def feasts_spark_store(session: SparkSession) -> Iterator[type[SparkOfflineStore]]:
+    """Feast's Spark store; what it sets in the session, and its warnings, end with the block."""
+    # Imported before its warnings are filtered: it sets a filter of its own.
+    from feast.infra.offline_stores.contrib.spark_offline_store.spark import SparkOfflineStore
+
+    before = session.conf.get(_PATTERNS, "false") or "false"
+    try:
+        with warnings.catch_warnings():
+            # Each says that the store is experimental.
+            warnings.filterwarnings("ignore", message="The spark .* experimental", category=RuntimeWarning)
+            yield SparkOfflineStore
+    finally:
+        session.conf.set(_PATTERNS, before)
+
+
 class Joined:
     """Entity rows with their features, on Spark, in no order.
 
@@ -141,8 +158,6 @@ class SparkFeatures:
         :param rows: at least one; columns that are no keys come along
         :raises FeatureError: a key is missing. Retry: no.
         """
-        # Imported before its warnings are filtered: it sets a filter of its own.
-        import feast.infra.offline_stores.contrib.spark_offline_store.spark  # noqa: F401
         from pyspark.sql import functions as F
 
         keys = self._features.join_keys()
@@ -154,18 +169,10 @@ class SparkFeatures:
             F.col(_MOMENT).cast("timestamp_ntz").alias(_MOMENT),
             F.struct(*(F.col(name) for name in rows.columns)).alias(_CARRIED),
         )
-        before = self._session.conf.get(_PATTERNS, "false") or "false"
-        try:
-            with tempfile.TemporaryDirectory(prefix="feast-") as folder, warnings.catch_warnings():
-                # Each says that the store is experimental.
-                warnings.filterwarnings(
-                    "ignore", message="The spark .* experimental", category=RuntimeWarning
-                )
-                store, service = self._store(Path(folder))
-                job = store.get_historical_features(entity_df=asked, features=service)
-                found = job.to_spark_df()
-        finally:
-            self._session.conf.set(_PATTERNS, before)
+        with tempfile.TemporaryDirectory(prefix="feast-") as folder, feasts_spark_store(self._session):
+            store, service = self._store(Path(folder))
+            job = store.get_historical_features(entity_df=asked, features=service)
+            found = job.to_spark_df()
         names = [name for name in found.columns if name not in asked.columns]
         return Joined(found.select(f"{_CARRIED}.*", *names), job.on_demand_feature_views, job.metadata)
 

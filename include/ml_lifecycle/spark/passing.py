@@ -43,6 +43,16 @@ class PassingRows:
         ]
         return self._session.read.parquet(*(spark_path(self._lake, path) for path in paths))
 
+    def put(self, rows: pl.LazyFrame) -> str:
+        """Write rows of any number to one file, in their order; returns its path in the lake."""
+        path = f"{self._prefix}-{uuid.uuid4().hex}.parquet"
+        first = rows.head(0).collect()
+        with writing_parquet(self._lake, path, _arrow(first).schema) as file:
+            for frame in rows.collect_batches(maintain_order=True):
+                for batch in _arrow(frame).to_batches():
+                    file.write(batch)
+        return path
+
     def from_spark(self, rows: DataFrame, order: str, expected: int) -> Iterator[pl.DataFrame]:
         """The rows in order, some at a time; Spark is done with them before any is read.
 
@@ -94,6 +104,10 @@ class PassingRows:
         """Remove the files, whoever wrote them."""
         for path in [path for path in self._lake.list(_FOLDER) if path.startswith(self._prefix)]:
             self._lake.delete(path)
+
+
+def _arrow(frame: pl.DataFrame) -> pa.Table:
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 @contextmanager

@@ -137,22 +137,20 @@ def s3_settings(lake: Lake) -> dict[str, str]:
         return {}
     options = lake.storage_options
     client: Mapping[str, str] = options.get("client_kwargs") or {}
-    settings = {"spark.hadoop.fs.s3.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem"}
+    endpoint = str(options.get("endpoint_url") or client.get("endpoint_url") or "")
+    # Signatures name a region. Amazon's own stores know theirs; for others it is what Python's client says.
+    elsewhere = endpoint and "amazonaws.com" not in endpoint
     given = {
         "access.key": options.get("key"),
         "secret.key": options.get("secret"),
         "session.token": options.get("token"),
-        "endpoint": options.get("endpoint_url") or client.get("endpoint_url"),
-        "endpoint.region": client.get("region_name"),
+        "endpoint": endpoint,
+        "endpoint.region": client.get("region_name") or ("us-east-1" if elsewhere else None),
     }
-    settings |= {f"spark.hadoop.fs.s3a.{name}": str(value) for name, value in given.items() if value}
-    endpoint = given["endpoint"]
     if endpoint:  # of a store other than Amazon's, whose buckets are no host names
-        settings["spark.hadoop.fs.s3a.path.style.access"] = "true"
-        settings["spark.hadoop.fs.s3a.connection.ssl.enabled"] = str(
-            urlsplit(str(endpoint)).scheme == "https"
-        ).lower()
-    return settings
+        given["path.style.access"] = "true"
+        given["connection.ssl.enabled"] = str(urlsplit(endpoint).scheme == "https").lower()
+    return {f"spark.hadoop.fs.s3a.{name}": str(value) for name, value in given.items() if value}
 
 
 def spark_path(lake: Lake, path: str) -> str:

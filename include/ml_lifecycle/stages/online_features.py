@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -68,6 +68,7 @@ def materialise(
     :param online_store: URL, ``sqlite:////absolute/path.db`` or ``redis://host:port/database``
     :param clock: seconds since 1970
     :raises FeatureError: a table or column is missing, or the run's ``as_of`` is in the future. Retry: no.
+    :raises SparkElsewhereError: an application is to find the newest rows first. Retry: no, run it.
     :raises OnlineStoreUnavailableError: the store cannot be used now. Retry: yes.
     :raises CanaryError: what was written is read differently. Retry: yes.
     """
@@ -79,19 +80,20 @@ def materialise(
     contracts = folder.contracts.values()
     personal = personal_columns(contracts) | personal_features(features.tags(), contracts)
     with tempfile.TemporaryDirectory(prefix="features-") as name:
-        tables = _counting(folder, features, lake, snapshot, now.as_of, Path(name) / "now")
+        newest = _newest_rows(folder, features, lake, snapshot, Path(name) / "now")
         (repository := Path(name) / "repository").mkdir()
         with contextlib.closing(OnlineWriter(features, repository, online_store, personal)) as writer:
             last, begun = writer.last(), writer.begun()
-            before, known = None, {}
+            before, known = None, dict[str, pl.LazyFrame]()
             if last is not None:
                 earlier = (moment for moment in (last.as_of, last.since) if moment is not None)
                 now = replace(now, since=next((moment for moment in earlier if moment < now.as_of), None))
             if last is not None and last.code_digest == now.code_digest and lake.exists(last.snapshot_path):
-                before = from_json(Snapshot, lake.read_json(last.snapshot_path))
-                known = _counting(folder, features, lake, before, last.as_of, Path(name) / "known")
-                now = replace(now, newest=last.newest)
-            rows = writer.write(tables, known, now)
+                stored = from_json(Snapshot, lake.read_json(last.snapshot_path))
+                known = _known_rows(folder, features, lake, stored, last.as_of, Path(name) / "known")
+                if known:
+                    before, now = stored, replace(now, newest=last.newest)
+            rows = writer.write(newest, known, now)
     since = before.digest if before is not None else None
     healed = None
     if begun is not None and begun.as_of <= now.as_of and (last is None or last.as_of < begun.as_of):
@@ -99,7 +101,34 @@ def materialise(
     return Materialisation(snapshot.run, snapshot.digest, folder.code_digest, since, rows, healed)
 
 
-def _counting(
+def _newest_rows(
+    folder: ModelFolder, features: Features, lake: Lake, snapshot: Snapshot, into: Path
+) -> dict[str, pl.LazyFrame]:
+    """Rows that count as of the snapshot's run, by feature view; among them the newest of each key."""
+    if folder.spec.engine == "spark":
+        from ml_lifecycle.spark.newest import find_newest
+
+        return find_newest(folder, lake, snapshot).scan(lake)
+    return _by_view(features, counting_rows(folder, features, lake, snapshot, snapshot.run.as_of, into))
+
+
+def _known_rows(
+    folder: ModelFolder, features: Features, lake: Lake, snapshot: Snapshot, as_of: datetime, into: Path
+) -> dict[str, pl.LazyFrame]:
+    """As :func:`_newest_rows` of an earlier materialisation; none if Spark did not find them, or no more."""
+    if folder.spec.engine == "spark":
+        from ml_lifecycle.spark.newest import kept_newest
+
+        kept = kept_newest(folder, lake, snapshot, as_of)
+        return {} if kept is None else kept.scan(lake)
+    return _by_view(features, counting_rows(folder, features, lake, snapshot, as_of, into))
+
+
+def _by_view(features: Features, tables: Mapping[str, pl.LazyFrame]) -> dict[str, pl.LazyFrame]:
+    return {view.name: tables[view.batch_source.name] for view in features.views}
+
+
+def counting_rows(
     folder: ModelFolder, features: Features, lake: Lake, snapshot: Snapshot, as_of: datetime, into: Path
 ) -> dict[str, pl.LazyFrame]:
     """Every feature table's rows that can count at ``as_of``, computed from no more history than they take.

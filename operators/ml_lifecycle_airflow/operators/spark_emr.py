@@ -9,7 +9,11 @@ from airflow.providers.amazon.aws.operators.emr import EmrServerlessStartJobOper
 
 from ml_lifecycle_airflow.links import ModelPageLink
 from ml_lifecycle_airflow.operators.base import Resources
-from ml_lifecycle_airflow.operators.features import TrainingSetOperator
+from ml_lifecycle_airflow.operators.features import (
+    MaterialiseOperator,
+    PrepareFeaturesOperator,
+    TrainingSetOperator,
+)
 from ml_lifecycle_airflow.operators.monitor import MonitorOperator
 from ml_lifecycle_airflow.operators.score import ScoreOperator
 from ml_lifecycle_airflow.operators.spark import ByApplication
@@ -73,6 +77,18 @@ class TrainingSetOnEmrOperator(SparkOnEmr, TrainingSetOperator):
     """:class:`TrainingSetOperator`, joined by a job of Amazon EMR Serverless."""
 
     template_fields = ("snapshot",)
+
+
+class MaterialiseOnEmrOperator(SparkOnEmr, MaterialiseOperator):
+    """:class:`MaterialiseOperator`, for which a job of Amazon EMR Serverless finds the newest rows."""
+
+    template_fields = ("snapshot",)
+
+
+class PrepareFeaturesOnEmrOperator(SparkOnEmr, PrepareFeaturesOperator):
+    """:class:`PrepareFeaturesOperator`, for which a job of Amazon EMR Serverless finds the newest rows."""
+
+    template_fields = ("evidence",)
 
 
 class ScoreOnEmrOperator(SparkOnEmr, ScoreOperator):

@@ -9,7 +9,11 @@ from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import ApiException
 
 from ml_lifecycle_airflow.operators.base import Resources
-from ml_lifecycle_airflow.operators.features import TrainingSetOperator
+from ml_lifecycle_airflow.operators.features import (
+    MaterialiseOperator,
+    PrepareFeaturesOperator,
+    TrainingSetOperator,
+)
 from ml_lifecycle_airflow.operators.monitor import MonitorOperator
 from ml_lifecycle_airflow.operators.score import ScoreOperator
 from ml_lifecycle_airflow.operators.spark import ByApplication
@@ -70,8 +74,7 @@ class SparkOnKubernetes(SparkKubernetesOperator, ByApplication):
 
     def environment_lakes(self) -> tuple[str, ...]:
         """Environments whose lakes the application reads."""
-        environment = getattr(self, "environment", None)
-        return () if environment is None else (str(environment),)
+        return ()
 
 
 class ValidateOnKubernetesOperator(SparkOnKubernetes, ValidateOperator):
@@ -86,6 +89,18 @@ class TrainingSetOnKubernetesOperator(SparkOnKubernetes, TrainingSetOperator):
     template_fields: Any = ["snapshot", "namespace", "kubernetes_conn_id"]
 
 
+class MaterialiseOnKubernetesOperator(SparkOnKubernetes, MaterialiseOperator):
+    """:class:`MaterialiseOperator`, for which a SparkApplication finds the newest rows."""
+
+    template_fields: Any = ["snapshot", "namespace", "kubernetes_conn_id"]
+
+
+class PrepareFeaturesOnKubernetesOperator(SparkOnKubernetes, PrepareFeaturesOperator):
+    """:class:`PrepareFeaturesOperator`, for which a SparkApplication finds the newest rows."""
+
+    template_fields: Any = ["evidence", "namespace", "kubernetes_conn_id"]
+
+
 class ScoreOnKubernetesOperator(SparkOnKubernetes, ScoreOperator):
     """:class:`ScoreOperator`, scored by a SparkApplication."""
 
@@ -96,3 +111,7 @@ class MonitorOnKubernetesOperator(SparkOnKubernetes, MonitorOperator):
     """:class:`MonitorOperator`, whose window a SparkApplication profiles."""
 
     template_fields: Any = ["snapshot", "namespace", "kubernetes_conn_id"]
+
+    def environment_lakes(self) -> tuple[str, ...]:
+        """The one that the predictions are logged in."""
+        return (self.environment,)
