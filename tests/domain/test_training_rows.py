@@ -23,6 +23,7 @@ from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.profiles.profile import make_profile
 from ml_lifecycle.records import Interval, Run, Snapshot, to_json
 from ml_lifecycle.spec.folder import ModelFolder, load_folder
+from ml_lifecycle.spec.model import Labels
 from ml_lifecycle.stages import validation_facts
 from ml_lifecycle.stages.feature_tables import INSTANT, build_tables, features_of, local_tables
 from ml_lifecycle.stages.features import build_training_set
@@ -82,6 +83,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(folder, lake, snapshot)
 
 
+def known_last(rows: pl.DataFrame, labels: Labels) -> pl.DataFrame:
+    """Row by row: of one moment and key the label known last, all of those without a key."""
+    kept: dict[tuple[object, ...], int] = {}
+    for place, row in enumerate(rows.iter_rows(named=True)):
+        keys = tuple(row[key] for key in labels.keys)
+        one = (row[labels.event_time], keys, place if None in keys else -1)
+        if one not in kept or row[labels.known_at] >= rows[labels.known_at][kept[one]]:
+            kept[one] = place
+    return rows[[*kept.values()]]  # in the order of their first ones
+
+
 def whole(world: World) -> tuple[dict[str, bytes], pl.DataFrame]:
     """What a training set holds, made of frames that are held whole."""
     folder, lake, labels = world.folder, world.lake, world.folder.spec.labels
@@ -93,9 +105,9 @@ def whole(world: World) -> tuple[dict[str, bytes], pl.DataFrame]:
         pl.read_parquet(lake.full_path(tables.tables["labels"]))
         .with_columns(times)
         .filter(pl.col(labels.known_at) < END, pl.col(labels.column).is_not_null())
-        .sort(labels.event_time, *labels.keys, maintain_order=True)
+        .sort(labels.event_time, *labels.keys, labels.known_at, maintain_order=True)
     )
-    parts = [part.collect() for part in spans.split(known.lazy())]
+    parts = [known_last(part.collect(), labels) for part in spans.split(known.lazy())]
     rows = pl.concat(parts)
     moment = pl.col(labels.event_time).alias("event_timestamp")
     with local_tables(lake, tables) as path:

@@ -7,7 +7,7 @@ not grow with their number: neither here, nor in the driver of a join on Spark.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -85,6 +85,9 @@ class Spans:
 class LabelledRows:
     """Label, moment and keys of all rows, those of the training first, each part ordered by time and keys.
 
+    Of several labels for one moment and keys there is the one known last: before the holdout begins, or, in
+    the holdout, before the moment of the training. As the monitor counts them.
+
     :param asked: of Parquet files with what the features are looked up by
     """
 
@@ -116,8 +119,9 @@ def labelled_rows(
         heights, files = [], 0
         for part in spans.split(_known_labels(path / f"{labels.table}.parquet", labels, as_of)):
             heights.append(0)
-            for batch in sorted_batches(part, [labels.event_time, *labels.keys]):
-                rows = batch.select(
+            by = [labels.event_time, *labels.keys]
+            for batch in sorted_batches(part, by):  # what is alike in all of these is in one batch
+                rows = _known_last(batch, by, labels.known_at).select(
                     labels.column, pl.col(labels.event_time).alias(MOMENT), *map(pl.col, labels.keys)
                 )
                 file = f"{files:06d}.parquet"
@@ -128,6 +132,16 @@ def labelled_rows(
                 heights[-1] += rows.height
                 files += 1
         yield LabelledRows(pl.scan_parquet(kept / "*.parquet"), asked, *heights)
+
+
+def _known_last(rows: pl.DataFrame, by: Sequence[str], known_at: str) -> pl.DataFrame:
+    """Of rows that are alike in the columns by which they are sorted, the one known last: a label revised.
+
+    A missing key is nobody's, so such rows are not alike.
+    """
+    end = pl.int_range(pl.len()) == pl.len() - 1
+    last = pl.any_horizontal(pl.col(by).ne_missing(pl.col(by).shift(-1)), pl.col(by).is_null(), end)
+    return rows.sort(*by, known_at, maintain_order=True).filter(last)
 
 
 def _known_labels(path: Path, labels: Labels, as_of: datetime) -> pl.LazyFrame:
