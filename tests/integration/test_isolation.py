@@ -181,4 +181,4 @@ def test_the_image_is_made_of_nothing_that_could_hold_a_secret() -> None:
     arguments = {
         line.split()[1].partition("=")[0] for line in dockerfile.splitlines() if line.startswith("ARG")
     }
-    assert {name for name in arguments if not name.endswith(("BASE", "EXTRAS"))} == set()
+    assert {name for name in arguments if not name.endswith(("BASE", "EXTRAS", "PACKAGES"))} == set()
