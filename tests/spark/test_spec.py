@@ -49,6 +49,7 @@ def test_what_is_right(text: str) -> None:
         ("engine: spark\nspark: {conf: {spark.a: '{{ var.value.x }}'}}\n", "looks like a template"),
         ("engine: spark\nspark: {executors: {cpu: 500m}}\n", "executors.cpu"),
         (f"engine: spark\nspark: {{on: emr, emr: {EMR}, image: a/b}}\n", "is the application's own on emr"),
+        ("engine: spark\nspark: {image: a/b}\n", "goes with on: kubernetes; on local"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, said: str) -> None:

@@ -121,6 +121,8 @@ class Spark(Strict):
                 raise FieldError(name, "goes with on: kubernetes")
         if self.image is not None and self.on == "emr":
             raise FieldError("image", "is the application's own on emr")
+        if self.image is not None and self.on == "local":
+            raise FieldError("image", "goes with on: kubernetes; on local it is the task's own process")
         if self.connection is not None and self.on == "local":
             raise FieldError("connection", "goes with on: kubernetes and on: emr")
         return self
