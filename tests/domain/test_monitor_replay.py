@@ -233,6 +233,17 @@ def test_personal_data_do_not_show(world):
     assert not any(text in shown for text in ("turbo", "idle", "normal", *MACHINES))
 
 
+def test_a_feature_that_holds_a_personal_field_does_not_show_whatever_it_is_called(world):
+    path = world.folder.path / "contract.yaml"
+    path.write_text(path.read_text().replace("{name: machine_id, ", "{name: machine_id, pii: true, "))
+    plain = 'Field(name="mode", dtype=String'
+    world.edit(plain, f"{plain}, tags={{'contract': 'readings.machine_id'}}")
+    world.log(world.online(MACHINES).with_columns(mode=pl.lit("turbo!")), MACHINES)
+    replayed = world.replay()
+    assert replayed.report["first_differences"] == {"features: state:mode": 20}
+    assert "turbo" not in json.dumps(replayed.report) + repr(replayed.findings)
+
+
 def test_a_replay_that_fails_is_a_finding(world):
     snapshot = world.snapshot()
     world.log(world.online(MACHINES), MACHINES)

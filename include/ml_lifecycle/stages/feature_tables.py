@@ -20,7 +20,9 @@ from ml_lifecycle.adapters.newest import newest
 from ml_lifecycle.adapters.parquet import ROW_GROUP_ROWS, parquet_rows, write_batches, write_queries
 from ml_lifecycle.adapters.tables import read_table
 from ml_lifecycle.errors import FeatureError
+from ml_lifecycle.personal import personal_columns
 from ml_lifecycle.records import Interval, Record, Snapshot, digest_of, from_json, to_json
+from ml_lifecycle.spec.feature_tags import personal_features
 from ml_lifecycle.spec.folder import ModelFolder, load_module
 
 if TYPE_CHECKING:
@@ -30,6 +32,15 @@ INSTANT = timedelta(microseconds=1)
 MOMENT = "event_timestamp"
 """What Feast calls the moment of an entity row."""
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def personal_names(folder: ModelFolder, features: Features) -> frozenset[str]:
+    """Fields that the folder's contracts mark ``pii``, and features that hold one, whatever they are called.
+
+    :raises TagError: a feature's tag names no field, or one that it cannot hold. Retry: no.
+    """
+    contracts = folder.contracts.values()
+    return personal_columns(contracts) | personal_features(features.tags(), contracts)
 
 
 @dataclass(frozen=True)

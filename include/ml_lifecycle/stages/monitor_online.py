@@ -15,11 +15,16 @@ from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
 from ml_lifecycle.errors import LifecycleError
-from ml_lifecycle.personal import personal_columns, told
+from ml_lifecycle.personal import told
 from ml_lifecycle.records import Finding, Record, Snapshot, from_json
-from ml_lifecycle.spec.feature_tags import personal_features
 from ml_lifecycle.spec.folder import ModelFolder
-from ml_lifecycle.stages.feature_tables import INSTANT, build_tables, features_of, local_tables
+from ml_lifecycle.stages.feature_tables import (
+    INSTANT,
+    build_tables,
+    features_of,
+    local_tables,
+    personal_names,
+)
 
 if TYPE_CHECKING:
     from ml_lifecycle.adapters.feast_repo import Features
@@ -146,8 +151,7 @@ def audit_online(
     with local_tables(lake, build_tables(folder, lake, snapshot)) as path:
         store = open_store(features, path, online_store)
         compared, differences = compare(store, features, as_of - INSTANT, sample, seed)
-    contracts = folder.contracts.values()
-    personal = personal_columns(contracts) | personal_features(features.tags(), contracts)
+    personal = personal_names(folder, features)
     differing = Counter(difference.feature for difference in differences)
     return Audit(
         as_of, compared, dict(differing), tuple(difference.shown(personal) for difference in differences[:10])

@@ -15,14 +15,13 @@ import polars as pl
 from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.personal import personal_columns
 from ml_lifecycle.records import Evidence, Record, Run, Snapshot, Training, from_json
-from ml_lifecycle.spec.feature_tags import personal_features
 from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.stages.feature_tables import (
     INSTANT,
     feature_queries,
     features_of,
+    personal_names,
     sources_of,
 )
 
@@ -77,8 +76,7 @@ def materialise(
 
     check_window(None, snapshot.run.as_of, clock)
     features, now = features_of(folder), Written(snapshot.path, folder.code_digest, snapshot.run.as_of)
-    contracts = folder.contracts.values()
-    personal = personal_columns(contracts) | personal_features(features.tags(), contracts)
+    personal = personal_names(folder, features)
     with tempfile.TemporaryDirectory(prefix="features-") as name:
         newest = _newest_rows(folder, features, lake, snapshot, Path(name) / "now")
         (repository := Path(name) / "repository").mkdir()

@@ -25,6 +25,7 @@ from ml_lifecycle.stages.feature_tables import (
     build_tables,
     features_of,
     make_frames,
+    personal_names,
     sources_of,
 )
 from ml_lifecycle.stages.replay_code import Code, codes_of
@@ -126,7 +127,7 @@ class OfflineFeatures:
 
     def _hidden(self) -> frozenset[str]:
         folders = self._folders.values()
-        personal = frozenset[str]().union(*(personal_columns(one.contracts.values()) for one in folders))
+        personal = frozenset[str]().union(*(personal_names(one, features_of(one)) for one in folders))
         if not personal:
             return personal
         from ml_lifecycle.adapters.feast_replay import masked_features
