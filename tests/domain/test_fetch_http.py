@@ -126,6 +126,25 @@ def test_a_page_may_be_empty_and_the_last_need_not_say_that_it_is(api: Api) -> N
     assert read(api, rows="items", next="paging.next", next_parameter="token") == [{"id": 0}, {"id": 1}]
 
 
+def test_a_name_that_no_answer_has_is_not_taken_for_the_last_page(api: Api) -> None:
+    answered = {"items": [{"id": 1}], "links": {"prev": None, "next": "orders?from=1"}}
+    api.answer = lambda path, given: (200, {}, answered if not given else {"items": [{"id": 2}]})
+    both = [{"id": 1}, {"id": 2}]
+    assert read(api, rows="items", next="links.next") == both
+    said = r"'links.nxt', where http.next .*: links has prev, next\. Correct it; or write next_optional: true"
+    with pytest.raises(SourceError, match=said):
+        read(api, rows="items", next="links.nxt")
+    with pytest.raises(SourceError, match=r"'paging.next', where http.next says .*: it has items, links"):
+        read(api, rows="items", next="paging.next")
+    # What an empty page lacks says nothing; and once all pages were fetched, the name was there.
+    api.answer = lambda path, given: (200, {}, {"items": []})
+    assert read(api, rows="items", next="links.next") == []
+    api.answer = lambda path, given: (200, {}, {"items": [{"id": 3}]})
+    later = {"cursor": "id", "cursor_parameter": "since"}
+    assert read(api, since=2, rows="items", next="links.next", **later) == [{"id": 3}]
+    assert read(api, rows="items", next="links.next", next_optional=True) == [{"id": 3}]
+
+
 def test_what_is_nested_becomes_columns(api: Api) -> None:
     api.answer = lambda path, given: (200, {}, [{"id": 1, "price": {"amount": 1.5}}, {"id": 2, "note": "x"}])
     assert read(api) == [
@@ -164,7 +183,11 @@ def test_who_never_answers_is_given_up_and_a_retry_may_help(api: Api) -> None:
         ((401, {}, b""), {}, "127.0.0.1/v1/orders answered 401 Unauthorized"),
         ((302, {"Location": "http://elsewhere/"}, b""), {}, "answered 302"),
         ((200, {}, b"<html>"), {}, "answered no JSON"),
-        ((200, {}, {"data": []}), {"rows": "data.items"}, "the answer has no 'data.items'"),
+        (
+            (200, {}, {"data": []}),
+            {"rows": "data.items"},
+            "the answer has no 'data.items', .*: data is no object",
+        ),
         ((200, {}, {"data": {"id": 1}}), {"rows": "data"}, "'data' is no list of objects"),
         ((200, {}, [1, 2]), {}, "'the answer' is no list of objects"),
         (
@@ -224,6 +247,7 @@ def test_only_what_is_new_is_asked_for_and_kept(api: Api, tmp_path: Path) -> Non
     [
         ({"page_parameter": "page", "next": "next"}, "or next, not both"),
         ({"next_parameter": "token"}, "needs next"),
+        ({"next_optional": True}, "needs next"),
         ({"cursor": "at"}, "and cursor_parameter go together"),
         ({"path": "https://elsewhere.example/orders"}, "leave the address out"),
         ({"path": "//elsewhere.example/orders"}, "leave the address out"),

@@ -18,6 +18,8 @@ from ml_lifecycle.spec.source import Http
 _TRIES = 6
 _LONGEST_SECONDS = 60.0
 _MAX_PAGES = 100_000
+_NAMES = 12
+_ABSENT = object()
 
 
 class _NotNowError(Exception):
@@ -51,11 +53,19 @@ def read_pages(
     """
     rows: list[Any] = []
     before: list[Any] = []
-    for answer in _answers(client, http, since, what, sleep):
-        page = _at(answer, http.rows, what)
+    for number, answer in enumerate(_answers(client, http, since, what, sleep)):
+        page = _at(answer, http.rows)
+        if page is _ABSENT:
+            raise SourceError(
+                f"{what}: the answer has no {http.rows!r}, where http.rows says that the rows are: "
+                f"{_names(answer, http.rows)}"
+            )
         if not isinstance(page, list) or not all(isinstance(row, dict) for row in page):
             place = http.rows or "the answer"
             raise SourceError(f"{what}: {place!r} is no list of objects: say where the rows are")
+        # Later fetches may well find one page only; that the name is right was seen by the first.
+        if number == 0 and page and since is None:
+            _check_next(answer, http, what)
         if http.page_parameter is not None:
             if not page:
                 break
@@ -69,6 +79,17 @@ def read_pages(
     except (TypeError, pl.exceptions.PolarsError) as error:
         # Polars says which value: it may be personal data.
         raise SourceError(f"{what}: {_mixed(rows)}") from error
+
+
+def _check_next(answer: Any, http: Http, what: str) -> None:
+    """That a name which is not there looks like a last page must not lose all pages but the first."""
+    if http.next is None or http.next_optional or _at(answer, http.next) is not _ABSENT:
+        return
+    raise SourceError(
+        f"{what}: the first page has rows and no {http.next!r}, where http.next says that the next page is "
+        f"told: {_names(answer, http.next)}. Correct it; or write next_optional: true for an API that leaves "
+        "it out where one page is all"
+    )
 
 
 def _mixed(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -97,8 +118,9 @@ def _answers(
         yield answer
         if http.page_parameter is not None:
             continue  # until a page is empty
-        following = _following(answer, http.next) if http.next is not None else None
-        if following in (None, ""):
+        # Many APIs leave it out of their last answer.
+        following = _at(answer, http.next) if http.next is not None else None
+        if following in (None, "", _ABSENT):
             return
         if http.next_parameter is not None:
             parameters[http.next_parameter] = str(following)
@@ -160,18 +182,22 @@ def _pause(state: tenacity.RetryCallState) -> float:
     return min(2.0 ** (state.attempt_number - 1) if after is None else after, _LONGEST_SECONDS)
 
 
-def _following(answer: Any, path: str) -> Any:
-    """What is at a place; None where it is not there, as many APIs leave it out of their last answer."""
-    for key in path.split("."):
-        answer = answer.get(key) if isinstance(answer, dict) else None
+def _at(answer: Any, path: str) -> Any:
+    """What is at a place such as ``data.items``; the whole answer at an empty one."""
+    for key in path.split(".") if path else ():
+        if not isinstance(answer, dict) or key not in answer:
+            return _ABSENT
+        answer = answer[key]
     return answer
 
 
-def _at(answer: Any, path: str, what: str) -> Any:
-    """What is at a place such as ``data.items``; the whole answer at an empty one."""
-    found = answer
-    for key in path.split(".") if path else ():
-        if not isinstance(found, dict) or key not in found:
-            raise SourceError(f"{what}: the answer has no {path!r}")
-        found = found[key]
-    return found
+def _names(answer: Any, path: str) -> str:
+    """What there is, as far as a path leads."""
+    place, keys = "", path.split(".")
+    while keys and isinstance(answer, dict) and keys[0] in answer:
+        answer, key = answer[keys[0]], keys.pop(0)
+        place = f"{place}.{key}".lstrip(".")
+    if not isinstance(answer, dict):
+        return f"{place or 'the answer'} is no object"
+    names = list(answer)
+    return f"{place or 'it'} has {', '.join(names[:_NAMES]) or 'nothing'}{', …' if names[_NAMES:] else ''}"
