@@ -31,6 +31,33 @@ def newest_cursor(rows: pl.DataFrame, column: str, what: str) -> Cursor:
     return newest
 
 
+def same_kind(newest: Cursor, found: Cursor, what: str, declared: str) -> None:
+    """Whether a column still holds what it held when it was fetched last.
+
+    A time with an offset and one without are two kinds: a database takes the latter for its own clock's, and
+    rows between the two would never be seen.
+
+    :param what: source and column, for errors
+    :param declared: what of the source says which rows there are, for errors
+    :raises SourceError: it holds another kind. Retry: no.
+    """
+    was, now = _kind(newest), _kind(found)
+    if was != now:
+        raise SourceError(
+            f"{what} is {now} now, and was {was} when it was fetched last: what is new cannot be told by it. "
+            f"Give it its former type, or fetch anew: with another {declared}, such as one that casts it, "
+            "the source begins from nothing"
+        )
+
+
+def _kind(cursor: Cursor) -> str:
+    if isinstance(cursor, datetime):
+        return "a time without an offset" if cursor.tzinfo is None else "a time with an offset"
+    if isinstance(cursor, date):
+        return "a date"
+    return "text" if isinstance(cursor, str) else "a whole number"
+
+
 def before(newest: Cursor, overlap: timedelta, numbers: int, what: str) -> Cursor:
     """Where a fetch begins that goes back by an overlap.
 
