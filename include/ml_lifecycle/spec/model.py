@@ -35,7 +35,7 @@ class Labels(Strict):
     """What is predicted, and when it becomes known.
 
     :param table: the frame that ``features.py``'s ``tables()`` returns with the labels
-    :param column: the label's column in it
+    :param column: the label's column in it; a label whose newest revision is null is unknown from then on
     :param keys: entity keys that join a label to its prediction
     :param event_time: column with the moment the prediction is for
     :param known_at: column with the moment the label became known
