@@ -46,7 +46,8 @@ from feast.types import (
 
 from ml_lifecycle.adapters.feast_store import source_columns, time_columns
 from ml_lifecycle.errors import FeatureError
-from ml_lifecycle.spec.feature_tags import TAG, ColumnType, Tag
+from ml_lifecycle.records import ColumnType
+from ml_lifecycle.spec.feature_tags import TAG, Tag
 
 _REGISTRY = "registry.pb"
 _TIMESTAMP = pl.Datetime("us", "UTC")
