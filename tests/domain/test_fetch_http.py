@@ -177,19 +177,32 @@ def test_who_never_answers_is_given_up_and_a_retry_may_help(api: Api) -> None:
     away.close()
 
 
+def test_an_address_that_is_none_is_not_asked_again(api: Api) -> None:
+    with (
+        httpx.Client(base_url="htp://shop.example") as client,
+        pytest.raises(
+            SourceError, match=r"address is htp://shop.example, and begins neither with http:// nor"
+        ),
+    ):
+        read_pages(client, Http(path="orders"), None, "source 'orders'")
+
+
 @pytest.mark.parametrize(
     ("answer", "http", "said"),
     [
-        ((401, {}, b""), {}, "127.0.0.1/v1/orders answered 401 Unauthorized"),
-        ((302, {"Location": "http://elsewhere/"}, b""), {}, "answered 302"),
-        ((200, {}, b"<html>"), {}, "answered no JSON"),
+        ((401, {}, b""), {}, "127.0.0.1/v1/orders answered 401 Unauthorized: look at the login"),
+        ((404, {}, b""), {}, "answered 404 Not Found: http.path comes after the address"),
+        ((422, {}, b""), {}, "answered 422 .*: are http.parameters and cursor_parameter what"),
+        ((302, {"Location": "https://other/a?key=1"}, b""), {}, "leads on to https://other/a; write where"),
+        ((418, {}, b""), {}, "answered 418 I'm a [Tt]eapot$"),
+        ((200, {"Content-Type": "text/html"}, b"<html>"), {}, "answered no JSON, but text/html: is that"),
         (
             (200, {}, {"data": []}),
             {"rows": "data.items"},
             "the answer has no 'data.items', .*: data is no object",
         ),
         ((200, {}, {"data": {"id": 1}}), {"rows": "data"}, "'data' is no list of objects"),
-        ((200, {}, [1, 2]), {}, "'the answer' is no list of objects"),
+        ((200, {}, [1, 2]), {}, "the answer is no list of objects: http.rows says where"),
         (
             (200, {}, {"rows": [{"id": 1}], "next": "https://elsewhere.example/orders"}),
             {"rows": "rows", "next": "next"},
@@ -198,11 +211,21 @@ def test_who_never_answers_is_given_up_and_a_retry_may_help(api: Api) -> None:
         (
             (200, {}, {"rows": [{"id": 1}], "next": "/v1/orders"}),
             {"rows": "rows", "next": "next"},
-            "leads back to a page that was read",
+            "leads back to a page that was read: /v1/orders$",
+        ),
+        (
+            (200, {}, {"rows": [{"id": 1}], "next": "t"}),
+            {"rows": "rows", "next": "next", "next_parameter": "tok"},
+            "leads back to a page that was read: /v1/orders: is 'tok' what the API takes 'next' by",
+        ),
+        (
+            (200, {}, {"rows": [{"id": 1}], "next": "http://a:b"}),
+            {"rows": "rows", "next": "next"},
+            "what 'next' says of the next page is no URL",
         ),
         ((200, {}, [{"id": 1}]), {"page_parameter": "seite"}, "alike: does 'seite' name the page"),
-        ((200, {}, [{"id": 10**40}]), {}, "one that no column can hold"),
-        ((200, {}, b'[{"id": "\\ud800"}]'), {}, "one that no column can hold"),
+        ((200, {}, [{"at": "now", "id": 10**40}]), {}, "of column 'id' is one that no column can hold"),
+        ((200, {}, b'[{"id": "\\ud800"}]'), {}, "of column 'id' is one that no column can hold"),
     ],
 )
 def test_what_is_answered_otherwise_is_said(

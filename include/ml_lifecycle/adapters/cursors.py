@@ -23,10 +23,15 @@ def newest_cursor(rows: pl.DataFrame, column: str, what: str) -> Cursor:
     if column not in rows.columns:
         raise SourceError(f"{what}: the rows have {', '.join(rows.columns)}, and not their cursor {column!r}")
     if missing := rows[column].null_count():
-        raise SourceError(f"{what}: {missing} rows have no {column}, and would be missed by the next fetch")
+        raise SourceError(
+            f"{what}: {missing} rows have no {column}, and would be missed by the next fetch: give them one, "
+            "leave them out of what is asked for, or name another cursor"
+        )
     dtype = rows.schema[column]
     if not (dtype.is_integer() or dtype in (pl.Date, pl.Datetime, pl.String)):
-        raise SourceError(f"{what}: {column} is {dtype}; a cursor is a time or a whole number")
+        raise SourceError(
+            f"{what}: {column} is {dtype}; a cursor is a time or a whole number: name another column, or none"
+        )
     newest: Cursor = rows[column].max()  # type: ignore[assignment]
     return newest
 
@@ -71,7 +76,10 @@ def before(newest: Cursor, overlap: timedelta, numbers: int, what: str) -> Curso
     try:
         moment = datetime.fromisoformat(newest) - overlap
     except ValueError as error:
-        raise SourceError(f"{what} is text that is no time; a cursor is a time or a whole number") from error
+        raise SourceError(
+            f"{what} is text that is no time, such as 2013-06-30 12:00:00; a cursor is a time or a whole "
+            "number"
+        ) from error
     return moment.isoformat(newest[10:11] or " ") if len(newest) > 10 else moment.date().isoformat()
 
 

@@ -63,7 +63,9 @@ def _rows(
             raise SourceError(f"{what}: the query gives no table: write a SELECT")
         names = list(result.keys())
         if doubled := sorted({name for name in names if names.count(name) > 1}):
-            raise SourceError(f"{what}: the query gives {', '.join(doubled)} more than once")
+            raise SourceError(
+                f"{what}: the query gives {', '.join(doubled)} more than once: name them apart by AS"
+            )
         for rows in result.partitions(size):
             yield _frame(names, rows, what)
 
@@ -103,7 +105,9 @@ def _column(name: str, values: Sequence[Any], what: str) -> pl.Series:
     except (TypeError, pl.exceptions.PolarsError, OverflowError, RuntimeError) as error:
         # Polars says which value: it may be personal data.
         said = "and not one type" if len(kinds) > 1 else "more digits than a column can hold"
-        raise SourceError(f"{what}: column {name!r} holds {types_of(values)}, {said}") from error
+        raise SourceError(
+            f"{what}: column {name!r} holds {types_of(values)}, {said}: cast it in the query"
+        ) from error
     if column.dtype == pl.Object:
         raise SourceError(
             f"{what}: column {name!r} holds {types_of(values)}, which no column can: cast it in the query"
@@ -121,6 +125,8 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError) as error:
+        if getattr(error.orig, "sqlite_errorname", None) == "SQLITE_ERROR":  # of SQL itself
+            raise SourceError(f"{what}: the database does not take the query: {error.orig}") from error
         raise SourceNotReadyError(f"{what}: the database cannot be read now: {error.orig}") from error
     except DataError as error:
         code = getattr(error.orig, "pgcode", None) or type(error.orig).__name__  # its text quotes the value

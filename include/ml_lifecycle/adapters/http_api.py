@@ -61,8 +61,11 @@ def read_pages(
                 f"{_names(answer, http.rows)}"
             )
         if not isinstance(page, list) or not all(isinstance(row, dict) for row in page):
-            place = http.rows or "the answer"
-            raise SourceError(f"{what}: {place!r} is no list of objects: say where the rows are")
+            place = repr(http.rows) if http.rows else "the answer"
+            raise SourceError(
+                f"{what}: {place} is no list of objects: http.rows says where in an answer the rows are, "
+                "such as data.items"
+            )
         # Later fetches may well find one page only; that the name is right was seen by the first.
         if number == 0 and page and since is None:
             _check_next(answer, http, what)
@@ -70,12 +73,18 @@ def read_pages(
             if not page:
                 break
             if page == before:
-                raise SourceError(f"{what}: two pages are alike: does {http.page_parameter!r} name the page?")
+                raise SourceError(
+                    f"{what}: two pages are alike: does {http.page_parameter!r} name the page? "
+                    "http.page_parameter is what the API calls its number"
+                )
         rows, before = rows + page, page
     try:
         return pl.json_normalize(rows, infer_schema_length=None) if rows else pl.DataFrame()
     except (OverflowError, UnicodeError) as error:
-        raise SourceError(f"{what}: a number or a text is one that no column can hold") from error
+        raise SourceError(
+            f"{what}: a number or a text of column {_first_unheld(rows)!r} is one that no column can hold, "
+            "such as a whole number of forty digits, or half a character"
+        ) from error
     except (TypeError, pl.exceptions.PolarsError) as error:
         # Polars says which value: it may be personal data.
         raise SourceError(f"{what}: {_mixed(rows)}") from error
@@ -90,6 +99,18 @@ def _check_next(answer: Any, http: Http, what: str) -> None:
         f"told: {_names(answer, http.next)}. Correct it; or write next_optional: true for an API that leaves "
         "it out where one page is all"
     )
+
+
+def _first_unheld(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The column with a value that Polars cannot hold."""
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            pl.Series([row.get(name) for row in rows])
+        except (OverflowError, UnicodeError):
+            return name
+        except (TypeError, pl.exceptions.PolarsError):
+            continue  # that is another mistake
+    return "?"
 
 
 def _mixed(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -112,7 +133,11 @@ def _answers(
         if http.page_parameter is not None:
             parameters[http.page_parameter] = str(page)
         if (asked := (str(url), str(parameters))) in seen:
-            raise SourceError(f"{what}: the API leads back to a page that was read: {url.path}")
+            told = f": is {http.next_parameter!r} what the API takes {http.next!r} by?"
+            raise SourceError(
+                f"{what}: the API leads back to a page that was read: {url.path}"
+                f"{told if http.next_parameter is not None else ''}"
+            )
         seen.add(asked)
         answer = _ask(client, url, parameters, what, sleep)
         yield answer
@@ -125,11 +150,23 @@ def _answers(
         if http.next_parameter is not None:
             parameters[http.next_parameter] = str(following)
             continue
-        url, parameters = url.join(str(following)), {}
+        try:
+            url, parameters = url.join(str(following)), {}
+        except httpx.InvalidURL as error:
+            raise SourceError(
+                f"{what}: what {http.next!r} says of the next page is no URL: http.next_parameter names what "
+                "gets it, where it is a token"
+            ) from error
         if _server(url) != _server(client.base_url):
             # Who follows takes the credentials along.
-            raise SourceError(f"{what}: the next page is said to be at {url.host}, which is another server")
-    raise SourceError(f"{what}: more than {_MAX_PAGES:,} pages")
+            raise SourceError(
+                f"{what}: the next page is said to be at {url.host}, which is another server than "
+                f"{client.base_url.host} and would get its credentials: name one server in the connection, "
+                "as the API does"
+            )
+    raise SourceError(
+        f"{what}: more than {_MAX_PAGES:,} pages: ask for longer ones in http.parameters, or for less at once"
+    )
 
 
 def _server(url: httpx.URL) -> tuple[str, str, int | None]:
@@ -154,19 +191,44 @@ def _ask(
         response = asking(_once, client, url, parameters)
     except _NotNowError as error:
         raise SourceNotReadyError(f"{what}: {url.host} cannot be read now: {error}") from error
+    except httpx.UnsupportedProtocol as error:
+        raise SourceError(
+            f"{what}: the connection's address is {client.base_url}, and begins neither with http:// nor https://"
+        ) from error
     if response.status_code != 200:
         answered = f"{response.status_code} {response.reason_phrase}"
-        raise SourceError(f"{what}: {url.host}{url.path} answered {answered}")
+        raise SourceError(f"{what}: {url.host}{url.path} answered {answered}{_hint(response)}")
     try:
         return response.json()
     except ValueError as error:
-        raise SourceError(f"{what}: {url.host}{url.path} answered no JSON") from error
+        kind = response.headers.get("content-type", "no type").partition(";")[0]
+        raise SourceError(
+            f"{what}: {url.host}{url.path} answered no JSON, but {kind}: is that the API's address, and does "
+            "it want to be asked for JSON, by a header in the connection's extra?"
+        ) from error
+
+
+def _hint(response: httpx.Response) -> str:
+    """What would be right."""
+    match response.status_code:
+        case 401 | 403:
+            return ": look at the login and password of the connection, and the headers in its extra"
+        case 404:
+            return ": http.path comes after the address of the connection"
+        case 400 | 422:
+            return ": are http.parameters and cursor_parameter what the API takes?"
+    if response.next_request is None:
+        return ""
+    there = response.next_request.url
+    return f": it leads on to {there.scheme}://{there.host}{there.path}; write where into connection and path"
 
 
 def _once(client: httpx.Client, url: httpx.URL, parameters: Mapping[str, str]) -> httpx.Response:
     try:
         # With None httpx leaves the URL's own parameters alone; with an empty mapping it takes them off.
         response = client.get(url, params=parameters or None)
+    except httpx.UnsupportedProtocol:
+        raise
     except httpx.HTTPError as error:
         raise _NotNowError(f"{type(error).__name__}: {error}") from error
     if response.status_code == 429 or response.status_code >= 500:
