@@ -386,7 +386,8 @@ def test_a_segment_looks_like_its_rows_alone():
     }.items():
         expected, part = make_profile(alone, columns), whole.segments[name]
         assert (part.rows, part.columns) == (expected.rows, expected.columns)
-        assert part.pairs is not None and expected.pairs is not None
+        assert part.pairs is not None
+        assert expected.pairs is not None
         np.testing.assert_allclose(part.pairs.correlations(), expected.pairs.correlations(), rtol=1e-9)
     assert whole.columns == make_profile(rows, columns).columns
 
