@@ -58,12 +58,13 @@ def _schema(arguments: argparse.Namespace) -> int:
     from ml_lifecycle.spec.schema import json_schema
 
     text = json.dumps(json_schema(arguments.file), indent=2, ensure_ascii=False) + "\n"
-    if arguments.output is None:
+    path: Path | None = arguments.output
+    if path is None:
         sys.stdout.write(text)
-    elif arguments.output.exists() and not arguments.output.is_file():  # /dev/stdout, say
-        arguments.output.write_text(text, encoding="utf-8")
-    else:
-        replace_file(os.path.realpath(arguments.output), io.BytesIO(text.encode()))
+    elif path.is_file() or (path.parent.is_dir() and not path.exists()):
+        replace_file(os.path.realpath(path), io.BytesIO(text.encode()))
+    else:  # such as /dev/stdout; a folder that is not there is not made
+        path.write_text(text, encoding="utf-8")
     return 0
 
 
