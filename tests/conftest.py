@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +19,31 @@ from hypothesis.internal.conjecture import providers
 from postgres_kit import PostgresServer, postgres_binaries, running_postgres
 from s3_kit import S3Store, running_s3
 
+# Before anything loads OpenMP: its threads would spin while they wait, and keep others from the processor.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+_MEMORY = Path("/dev/shm")
+
 # The same examples each time, wherever tests are run, and however slow that is.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 # It also draws constants of our own modules, as far as they are loaded: after other tests other ones.
 providers._get_local_constants = lambda: providers._local_constants
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the quick tests' files in memory, if there is plenty: on a disk each small write is waited for.
+
+    What the others write, whole lives of a stack among it, may be more.
+    """
+    if (
+        "not full" in config.getoption("markexpr")
+        and "TMPDIR" not in os.environ
+        and _MEMORY.is_dir()
+        and not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC
+        and shutil.disk_usage(_MEMORY).free > 4 * 2**30
+    ):
+        os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
