@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Before anything imports Feast, whose import switches the client to files that a whole process shares:
 # counters of one server would then count for all.
@@ -18,6 +19,7 @@ from hypothesis import settings
 from hypothesis.internal.conjecture import providers
 from postgres_kit import PostgresServer, postgres_binaries, running_postgres
 from s3_kit import S3Store, running_s3
+from xdist.scheduler import LoadFileScheduling
 
 # Before anything loads OpenMP: its threads would spin while they wait, and keep others from the processor.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -46,10 +48,39 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
 
 
+# One worker runs each of these, or each worker would make what they share: Spark's JVM, an Airflow with its
+# API server, a process to fork from with all libraries imported. They take longest, and come first: begun
+# last, one alone would be waited for.
+_FORKING = ("compact", "faults", "interrupted_training", "kill_delivery", "kill_stages", "torch_state")
+_TOGETHER = (
+    ("tests/integration/test_spine.py",),
+    ("tests/spark/",),
+    tuple(f"tests/domain/test_{name}.py" for name in _FORKING),
+    ("tests/ui/",),
+)
+
+
+def _together(test: str) -> int:
+    """The place among those of the test with this id."""
+    return next((place for place, paths in enumerate(_TOGETHER) if test.startswith(paths)), len(_TOGETHER))
+
+
+class _Scheduling(LoadFileScheduling):
+    """A worker a file, or a worker for several."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        place = _together(nodeid)
+        return super()._split_scope(nodeid) if place == len(_TOGETHER) else _TOGETHER[place][0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """Of ``--dist loadfile`` only; else it is xdist's own."""
+    return _Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the tests, and give each an id of its own: of those that share one pytest-xdist runs one."""
-    # What starts a whole Airflow comes first; begun last, it alone would be waited for.
-    items.sort(key=lambda item: item.path.name != "test_spine.py")
+    items.sort(key=lambda item: _together(item.nodeid))
     for item in items:
         _, parametrised, parameters = item.name.partition("[")
         if parametrised and "[" not in item.nodeid:  # Schemathesis', as of pytest 9.2
