@@ -45,6 +45,9 @@ STRETCH_BYTES = 64 * 2**20
 BATCH_BYTES = 16 * 2**20
 """Of the parts read at once; JSON text grows tenfold and more when it is unpacked."""
 
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+"""What reading a damaged part raises. A panic is no Exception: it would end whoever reads."""
+
 PARTS = "predictions"
 COMPACTED = "predictions_compacted"
 
