@@ -362,6 +362,27 @@ def test_what_was_found_before_holds_after_and_is_not_made_again(tmp_path: Path)
     assert (later.predictions, later.metrics) == (1500, first.metrics)
 
 
+@pytest.mark.parametrize("name", ["notes", "2026-13-45", "20260302", ".ipynb_checkpoints"])
+def test_a_folder_that_is_no_day_is_in_nobodys_way(lake: Lake, name: str) -> None:
+    write_day(lake, 20)
+    other = Path(lake.root, "predictions", ENDPOINT, name, "some.parquet")
+    other.parent.mkdir()
+    other.write_bytes(b"of somebody else")
+    assert compact_log(lake).parts == 20
+    assert [part.number for part in sorted_parts(lake)] == list(range(20))
+    assert expire(lake, ENDPOINT, date(2027, 1, 1)) == [DAY.date().isoformat()]
+    assert other.exists()
+
+
+def test_a_damaged_index_is_named(lake: Lake) -> None:
+    write_day(lake, 20)
+    compact_log(lake)
+    (index, *_) = compacted(lake, ".json")
+    lake.write_bytes(index, b"{")
+    with pytest.raises(IntegrityError, match=f"{index} is damaged"):
+        window(lake)
+
+
 def test_whole_days_that_are_too_old_go(lake: Lake) -> None:
     write_day(lake, 20)
     compact_log(lake)

@@ -84,7 +84,7 @@ def compact(
     :raises LakeFileMissingError: somebody deleted parts meanwhile. Retry: yes.
     """
     done = Compaction()
-    for day in reversed(lake.folders(f"{PARTS}/{endpoint}")):
+    for day in reversed(days(lake, endpoint, [PARTS])):
         listed = list_day(lake, endpoint, day)
         done += Compaction(deleted=_delete_replaced(lake, listed, now - grace))
         for stretch in _compactable(listed, now, stretch_bytes):
