@@ -16,6 +16,7 @@ from ml_lifecycle.adapters.optuna import SharedStudy
 from ml_lifecycle.ledger.attempts import attempts_of
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.spec.folder import load_folder
+from ml_lifecycle.training.outcomes import Outcome
 from ml_lifecycle.training.search import Tried
 from ml_lifecycle_airflow.stack import supervise
 from ml_lifecycle_airflow.stack.config import Stack
@@ -71,8 +72,15 @@ def test_what_dies_in_between_changes_nothing(tmp_path: Path) -> None:
         assert [replace(trial, job="") for trial in studies["calm"]] == [
             replace(trial, job="") for trial in studies["rough"]
         ]
-        attempts = [row for trial in studies["rough"] for row in attempts_of(database, trial.job)]
-        assert len(attempts) == SEARCH["trials"] + 1, f"only the evicted one was redone: {attempts}"
+        # A busy machine may lose a request for a pod, too: what is redone must have been the machine's fault.
+        redone = []
+        for trial in studies["rough"]:
+            *before, last = attempts_of(database, trial.job)
+            assert last.outcome == Outcome("finished"), "the newest alone leaves a result"
+            redone += [row.outcome for row in before]
+        evicted = f"pod {first} was ended by the infrastructure"
+        assert [one for one in redone if one and one.message.startswith(evicted)], redone
+        assert {one and one.kind for one in redone} <= {"interrupted", "never_started"}, redone
         for name in folders:
             found = admin.result(f"{name}__train", "searched", "search")
             trained = admin.result(f"{name}__train", "searched", "train")
