@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -281,6 +285,35 @@ def test_killed_anywhere_and_again_it_goes_on(faults: FaultKit, tmp_path: Path, 
         compact_and_delete(root)
         assert (parts_of(lake), read(lake)) == ([], expected)
         assert sorted(compacted(lake)) == after
+
+
+def expire_the_day(root: Path) -> list[str]:
+    return expire(Lake(str(root / "lake")), ENDPOINT, NEXT.date())
+
+
+@pytest.mark.full
+def test_killed_while_a_day_goes_it_is_gone_the_next_time_and_nothing_is_read_twice(
+    faults: FaultKit, tmp_path: Path
+) -> None:
+    """Some of it compacted with its parts still there, some not; the next day stays."""
+    begun, root = tmp_path / "begun", tmp_path / "place"
+    lake = Lake(str(begun / "lake"))
+    write_day(lake, 17)
+    compact_log(lake)
+    write_day(lake, 2, start=17)
+    kept = write_part(lake, "one", 99, make_rows("one", range(500, 501), NEXT))
+    for gap in itertools.count():
+        shutil.copytree(begun, root)
+        outcome = faults.run(root, expire_the_day, root, death=Death(gap))
+        lake = Lake(str(root / "lake"))
+        with suppress(FileNotFoundError):  # an index whose file is gone
+            assert Counter(ids(lake)) <= Counter(names(*range(57)))
+        assert expire_the_day(root) in ([DAY.date().isoformat()], [])
+        assert [*lake.list("predictions"), *lake.list("predictions_compacted")] == [kept]
+        shutil.rmtree(root)
+        if outcome.stopped_at is None:
+            break
+    assert gap > 17
 
 
 def test_on_s3_it_is_the_same(s3: S3Store, lake: Lake) -> None:
