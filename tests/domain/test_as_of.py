@@ -118,9 +118,10 @@ def test_times_of_other_units_are_compared_in_microseconds(dtype: pl.DataType) -
         (pl.Series([1, 2]), pl.Series([float("inf"), 2.0]), [None, 1]),
         (pl.Series([1, 2]), pl.Series(["abc", "2"]), [None, 1]),
         (pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])), pl.Series(["c", "b"]), [None, 1]),
+        (pl.Series(["1", "2"], dtype=pl.Enum(["1", "2"])), pl.Series([0, 2]), [None, 1]),
         (pl.Series([None, None]), pl.Series([1, 2]), [None, None]),
     ],
-    ids=["32 bits", "64 bits", "unsigned", "fractions", "infinity", "text", "enum", "none at all"],
+    ids=["32 bits", "64 bits", "unsigned", "fractions", "infinity", "text", "enum", "digits", "none at all"],
 )
 def test_a_key_that_no_entity_row_can_have_is_in_nobodys_way(
     asked: pl.Series, held: pl.Series, found: list[int | None]
