@@ -6,7 +6,7 @@ aircraft too). Ours and the stock store answer Feast's public
 ``get_historical_features(...).to_arrow()``; what ``to_df()`` does after it is timed apart. Feast alone is the
 call without ``to_arrow()``, before which ours does nothing: no store can be faster. With its option
 ``coerce_tz_aware: false`` Feast takes entity rows, whose times have zones, as they are. A process of its own
-for each measurement, a small join before it is timed; contenders alternate, round by round, and their answers are
+for each measurement, a small join before it is timed; contenders alternate, and their answers are
 compared value by value, and by the types that ``to_df()`` gives them. ``--case 100m`` joins a hundred million
 rows with three views by ours alone, from Parquet to Parquet.
 

@@ -74,8 +74,13 @@ class AsOfRetrievalJob(RetrievalJob):  # type: ignore[misc]  # Feast has no type
     def to_df(
         self, validation_reference: ValidationReference | None = None, timeout: int | None = None
     ) -> pd.DataFrame:
-        """The result as a pandas frame; Feast's base copies it once more to number rows that are numbered."""
-        return self.to_arrow(validation_reference, timeout).to_pandas()
+        """The result as a pandas frame.
+
+        Feast's base copies it once more, which only columns need that would lie in Arrow's memory, read-only.
+        """
+        rows = self.to_arrow(validation_reference, timeout)
+        frame = rows.to_pandas()
+        return frame if all(map(_is_copied, rows.schema.types)) else frame.copy()
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         return pa.concat_tables(self._slices())
@@ -144,6 +149,11 @@ class AsOfRetrievalJob(RetrievalJob):  # type: ignore[misc]  # Feast has no type
         if path.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=uri)
         self.write(path)
+
+
+def _is_copied(kind: pa.DataType) -> bool:
+    """Whether pyarrow copies such a column into a frame; the codes of categories it does not."""
+    return pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 @contextmanager
