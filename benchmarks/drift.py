@@ -89,7 +89,7 @@ def make_rows(n: int, seed: int, by: float) -> pl.DataFrame:
 
 
 def make_files(folder: Path, rows: int) -> None:
-    from ml_lifecycle.profiles.profile import make_profile
+    from ml_lifecycle.profiles.profiling import make_profile
     from ml_lifecycle.records import to_json
 
     for name, seed, by in (("reference", 1, 0.0), ("current", 2, 0.1)):
@@ -115,7 +115,8 @@ def ours(folder: Path) -> dict[str, Any]:
     import scipy.special  # noqa: F401 - apart from the time, as Evidently's imports are
 
     from ml_lifecycle.profiles.drift import drift_findings
-    from ml_lifecycle.profiles.profile import profile_batches, read_profile
+    from ml_lifecycle.profiles.profile import read_profile
+    from ml_lifecycle.profiles.profiling import profile_batches
 
     def batches() -> Iterator[pl.DataFrame]:
         rows = pl.scan_parquet(folder / "current.parquet")

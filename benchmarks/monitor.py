@@ -166,7 +166,8 @@ def write_parts(
 
 def make_training(folder: Path) -> None:
     from ml_lifecycle.adapters.lake import Lake
-    from ml_lifecycle.profiles.profile import SCORE_COLUMN, make_profile
+    from ml_lifecycle.profiles.profile import SCORE_COLUMN
+    from ml_lifecycle.profiles.profiling import make_profile
     from ml_lifecycle.records import ColumnSpec, Run, Training, TrainingSet, to_json
 
     lake, rows = Lake(str(folder / "lake")), features(200_000, 4, 0.0)

@@ -174,7 +174,7 @@ def profile(place: Place) -> Record:
         session = spark_session(place.folder.spec.spark, place.lake)
         on_spark = session.read.parquet(spark_path(place.lake, rows.train_path))
         return profile_rows(on_spark.select(*(column.name for column in rows.columns)), rows.columns)
-    from ml_lifecycle.profiles.profile import profile_batches
+    from ml_lifecycle.profiles.profiling import profile_batches
 
     read = place.lake.scan([rows.train_path]).select(column.name for column in rows.columns)
     return profile_batches(read.collect_batches(chunk_size=65_536), rows.columns)

@@ -76,7 +76,7 @@ def sliced(year: Plain, lake: Lake, snapshot: Snapshot) -> tuple[str, int]:
 def held(year: Plain, lake: Lake, snapshot: Snapshot) -> tuple[str, int]:
     """As the stage did before it was written a slice at a time; the profile was each training's to make."""
     from ml_lifecycle.adapters.feast_repo import historical_features, open_store, registry_bytes
-    from ml_lifecycle.profiles.profile import make_profile
+    from ml_lifecycle.profiles.profiling import make_profile
     from ml_lifecycle.stages.feature_tables import INSTANT, features_of, local_tables
     from ml_lifecycle.stages.served_features import as_served, served_specs
     from ml_lifecycle.stages.training_rows import Spans

@@ -16,7 +16,8 @@ import pytest
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.predictions import SCHEMA, PredictionWindow
 from ml_lifecycle.governor import retraining_run_id
-from ml_lifecycle.profiles.profile import SCORE_COLUMN, Profile, make_profile
+from ml_lifecycle.profiles.profile import SCORE_COLUMN, Profile
+from ml_lifecycle.profiles.profiling import make_profile
 from ml_lifecycle.records import (
     ColumnSpec,
     Finding,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from ml_lifecycle.adapters.prediction_parts import Stretch
 from ml_lifecycle.adapters.predictions import PredictionWindow
 from ml_lifecycle.records import Interval
 from ml_lifecycle.spec.model import Labels
-from ml_lifecycle.stages import monitor_labels
+from ml_lifecycle.stages import monitor_labels, monitor_quality
 from ml_lifecycle.stages.monitor_kept import Found, KeptFindings
 from ml_lifecycle.stages.monitor_labels import KnownLabels
 
@@ -213,6 +214,34 @@ def test_parts_on_the_disk_are_joined_as_all_at_once(tmp_path: Path, monkeypatch
     expected = pl.concat([corrected, table[100:]])
     assert truth == {key: str(value) for key, value in zip(expected["flight"], expected["late"], strict=True)}
     assert in_parts.before(DAY + HOUR) == at_once.before(DAY + HOUR) == 180
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_withdrawn_label_is_unknown(tmp_path: Path, parts: int) -> None:
+    """And one that was given at last is known; of what was known at once a label counts, not null."""
+    states = {
+        "withdrawn": [(1, 1), (None, 2)],
+        "given": [(None, 1), (1, 2)],
+        "given again": [(1, 1), (None, 2), (0, 3)],
+        "at once": [(0, 1), (None, 1)],
+        "never": [(None, 1)],
+    }
+    table = pl.DataFrame(
+        [
+            {"flight": name, "event_timestamp": DAY, "late": late, "known_at": DAY + hours * HOUR}
+            for name, known in states.items()
+            for late, hours in known
+        ],
+        schema_overrides={"late": pl.Float64},  # whole numbers, as Feast stores those that may be null
+    )
+    expected = {"given": "1", "given again": "0", "at once": "0"}
+    labels = labels_of(tmp_path / "labels", table, parts)
+    assert labels.rows == len(expected)
+    keys = [json.dumps({"flight": name}) for name in states]
+    served = pl.DataFrame({"event_time": [DAY] * len(keys), "entity_keys": keys, "score": [0.5] * len(keys)})
+    assert {str(name): truth for name, *_, truth in joined(labels, served)} == expected
+    at_once = monitor_quality.known_labels(LABELS, table.lazy(), WINDOW, DAY + 30 * HOUR)
+    assert dict(at_once.select("flight", "truth").iter_rows()) == expected
 
 
 def test_labels_have_one_digest_in_any_order(tmp_path: Path) -> None:

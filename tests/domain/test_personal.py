@@ -19,7 +19,8 @@ from small_life import FIRST_RUN, Place, begin, go_live, run_stage
 from ml_lifecycle.adapters import feast_reader
 from ml_lifecycle.errors import CanaryError, DataHaltedError, GateError, LifecycleError, SourceError
 from ml_lifecycle.personal import MASK, masked, pseudonym, without_values
-from ml_lifecycle.profiles.profile import CategoricalColumn, NumericColumn, make_profile
+from ml_lifecycle.profiles.profile import CategoricalColumn, NumericColumn
+from ml_lifecycle.profiles.profiling import make_profile
 from ml_lifecycle.records import ColumnSpec, Snapshot, Training, to_json
 from ml_lifecycle.stages import ingest, monitor_online, online_features, validate
 

@@ -34,11 +34,10 @@ from ml_lifecycle.profiles.profile import (
     NumericColumn,
     Profile,
     ProfileError,
-    make_profile,
     merge,
-    profile_batches,
     read_profile,
 )
+from ml_lifecycle.profiles.profiling import make_profile, profile_batches
 from ml_lifecycle.profiles.significance import adjusted, chi_square_p_value, ks_p_value
 from ml_lifecycle.records import ColumnSpec, Finding, from_json, to_json
 
@@ -360,6 +359,37 @@ def traffic(n: int, seed: int, together: float = 0.8, **changes: pl.Expr) -> pl.
 
 def found_in(reference: Profile, current: Profile) -> dict[tuple[str, str | None, str | None], Finding]:
     return {(one.metric, one.column, one.segment): one for one in drift_findings(reference, current)}
+
+
+def test_a_segment_looks_like_its_rows_alone():
+    """They are picked from the whole's order, and are not sorted anew."""
+    rng = np.random.default_rng(0)
+    n = 20_000
+    rows = pl.DataFrame(
+        {
+            "x": np.where(rng.random(n) < 0.1, np.nan, rng.lognormal(0, 3, n)),
+            "k": rng.integers(-2, 2, n),
+            "y": rng.normal(1e6, 1, n).round(2),
+            "c": rng.choice(["a", "b", ""], n),
+        }
+    ).with_columns(pl.col("x").fill_nan(None), pl.when(pl.col("k") != 1).then("k"))
+    hidden = ColumnSpec("y", "float", personal=True)
+    columns, segments = [X, K, hidden, C], {"c": ["a", "none"], "k": ["-1", "0", "0.0", "?"]}
+    whole = make_profile(rows, columns, segments)
+    for name, alone in {
+        "c=a": rows.filter(pl.col("c") == "a"),
+        "c=none": rows.clear(),
+        "k=-1": rows.filter(pl.col("k") == -1),
+        "k=0": rows.filter(pl.col("k") == 0),
+        "k=0.0": rows.filter(pl.col("k") == 0),
+        "k=?": rows.clear(),
+    }.items():
+        expected, part = make_profile(alone, columns), whole.segments[name]
+        assert (part.rows, part.columns) == (expected.rows, expected.columns)
+        assert part.pairs is not None
+        assert expected.pairs is not None
+        np.testing.assert_allclose(part.pairs.correlations(), expected.pairs.correlations(), rtol=1e-9)
+    assert whole.columns == make_profile(rows, columns).columns
 
 
 def test_a_segment_is_compared_with_the_same_of_the_reference():

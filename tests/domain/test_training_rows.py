@@ -20,7 +20,7 @@ from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.parquet import parquet_bytes
 from ml_lifecycle.adapters.tables import TIMESTAMP, write_parquet
 from ml_lifecycle.errors import FeatureError
-from ml_lifecycle.profiles.profile import make_profile
+from ml_lifecycle.profiles.profiling import make_profile
 from ml_lifecycle.records import Interval, Run, Snapshot, to_json
 from ml_lifecycle.spec.folder import ModelFolder, load_folder
 from ml_lifecycle.spec.model import Labels

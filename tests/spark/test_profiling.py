@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ml_lifecycle.profiles.profile import CategoricalColumn, NumericColumn, make_profile
+from ml_lifecycle.profiles.profile import CategoricalColumn, NumericColumn
+from ml_lifecycle.profiles.profiling import make_profile
 from ml_lifecycle.records import ColumnSpec
 from ml_lifecycle.spark.profiling import profile_rows
 

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from ml_lifecycle.personal import told
-from ml_lifecycle.profiles.profile import as_profiled
+from ml_lifecycle.profiles.profiling import as_profiled
 from ml_lifecycle.profiles.sample import SAMPLE_ROWS
 from ml_lifecycle.records import ColumnSpec, Finding, TaskType
 

@@ -13,6 +13,7 @@ Matrix = tuple[tuple[float, ...], ...]
 MOST_COLUMNS = 30
 """Numeric columns of which pairs are followed, the first ones: time and place grow with their square."""
 
+_CACHED = 8192  # rows that are looked at together: of thirty columns, what a core's own cache holds
 _LARGEST = 1e150  # whose square is still a number; beyond, a value counts as missing
 
 
@@ -63,16 +64,20 @@ class PairMoments:
 def pair_moments(columns: tuple[str, ...], rows: Floats) -> PairMoments:
     """Of rows with a column each; NaN is missing."""
     there = np.abs(rows) < _LARGEST
-    known = there.astype(np.float64)
-    near = np.where(there, rows, 0.0)
-    origin = near.sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    near -= origin
-    near *= known
-    count, total = known.T @ known, near.T @ known
+    origin = np.where(there, rows, 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
+    count, total, cross, squares = np.zeros((4, len(columns), len(columns)))
+    for start in range(0, len(rows), _CACHED):
+        here = there[start : start + _CACHED]
+        known = here.astype(np.float64)
+        near = np.where(here, rows[start : start + _CACHED] - origin, 0.0)
+        count += known.T @ known
+        total += near.T @ known
+        cross += near.T @ near
+        near *= near
+        squares += near.T @ known
     some = np.maximum(count, 1)
-    cross = near.T @ near - total * total.T / some
-    near *= near
-    squares = np.maximum(near.T @ known - total * total / some, 0.0)
+    cross -= total * total.T / some
+    squares = np.maximum(squares - total * total / some, 0.0)
     return _pairs(columns, count, np.where(count > 0, origin[:, None] + total / some, 0.0), squares, cross)
 
 

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
-import polars as pl
 from pydantic import Field
 
 from ml_lifecycle.errors import LifecycleError
-from ml_lifecycle.personal import coarse, pseudonym
-from ml_lifecycle.profiles.moments import MOST_COLUMNS, PairMoments, pair_moments
+from ml_lifecycle.profiles.moments import PairMoments
 from ml_lifecycle.profiles.sketches import Quantiles
-from ml_lifecycle.records import ColumnSpec, Record, from_json
+from ml_lifecycle.records import Record, from_json
 
 SCORE_COLUMN = "__score__"
 """The column that holds a model's scores in a profile, beside its features."""
@@ -34,8 +31,6 @@ Segments = Mapping[str, Sequence[str]]
 """Column to the values whose rows are profiled apart, as in the spec."""
 NO_SEGMENTS: Segments = MappingProxyType({})
 
-_BATCH_ROWS = 65_536
-_AT_ONCE = 8  # profiles that are merged together
 _MAX_CATEGORIES = 1000
 
 
@@ -150,55 +145,6 @@ def read_profile(data: dict[str, Any]) -> Profile:
     return from_json(Profile, data)
 
 
-def make_profile(
-    frame: pl.DataFrame, columns: Sequence[ColumnSpec], segments: Segments = NO_SEGMENTS
-) -> Profile:
-    """Profile ``columns`` of ``frame``; one that the frame lacks is missing in every row.
-
-    :raises ProfileError: a column of ``segments`` is none of ``columns``. Retry: no.
-    """
-    return profile_batches([frame], columns, segments)
-
-
-def profile_batches(
-    batches: Iterable[pl.DataFrame],
-    columns: Sequence[ColumnSpec],
-    segments: Segments = NO_SEGMENTS,
-) -> Profile:
-    """As :func:`make_profile`, of rows that come in batches of any size."""
-    profiling = Profiling(columns, segments)
-    for batch in batches:
-        profiling.add(batch)
-    return profiling.profile()
-
-
-class Profiling:
-    """A profile of rows that are on their way to somewhere else. Raises as :func:`make_profile`."""
-
-    def __init__(self, columns: Sequence[ColumnSpec], segments: Segments = NO_SEGMENTS) -> None:
-        if unknown := segments.keys() - {column.name for column in columns}:
-            raise ProfileError(f"no segments of {', '.join(sorted(unknown))}: not a column of the model")
-        self._columns = columns
-        self._segments = segments
-        self._found = [_profile(pl.DataFrame(), columns, segments)]
-
-    def add(self, batch: pl.DataFrame) -> None:
-        """Profile some more rows."""
-        for rows in batch.iter_slices(_BATCH_ROWS):
-            self._found.append(_profile(rows, self._columns, self._segments))
-            if len(self._found) == _AT_ONCE:
-                self._found = [merge_all(self._found)]
-
-    def profile(self) -> Profile:
-        """The profile of all rows so far."""
-        return merge_all(self._found)
-
-
-def as_profiled(frame: pl.DataFrame, columns: Sequence[ColumnSpec]) -> pl.DataFrame:
-    """The columns as Float64 or String, with null for all that counts as missing."""
-    return frame.select(_values(frame, column).alias(column.name) for column in columns)
-
-
 def merge(one: Profile, two: Profile) -> Profile:
     """The profile of both sets of rows together; see :func:`merge_all`.
 
@@ -239,104 +185,7 @@ def _merge_pairs(parts: Sequence[Profile | Part]) -> PairMoments | None:
     return total
 
 
-def _values(frame: pl.DataFrame, column: ColumnSpec) -> pl.Expr:
-    if column.name not in frame.columns:
-        dtype = pl.Float64 if column.type in NUMERIC else pl.String
-        return pl.repeat(None, pl.len(), dtype=dtype)
-    value = pl.col(column.name)
-    # strict=False: a value of another type is itself an incident to measure, and no reason to fail.
-    if column.type in NUMERIC:
-        number = value.cast(pl.Float64, strict=False)
-        return pl.when(number.is_finite()).then(number)
-    if column.type == "bool":
-        if frame.schema[column.name].is_numeric():
-            value = value != 0
-        text = value.cast(pl.String, strict=False)
-        if frame.schema[column.name] == pl.Boolean:
-            return text
-        return text.str.to_lowercase().replace({"": None, "1": "true", "0": "false"})
-    text = value.cast(pl.String, strict=False)
-    return pl.when(text != "").then(text)
-
-
-def _profile(frame: pl.DataFrame, columns: Sequence[ColumnSpec], segments: Segments) -> Profile:
-    values = as_profiled(frame, columns)
-    numeric = tuple(column.name for column in columns if column.type in NUMERIC)
-    personal = {column.name for column in columns if column.personal}
-    followed = tuple(name for name in numeric if name != SCORE_COLUMN)[:MOST_COLUMNS]
-    parts = {}
-    for name, wanted in segments.items():
-        for value in wanted:
-            rows = values.filter(has_value(name, value, numeric=name in numeric))
-            parts[f"{name}={value}"] = Part(
-                rows.height, _columns(rows, numeric, personal), _pairs(rows, followed)
-            )
-    return Profile(values.height, _columns(values, numeric, personal), _pairs(values, followed), parts)
-
-
-def _pairs(values: pl.DataFrame, followed: tuple[str, ...]) -> PairMoments | None:
-    return pair_moments(followed, values.select(followed).to_numpy()) if len(followed) > 1 else None
-
-
-def has_value(name: str, value: str, *, numeric: bool) -> pl.Expr:
-    """Whether a profiled row has the value, as the spec writes it."""
-    if not numeric:
-        return pl.col(name) == value
-    try:
-        return pl.col(name) == float(value)
-    except ValueError:
-        return pl.lit(False)
-
-
-def _columns(values: pl.DataFrame, numeric: Sequence[str], personal: Collection[str]) -> Columns:
-    """A personal column's texts are profiled under pseudonyms, its numbers by their first digits."""
-    hidden = [name for name in values.columns if name in personal]
-    values = values.with_columns(coarse(pl.col(name)) for name in hidden if name in numeric)
-    found = values.select(
-        (
-            pl.col(name).sort()
-            if name in numeric
-            else pl.col(name).alias("value").value_counts(name="rows").alias(name)
-        ).implode()
-        for name in values.columns
-    )
-    return {
-        name: _numbers(found[name][0])
-        if name in numeric
-        else _categories(found[name][0], hidden=name in hidden)
-        for name in values.columns
-    }
-
-
-def _numbers(ordered: pl.Series) -> NumericColumn:
-    """:param ordered: nulls first"""
-    missing = ordered.null_count()
-    found = ordered[missing:].to_numpy()
-    if not len(found):
-        return NumericColumn(0, missing)
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = found.mean()
-        apart = found - mean
-        std = _finite(math.sqrt(apart @ apart / len(found)))
-    sketch = Quantiles.of_sorted(found)
-    return NumericColumn(len(found), missing, sketch.encode(), sketch.low, sketch.high, _finite(mean), std)
-
-
-def _finite(value: float) -> float | None:
-    """None for what JSON cannot hold: moments of values near the largest float overflow."""
-    return float(value) if math.isfinite(value) else None
-
-
-def _categories(found: pl.Series, *, hidden: bool) -> CategoricalColumn:
-    """:param found: structs of ``value`` and ``rows``"""
-    counts = dict(zip(found.struct["value"].to_list(), found.struct["rows"].to_list(), strict=True))
-    missing = counts.pop(None, 0)
-    if hidden:
-        counts = {pseudonym(value): rows for value, rows in counts.items()}
-    return _categorical(counts, missing, sum(counts.values()))
-
-
-def _categorical(counts: Mapping[str, int], missing: int, total: int, error: int = 0) -> CategoricalColumn:
+def categorical(counts: Mapping[str, int], missing: int, total: int, error: int = 0) -> CategoricalColumn:
     """Keep the commonest; what is dropped had at most so many rows as the commonest of it, and ``error``."""
     kept = dict(counts)
     if len(counts) > _MAX_CATEGORIES:
@@ -344,6 +193,11 @@ def _categorical(counts: Mapping[str, int], missing: int, total: int, error: int
         kept = {value: counts[value] for value in order[:_MAX_CATEGORIES]}
         error += counts[order[_MAX_CATEGORIES]]
     return CategoricalColumn(total, missing, kept, total - sum(kept.values()), error)
+
+
+def finite(value: float) -> float | None:
+    """None for what JSON cannot hold: moments of values near the largest float overflow."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _merge_columns(parts: Sequence[Profile | Part]) -> Columns:
@@ -365,7 +219,7 @@ def _merge_column(name: str, columns: Sequence[ColumnProfile]) -> ColumnProfile:
         for column in texts:
             counts.update(column.counts)
         total, error = sum(column.count for column in texts), sum(column.error for column in texts)
-        return _categorical(counts, missing, total, error)
+        return categorical(counts, missing, total, error)
     numbers = [column for column in columns if isinstance(column, NumericColumn)]
     if len(numbers) < len(columns):
         kinds = " and ".join(sorted({column.kind for column in columns}))
@@ -389,4 +243,4 @@ def _merge_moments(columns: Sequence[NumericColumn], total: int) -> tuple[float 
     variance = math.fsum(
         share * ((std or 0.0) ** 2 + (mean - near - away) ** 2) for share, mean, std in known
     )
-    return _finite(near + away), _finite(math.sqrt(variance))
+    return finite(near + away), finite(math.sqrt(variance))

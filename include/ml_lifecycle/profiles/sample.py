@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from ml_lifecycle.profiles.profile import NUMERIC, Segments, as_profiled, has_value
+from ml_lifecycle.profiles.profile import NUMERIC, Segments
+from ml_lifecycle.profiles.profiling import as_profiled, has_value
 from ml_lifecycle.records import ColumnSpec
 
 SAMPLE_ROWS = 5_000

@@ -132,8 +132,7 @@ def _fewer(values: Floats, weights: Floats | None) -> tuple[Floats, Floats]:
     """
     if weights is None and len(values) > SIZE and bool((values[1:] != values[:-1]).all()):
         # As below, without an array for what is 1 everywhere: a number of values is its own rank.
-        starts = np.unique(np.append(0, np.ceil(_CELLS * len(values) - 0.5).astype(np.int64)))
-        starts = starts[starts < len(values)]
+        starts = _cells(np.ceil(_CELLS * len(values) - 0.5).astype(np.int64), len(values))
         return _together(values, values, starts, np.diff(starts, append=len(values)).astype(np.float64))
     starts = _starts(values)
     if weights is None:
@@ -144,11 +143,19 @@ def _fewer(values: Floats, weights: Floats | None) -> tuple[Floats, Floats]:
     if len(values) <= SIZE:
         return values, weights
     below = np.cumsum(weights)
-    starts = np.unique(np.append(0, np.searchsorted(below - weights / 2, _CELLS * below[-1])))
-    starts = starts[starts < len(values)]
+    starts = _cells(np.searchsorted(below - weights / 2, _CELLS * below[-1]), len(values))
     with np.errstate(over="ignore", invalid="ignore"):  # beyond 1e300; such a mean is one of the values
         weighted = values * weights
     return _together(values, weighted, starts, np.add.reduceat(weights, starts))
+
+
+def _cells(ends: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Where each cell that has values starts.
+
+    :param ends: of the cells, rising
+    """
+    starts = np.append(0, ends[ends < n])
+    return starts[_starts(starts)]
 
 
 def _together(
@@ -161,7 +168,7 @@ def _together(
     return np.where(np.isnan(means), first, means).clip(first, last), total
 
 
-def _starts(rising: Floats) -> NDArray[np.int64]:
+def _starts(rising: Floats | NDArray[np.int64]) -> NDArray[np.int64]:
     """Where each run of equal values starts."""
     return np.flatnonzero(np.concatenate([[True], rising[1:] != rising[:-1]]))
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pyarrow as pa
 
-from ml_lifecycle.profiles.profile import NO_SEGMENTS, Profile, Segments, merge, profile_batches, read_profile
+from ml_lifecycle.profiles.profile import NO_SEGMENTS, Profile, Segments, merge, read_profile
+from ml_lifecycle.profiles.profiling import profile_batches
 from ml_lifecycle.records import ColumnSpec, canonical_json, to_json
 from ml_lifecycle.stages.validation_facts import in_pieces
 

@@ -20,7 +20,7 @@ import polars as pl
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.parquet import write_batches
 from ml_lifecycle.personal import personal_columns
-from ml_lifecycle.profiles.profile import Profiling
+from ml_lifecycle.profiles.profiling import Profiling
 from ml_lifecycle.records import Snapshot, TrainingSet, digest_of, from_json, to_json
 from ml_lifecycle.spec.folder import ModelFolder
 from ml_lifecycle.stages.feature_tables import build_tables, features_of

@@ -10,18 +10,17 @@ errors and latency are the endpoint's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.prediction_parts import Stretch
 from ml_lifecycle.adapters.predictions import PredictionWindow
 from ml_lifecycle.errors import NoSpaceError
 from ml_lifecycle.metrics import METRICS
 from ml_lifecycle.personal import told
-from ml_lifecycle.profiles.profile import Profile
 from ml_lifecycle.records import (
     Finding,
     Interval,
@@ -37,6 +36,7 @@ from ml_lifecycle.records import (
 from ml_lifecycle.spec.metrics import ONLINE_STORE
 from ml_lifecycle.spec.model import Alert, ModelSpec
 from ml_lifecycle.stages import monitor_drift, monitor_quality, monitor_replay, monitor_traffic
+from ml_lifecycle.stages.monitor_drift import Drift
 from ml_lifecycle.stages.monitor_kept import KeptFindings
 from ml_lifecycle.stages.monitor_labels import KnownLabels, room_for_labels
 from ml_lifecycle.stages.monitor_online import Online
@@ -60,8 +60,7 @@ class _Measured:
     """What was found in a window, before it is written."""
 
     findings: tuple[Finding, ...]
-    profile: Profile | None = None
-    sample: pl.DataFrame | None = None
+    drift: Drift
     quality: Quality | None = None
 
 
@@ -105,12 +104,15 @@ def monitor(
         path = f"monitoring/{spec.name}/{digest}"
         if lake.exists(f"{path}/manifest.json"):
             return replace(from_json(Monitoring, lake.read_json(f"{path}/manifest.json")), run=run)
-        window = _Window(spec, lake, log, kept, traffic, mature_until(spec.labels, run))
-        found = _measure(window, training, known)
+        window = _Window(spec, lake, log, kept, traffic, training, mature_until(spec.labels, run))
+        with ThreadPoolExecutor(1) as beside:  # much of both is NumPy's work, on one core
+            drift = beside.submit(_drift, window)
+            quality, failed = _quality(window, known)
+            replayed = monitor_replay.replay(spec, lake, environment_lake, log, kept, reference_for, offline)
+    found = _Measured((*_traffic(window), *failed, *drift.result().findings), drift.result(), quality)
     pages, failures = _write_reports(spec, lake, path, training, found)
     if label_error is not None:
         failures.append(Finding("labels", None, None, 0, error=label_error))
-    replayed = monitor_replay.replay(spec, lake, environment_lake, log, kept, reference_for, offline)
     of_store = (*online.staleness, *online.mismatches)
     told_of = [*found.findings, *of_store, *replayed.findings, *failures, *_unreadable(log)]
     findings, alerts = judge(told_of, spec.monitoring.alerts)
@@ -238,51 +240,58 @@ def _read_labels(known: KnownLabels, labels: pl.LazyFrame | None, run: Run) -> s
 
 @dataclass(frozen=True)
 class _Window:
-    """A window that is measured."""
+    """A window that is measured.
+
+    :param training: of the version that served most rows; None without one, or if nobody knows it
+    """
 
     spec: ModelSpec
     lake: Lake
     log: PredictionWindow
     kept: KeptFindings
     traffic: Traffic
+    training: Training | None
     mature: datetime
 
 
-def _measure(window: _Window, training: Training | None, known: KnownLabels) -> _Measured:
-    versions, spec = window.traffic.versions, window.spec
-    findings = list(window.traffic.findings())
-    if not versions:
-        return _Measured(tuple(findings))
-    main = versions[0]
-    if training is None:
+def _traffic(window: _Window) -> Iterator[Finding]:
+    yield from window.traffic.findings()
+    if window.traffic.versions and window.training is None:
+        main = window.traffic.versions[0]
         error = f"no training is known for model digest {main.model_digest} (version {main.version})"
-        return _Measured((*findings, Finding("reference", None, None, main.rows, error=error)))
-    stretches = window.traffic.of(main.model_digest)
-    quality, failures = _quality(window, training, stretches, main.rows, known)
+        yield Finding("reference", None, None, main.rows, error=error)
+
+
+def _drift(window: _Window) -> Drift:
+    """What the rows say that the training's model answered."""
+    spec, training = window.spec, window.training
+    if training is None:
+        return Drift(())
+    stretches = window.traffic.of(training.model_digest)
     if spec.engine == "spark":
         from ml_lifecycle.spark.windows import keep_profiles
 
         keep_profiles(spec, window.lake, window.log, training, window.kept, stretches)
-    drift = monitor_drift.measure(
+    return monitor_drift.measure(
         window.lake, window.log, training, spec.monitoring.segments, window.kept, stretches
     )
-    told = failures if quality is None else quality.findings
-    return _Measured((*findings, *told, *drift.findings), drift.profile, drift.sample, quality)
 
 
-def _quality(
-    window: _Window, training: Training, stretches: Sequence[Stretch], rows: int, known: KnownLabels
-) -> tuple[Quality | None, tuple[Finding, ...]]:
+def _quality(window: _Window, known: KnownLabels) -> tuple[Quality | None, tuple[Finding, ...]]:
     """What labels say, or why they cannot say it."""
-    spec = window.spec
+    spec, training = window.spec, window.training
+    if training is None:
+        return None, ()
+    stretches = window.traffic.of(training.model_digest)
     served = served_rows(window.log, training.model_digest, spec.task, window.kept, stretches)
     try:
-        return measure_quality(spec, window.lake, training, served, known, window.mature), ()
+        quality = measure_quality(spec, window.lake, training, served, known, window.mature)
     except OSError:
         raise  # the lake is unreachable: a retry helps
     except Exception as error:  # noqa: BLE001 - a label that fits no class or key must not hide the drift
-        text = told(error)
+        rows, text = window.traffic.versions[0].rows, told(error)
         return None, tuple(Finding(metric, None, None, rows, error=text) for metric in METRICS[spec.task])
+    return quality, quality.findings
 
 
 def _unreadable(log: PredictionWindow) -> Iterator[Finding]:
@@ -298,11 +307,12 @@ def _write_reports(
     """The window's profile and Evidently's pages: which were written, by subject, and what failed."""
     pages: dict[str, str] = {}
     failures: list[Finding] = []
-    if found.profile is not None:
-        lake.write_bytes(f"{path}/profile.json", canonical_json(to_json(found.profile)))
-    if training is not None and found.sample is not None:
+    profile, sample = found.drift.profile, found.drift.sample
+    if profile is not None:
+        lake.write_bytes(f"{path}/profile.json", canonical_json(to_json(profile)))
+    if training is not None and sample is not None:
         page, failed = monitor_drift.write_report(
-            lake, path, training, spec.monitoring.segments, found.sample, found.findings
+            lake, path, training, spec.monitoring.segments, sample, found.findings
         )
         failures.extend(failed)
         pages |= {"drift": page} if page is not None else {}

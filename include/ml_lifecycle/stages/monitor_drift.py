@@ -22,9 +22,9 @@ from ml_lifecycle.profiles.profile import (
     ProfileError,
     Segments,
     merge,
-    profile_batches,
     read_profile,
 )
+from ml_lifecycle.profiles.profiling import profile_batches
 from ml_lifecycle.profiles.sample import TURN, smallest, strata, turns
 from ml_lifecycle.records import (
     ColumnSpec,

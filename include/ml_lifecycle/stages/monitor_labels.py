@@ -76,7 +76,7 @@ class Parts:
 class KnownLabels:
     """The window's labels that were known before some moment: keys as text, ``event_time`` and ``truth``.
 
-    Of several labels for one key and time, the one known last holds.
+    Of several labels for one key and time, the one known last holds; if that is null, none does.
 
     :param digest: of them all, whatever their order
     """
@@ -101,8 +101,11 @@ class KnownLabels:
         total = 0
         for part in raw.each():
             if part is not None:
-                ordered = part.sort("known_at", TRUTH)
-                newest = ordered.unique(self.names, keep="last", maintain_order=False).drop("known_at")
+                newest = part.unique(self.names, keep="any", maintain_order=False)
+                if newest.height < part.height:  # few tables have revisions, and to sort takes the longest
+                    ordered = part.sort("known_at", TRUTH)
+                    newest = ordered.unique(self.names, keep="last", maintain_order=False)
+                newest = newest.drop("known_at").drop_nulls(TRUTH)
                 total = (total + _sum_of_hashes(newest)) % 2**256
                 self.rows += newest.height
                 self._parts.add(newest)
@@ -174,7 +177,10 @@ def _sum_of_hashes(rows: pl.DataFrame) -> int:
 
 
 def known_rows(labels: Labels, table: pl.LazyFrame, window: Interval, as_of: datetime) -> pl.LazyFrame:
-    """The window's labels that were known before ``as_of``: each key as ``key:…``, times and ``truth``."""
+    """The window's labels that were known before ``as_of``: each key as ``key:…``, times and ``truth``.
+
+    The truth of one that was withdrawn is null.
+    """
     return table.select(
         *(pl.col(key).alias(f"key:{key}") for key in labels.keys),
         pl.col(labels.event_time).cast(_UTC).alias(TIME),
@@ -183,7 +189,6 @@ def known_rows(labels: Labels, table: pl.LazyFrame, window: Interval, as_of: dat
     ).filter(
         pl.col(TIME).is_between(window.start, window.end, closed="left"),
         pl.col("known_at") < as_of,
-        pl.col(TRUTH).is_not_null(),
     )
 
 

@@ -73,7 +73,7 @@ def _held_against_labels(task: TaskType) -> tuple[str, ...]:
 def known_labels(labels: Labels, table: pl.LazyFrame, window: Interval, as_of: datetime) -> pl.DataFrame:
     """The window's labels that were known before ``as_of``: keys as text, ``event_time`` and ``truth``.
 
-    Of several labels for one key and time, the one known last holds. All of them in memory:
+    Of several for one key and time, the one known last holds; if that is null, none does. All in memory:
     :class:`.monitor_labels.KnownLabels` has them in parts.
 
     :raises polars.exceptions.PolarsError: a column of ``labels:`` in the spec is not in the table. Retry: no.
@@ -81,7 +81,8 @@ def known_labels(labels: Labels, table: pl.LazyFrame, window: Interval, as_of: d
     rows = known_rows(labels, table, window, as_of).collect()
     texts = rows.with_columns(label_texts(rows[f"key:{key}"]).alias(key) for key in labels.keys)
     names = [*labels.keys, TIME]
-    newest = texts.sort(*names, "known_at").unique(names, keep="last", maintain_order=True)
+    ordered = texts.sort(*names, "known_at", TRUTH)
+    newest = ordered.unique(names, keep="last", maintain_order=True).drop_nulls(TRUTH)
     return newest.select(*names, label_texts(newest[TRUTH]).alias(TRUTH))
 
 

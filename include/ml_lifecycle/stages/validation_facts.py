@@ -11,7 +11,8 @@ import polars as pl
 
 from ml_lifecycle.adapters.tables import TIMESTAMP
 from ml_lifecycle.errors import LifecycleError
-from ml_lifecycle.profiles.profile import Columns, profile_batches
+from ml_lifecycle.profiles.profile import Columns
+from ml_lifecycle.profiles.profiling import profile_batches
 from ml_lifecycle.records import ColumnSpec, Interval
 from ml_lifecycle.spec.contract_rules import Scalar
 

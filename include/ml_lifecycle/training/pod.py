@@ -30,15 +30,8 @@ from ml_lifecycle.errors import (
 )
 from ml_lifecycle.metrics import Answers, class_indices, measure_all
 from ml_lifecycle.personal import told, without_values
-from ml_lifecycle.profiles.profile import (
-    SCORE_COLUMN,
-    ColumnProfile,
-    Part,
-    Profile,
-    Segments,
-    make_profile,
-    read_profile,
-)
+from ml_lifecycle.profiles.profile import SCORE_COLUMN, ColumnProfile, Part, Profile, Segments, read_profile
+from ml_lifecycle.profiles.profiling import make_profile
 from ml_lifecycle.records import ColumnSpec, TrainingSet, from_json, to_json
 from ml_lifecycle.training.checkpoints import Checkpoints
 from ml_lifecycle.training.fit import classes_of, fit, labels_of, load_train, user_frames
