@@ -103,6 +103,7 @@ def with_query(connection: str) -> ModelSpec:
 def test_rows_come_from_whatever_database_a_connection_leads_to(connect: Connect, tmp_path: Path) -> None:
     """A connection whose provider is installed is opened by its own hook, any other by its URL."""
     connect("by_url", conn_type="postgres", extra={"url": f"sqlite:///{tmp_path}/a.db"})
+    connect("generic", conn_type="generic", extra={"url": f"sqlite:///{tmp_path}/g.db"})
     connect("by_hook", conn_type="sqlite", schema=f"{tmp_path}/b.db")
 
     class Database(DbApiHook):
@@ -121,10 +122,20 @@ def test_rows_come_from_whatever_database_a_connection_leads_to(connect: Connect
         return str(engine.url.database)
 
     assert ask("by_url") == f"{tmp_path}/a.db"
+    assert ask("generic") == f"{tmp_path}/g.db"
     assert ask("by_hook") == f"{tmp_path}/b.db"
     with mock.patch.object(BaseHook, "get_hook", autospec=True, return_value=Database("by_hook")):
         assert ask("by_hook") == f"{tmp_path}/c.db"
     assert source_options(with_query("by_url")) == {}
+    for odd, said in (
+        ({"conn_type": "nothing", "host": "db"}, "sqlalchemy.dialects:nothing"),
+        ({"conn_type": "generic", "extra": {"url": "/some/path.db"}}, "Could not parse SQLAlchemy URL"),
+    ):
+        connect("odd", **odd)
+        with pytest.raises(
+            ConnectionIncompleteError, match=f"'odd' leads to no database .*{said}.* its extra"
+        ):
+            ask("odd")
 
 
 def test_an_api_is_asked_as_its_connection_says(connect: Connect) -> None:
@@ -145,6 +156,8 @@ def test_an_api_is_asked_as_its_connection_says(connect: Connect) -> None:
         assert (by_url.headers["X-Key"], by_url.auth) == ("k", None)
     with pytest.raises(ConnectionIncompleteError, match="connection 'api' needs a host"):
         client()
+    with pytest.raises(ConnectionIncompleteError, match="'api' has an address that is none: Invalid port"):
+        client(host="http://shop.example:port")
 
 
 def test_brokers_are_configured_as_airflow_s_kafka_hooks_are(connect: Connect) -> None:

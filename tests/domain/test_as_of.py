@@ -134,6 +134,18 @@ def test_a_key_that_no_entity_row_can_have_is_in_nobodys_way(
         assert joined["value"].to_list() == found
 
 
+@pytest.mark.parametrize("dtype", [pl.Date(), pl.Datetime("ms"), pl.Boolean(), pl.Int8()])
+def test_keys_that_a_table_holds_as_text_are_found(dtype: pl.DataType) -> None:
+    """As a view's table does whose entity is declared STRING."""
+    keys = pl.Series("key", [0, 1, None], pl.Int8).cast(pl.Int64).cast(dtype)
+    rows = pl.DataFrame({"key": keys.cast(pl.String), "event": [START] * 3, "value": [1, 2, 3]})
+    table = Table("view", rows.lazy(), {"key": "key"}, {"found": "value"}, "event")
+    asked = pl.DataFrame({"key": keys, "moment": [START] * 3})
+    found = pl.concat(join_as_of(asked.lazy(), "moment", [table]))
+    assert found["found"].to_list() == [1, 2, None]
+    assert found.schema["key"] == dtype
+
+
 def test_columns_that_are_missing_or_there_twice_are_named() -> None:
     table = pl.LazyFrame({"key": ["a"], "value": [1], "event": [START]})
     rows = pl.LazyFrame({"key": ["a"], "at": [START]})

@@ -1,15 +1,18 @@
 """The command line: what it prints, where, and its exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pytest
 from delivery_kit import make_candidate, make_model
+from small_disk import small_disk
 from training_world import make_folder
 
 from ml_lifecycle import cli
@@ -86,6 +89,33 @@ def test_schema_prints_or_writes_the_same(
     assert main(["schema", name, "--output", str(tmp_path / "schema.json")]) == 0
     assert (tmp_path / "schema.json").read_text() == printed
     assert json.loads(printed)["$id"] == f"urn:airflow-ml-lifecycle:{name}:1"
+
+
+def test_a_schema_that_finds_no_room_leaves_what_was_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        path, link = disk.folder / "schema.json", disk.folder / "link.json"
+        path.write_text("former")
+        link.symlink_to(path)
+        disk.fill()
+        assert main(["schema", "--output", str(link)]) == 1
+        assert f"no room for {path}: No space left on device" in capsys.readouterr().err
+        assert path.read_text() == "former"
+        disk.free()
+        assert main(["schema", "--output", str(link)]) == 0
+        assert json.loads(path.read_text())["$id"] == "urn:airflow-ml-lifecycle:model:1"
+        assert {one.name for one in disk.folder.iterdir()} == {path.name, link.name}
+
+
+def test_a_schema_may_be_written_to_what_is_no_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        text = reader.submit(pipe.read_text)
+        assert main(["schema", "--output", str(pipe)]) == 0
+        assert json.loads(text.result(60))["$id"] == "urn:airflow-ml-lifecycle:model:1"
+    assert pipe.is_fifo()
 
 
 def test_a_name_of_two_words_is_a_group_with_a_subcommand() -> None:

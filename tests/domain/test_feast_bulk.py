@@ -186,13 +186,14 @@ def test_a_server_reads_what_was_written(store: FeatureStore) -> None:
     url = f"redis://{online.connection_string.split(',')[0]}/1" if online.type == "redis" else None
     reader = OnlineReader(registry_bytes(store), "service", url or f"sqlite:///{online.path}")
     asked = {"user_id": [2, 0, 9], "shop": ["é", "é", "é"]}
-    found, stale, unknown = reader.look_up(asked, START + timedelta(hours=1))
+    found, stale, unknown, ages = reader.look_up(asked, START + timedelta(hours=1))
     assert unknown == [2], "the first is there, without values"
+    assert ages == {"view": pytest.approx(3600)}
     assert found["a"] == [None, -1, None]
     assert found["f"] == [None, "é" * 200, None]
     assert found["j"] == [None, ["a", ""], None]
     assert stale == {}
-    late, stale, _ = reader.look_up(asked, START + timedelta(days=2))
+    late, stale, *_ = reader.look_up(asked, START + timedelta(days=2))
     assert late["a"] == [None, None, None]
     assert stale["a"] == 1
     reader.close()

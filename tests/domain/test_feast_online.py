@@ -305,6 +305,24 @@ def test_a_key_that_no_view_has_a_row_of_is_unknown(place: Place) -> None:
     assert late.unknown == [2, 3], "what is too old is known all the same"
 
 
+def test_the_age_of_what_was_read_is_that_of_each_views_oldest_row(place: Place) -> None:
+    written = user_rows(("a", hours(1), 1.0), ("b", hours(3), 2.0), ("later", hours(5), 3.0))
+    reader = OnlineReader(place.write(written), "service", place.url)
+
+    def ages(users: list[object], *moments: datetime) -> dict[str, float]:
+        found = reader.look_up({"user_id": users, "shop_id": [9] * len(users)}, list(moments)).ages
+        return {view: seconds / 3600 for view, seconds in found.items()}
+
+    assert ages(["b"], hours(4)) == {"users": pytest.approx(1)}
+    assert ages(["a", "b", "nobody"], *[hours(4)] * 3) == {"users": pytest.approx(3)}
+    assert ages(["a", "b"], hours(2), hours(20)) == {"users": pytest.approx(17)}, (
+        "each row has its own moment"
+    )
+    assert ages(["later"], hours(4)) == {"users": 0}
+    assert ages(["nobody", None], hours(4), hours(4)) == {}
+    assert ages([]) == {}
+
+
 def test_rows_are_given_again_for_a_while(place: Place) -> None:
     """From memory, as many as fit; a value given again is as old as it is."""
     registry = place.write(user_rows(*((user, hours(1), 1.0) for user in "abc")))
@@ -312,7 +330,7 @@ def test_rows_are_given_again_for_a_while(place: Place) -> None:
     reader = OnlineReader(registry, "service", place.url, 5.0, 2, lambda: now)
 
     def spent(*users: str, at: float = 2) -> list[object]:
-        found, stale, _ = reader.look_up({"user_id": users, "shop_id": [1] * len(users)}, hours(at))
+        found, stale, *_ = reader.look_up({"user_id": users, "shop_id": [1] * len(users)}, hours(at))
         assert stale.get("spent", 0) == found["spent"].count(None)
         return found["spent"]
 
@@ -341,12 +359,12 @@ def test_on_demand_features_are_made_online_and_are_as_old_as_what_they_are_made
     materialise(store, hours(0), hours(1000))
     reader = OnlineReader(registry_bytes(store), "service", place.url)
     keys = {"user_id": ["a", "b", "nobody"], "shop_id": [1, 1, 1]}
-    found, stale, _ = reader.look_up(keys, hours(2))
+    found, stale, *_ = reader.look_up(keys, hours(2))
     assert found["spent"] == [1.5, None, None]
     assert found["double"][0] == 3.0
     assert all(value is None or value != value for value in found["double"][1:])
     assert stale == {}
-    found, stale, _ = reader.look_up(keys, hours(8))
+    found, stale, *_ = reader.look_up(keys, hours(8))
     assert found["spent"] == [None, None, None]
     assert found["double"][0] is None, "made from a value that was too old"
     assert stale["spent"] == stale["double"] == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import pandas as pd
@@ -19,7 +20,8 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String
 
 from ml_lifecycle.adapters import as_of as joins
-from ml_lifecycle.adapters.feast_repo import repo_config
+from ml_lifecycle.adapters.feast_bulk import materialise
+from ml_lifecycle.adapters.feast_repo import Features, repo_config
 from ml_lifecycle.adapters.feast_store import AsOfOfflineStore
 from ml_lifecycle.errors import FeatureError
 
@@ -189,6 +191,54 @@ def test_views_of_several_entities_mapped_columns_other_key_names_and_on_demand_
     assert found["doubled__double"].tolist() == [3.0, 3.0]
     found = made.get_historical_features(entity_df=asked, features=moved, full_feature_names=True).to_df()
     assert found["home__size"].isna().tolist() == [False, True]
+
+
+def test_times_may_be_named_as_they_are_mapped(tmp_path: Path) -> None:
+    """As Feast's own stores take them; by their names in the table they are taken too."""
+    rows = [
+        {"driver_id": key, "happened": hours(hour), "noted": hours(noted), "rating": rating}
+        for key, hour, noted, rating in [
+            ("a", 1, 3, 0.25),
+            ("a", 1, 4, 0.5),
+            ("a", 1, 2, 0.75),
+            ("b", 2, 2, 1.0),
+            ("b", 9, 9, 2.0),
+        ]
+    ]
+    frame = pl.DataFrame(rows, schema_overrides={"happened": TIME, "noted": TIME})
+    frame.write_parquet(tmp_path / "trips.parquet")
+    asked = moments(("a", hours(5)), ("b", hours(5)), ("a", hours(0)))
+    found, pulled = [], []
+    for event, created in (("event_timestamp", "created"), ("happened", "noted")):
+        trips = FeatureView(
+            name="trips",
+            entities=[driver],
+            schema=[Field(name="rating", dtype=Float64)],
+            source=FileSource(
+                name="trips",
+                path="trips.parquet",
+                timestamp_field=event,
+                created_timestamp_column=created,
+                field_mapping={"happened": "event_timestamp", "noted": "created"},
+            ),
+        )
+        service = FeatureService(name="every", features=[trips])
+        objects = {"driver": driver, "trips": trips, "every": service}
+        features = Features.of(SimpleNamespace(**objects), "test", "every")  # type: ignore[arg-type]
+        assert features.source_tables()["trips"].keys() == {"driver_id", "rating", "happened", "noted"}
+        assert features.order_of(trips) == ["happened", "noted"]
+        assert features.counting("trips", frame.lazy(), hours(5)).collect().height == 4
+        made = store(tmp_path, trips, service)
+        found.append(made.get_historical_features(entity_df=asked, features=service).to_df()["rating"])
+        online = repo_config("test", tmp_path, f"sqlite:///{tmp_path}/{event}.db")
+        made = FeatureStore(config=online)
+        made.apply([driver, trips, service])
+        materialise(made, hours(0), hours(6))
+        keys = [{"driver_id": key} for key in "ab"]
+        pulled.append(made.get_online_features(features=service, entity_rows=keys).to_dict()["rating"])
+    assert found[0].isna().tolist() == [False, False, True]
+    assert [ratings.tolist()[:2] for ratings in found] == [[0.5, 1.0]] * 2
+    assert pulled == [[0.5, 1.0]] * 2
 
 
 def test_entity_rows_may_be_a_frame_of_whatever_types(tmp_path: Path) -> None:

@@ -126,6 +126,25 @@ def test_a_page_may_be_empty_and_the_last_need_not_say_that_it_is(api: Api) -> N
     assert read(api, rows="items", next="paging.next", next_parameter="token") == [{"id": 0}, {"id": 1}]
 
 
+def test_a_name_that_no_answer_has_is_not_taken_for_the_last_page(api: Api) -> None:
+    answered = {"items": [{"id": 1}], "links": {"prev": None, "next": "orders?from=1"}}
+    api.answer = lambda path, given: (200, {}, answered if not given else {"items": [{"id": 2}]})
+    both = [{"id": 1}, {"id": 2}]
+    assert read(api, rows="items", next="links.next") == both
+    said = r"'links.nxt', where http.next .*: links has prev, next\. Correct it; or write next_optional: true"
+    with pytest.raises(SourceError, match=said):
+        read(api, rows="items", next="links.nxt")
+    with pytest.raises(SourceError, match=r"'paging.next', where http.next says .*: it has items, links"):
+        read(api, rows="items", next="paging.next")
+    # What an empty page lacks says nothing; and once all pages were fetched, the name was there.
+    api.answer = lambda path, given: (200, {}, {"items": []})
+    assert read(api, rows="items", next="links.next") == []
+    api.answer = lambda path, given: (200, {}, {"items": [{"id": 3}]})
+    later = {"cursor": "id", "cursor_parameter": "since"}
+    assert read(api, since=2, rows="items", next="links.next", **later) == [{"id": 3}]
+    assert read(api, rows="items", next="links.next", next_optional=True) == [{"id": 3}]
+
+
 def test_what_is_nested_becomes_columns(api: Api) -> None:
     api.answer = lambda path, given: (200, {}, [{"id": 1, "price": {"amount": 1.5}}, {"id": 2, "note": "x"}])
     assert read(api) == [
@@ -158,15 +177,32 @@ def test_who_never_answers_is_given_up_and_a_retry_may_help(api: Api) -> None:
     away.close()
 
 
+def test_an_address_that_is_none_is_not_asked_again(api: Api) -> None:
+    with (
+        httpx.Client(base_url="htp://shop.example") as client,
+        pytest.raises(
+            SourceError, match=r"address is htp://shop.example, and begins neither with http:// nor"
+        ),
+    ):
+        read_pages(client, Http(path="orders"), None, "source 'orders'")
+
+
 @pytest.mark.parametrize(
     ("answer", "http", "said"),
     [
-        ((401, {}, b""), {}, "127.0.0.1/v1/orders answered 401 Unauthorized"),
-        ((302, {"Location": "http://elsewhere/"}, b""), {}, "answered 302"),
-        ((200, {}, b"<html>"), {}, "answered no JSON"),
-        ((200, {}, {"data": []}), {"rows": "data.items"}, "the answer has no 'data.items'"),
+        ((401, {}, b""), {}, "127.0.0.1/v1/orders answered 401 Unauthorized: look at the login"),
+        ((404, {}, b""), {}, "answered 404 Not Found: http.path comes after the address"),
+        ((422, {}, b""), {}, "answered 422 .*: are http.parameters and cursor_parameter what"),
+        ((302, {"Location": "https://other/a?key=1"}, b""), {}, "leads on to https://other/a; write where"),
+        ((418, {}, b""), {}, "answered 418 I'm a [Tt]eapot$"),
+        ((200, {"Content-Type": "text/html"}, b"<html>"), {}, "answered no JSON, but text/html: is that"),
+        (
+            (200, {}, {"data": []}),
+            {"rows": "data.items"},
+            "the answer has no 'data.items', .*: data is no object",
+        ),
         ((200, {}, {"data": {"id": 1}}), {"rows": "data"}, "'data' is no list of objects"),
-        ((200, {}, [1, 2]), {}, "'the answer' is no list of objects"),
+        ((200, {}, [1, 2]), {}, "the answer is no list of objects: http.rows says where"),
         (
             (200, {}, {"rows": [{"id": 1}], "next": "https://elsewhere.example/orders"}),
             {"rows": "rows", "next": "next"},
@@ -175,11 +211,21 @@ def test_who_never_answers_is_given_up_and_a_retry_may_help(api: Api) -> None:
         (
             (200, {}, {"rows": [{"id": 1}], "next": "/v1/orders"}),
             {"rows": "rows", "next": "next"},
-            "leads back to a page that was read",
+            "leads back to a page that was read: /v1/orders$",
+        ),
+        (
+            (200, {}, {"rows": [{"id": 1}], "next": "t"}),
+            {"rows": "rows", "next": "next", "next_parameter": "tok"},
+            "leads back to a page that was read: /v1/orders: is 'tok' what the API takes 'next' by",
+        ),
+        (
+            (200, {}, {"rows": [{"id": 1}], "next": "http://a:b"}),
+            {"rows": "rows", "next": "next"},
+            "what 'next' says of the next page is no URL",
         ),
         ((200, {}, [{"id": 1}]), {"page_parameter": "seite"}, "alike: does 'seite' name the page"),
-        ((200, {}, [{"id": 10**40}]), {}, "one that no column can hold"),
-        ((200, {}, b'[{"id": "\\ud800"}]'), {}, "one that no column can hold"),
+        ((200, {}, [{"at": "now", "id": 10**40}]), {}, "of column 'id' is one that no column can hold"),
+        ((200, {}, b'[{"id": "\\ud800"}]'), {}, "of column 'id' is one that no column can hold"),
     ],
 )
 def test_what_is_answered_otherwise_is_said(
@@ -224,6 +270,7 @@ def test_only_what_is_new_is_asked_for_and_kept(api: Api, tmp_path: Path) -> Non
     [
         ({"page_parameter": "page", "next": "next"}, "or next, not both"),
         ({"next_parameter": "token"}, "needs next"),
+        ({"next_optional": True}, "needs next"),
         ({"cursor": "at"}, "and cursor_parameter go together"),
         ({"path": "https://elsewhere.example/orders"}, "leave the address out"),
         ({"path": "//elsewhere.example/orders"}, "leave the address out"),

@@ -88,7 +88,7 @@ def split(spec: ModelSpec, training: Asked, labels: pl.DataFrame) -> tuple[Spans
     )
     changed = spec.model_copy(
         update={
-            "labels": spec.labels.model_copy(update={"delay": training.delay}),
+            "labels": spec.labels.model_copy(update={"delay": training.delay, "column": "label"}),
             "training": spec.training.model_copy(update={"data": data}),
         }
     )

@@ -256,6 +256,10 @@ def test_the_commands(
     listed = said("list", folder)
     assert [line[:12] for line in listed] == [one.digest[:12] for one in snapshots[::-1]]
     assert listed[0][12:] == "  as of 2013-07-01 00:00  events 181  (not validated)"
+    assert main(["snapshots", "list", folder, "--limit", "2"]) == 0
+    some = capsys.readouterr()
+    assert some.out.splitlines() == listed[:2]
+    assert some.err == f"{len(listed) - 2} older ones are left out: --limit {len(listed)} shows all\n"
     before, after = (one.digest[:12] for one in snapshots[2:4])
     assert said("compare", folder, before, after)[-1] == "  2013-04: 30 added, 0 removed, 0 changed"
     would = said("collect", folder, "--newest", "1", "--days", "0", "--dry-run")

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from ml_lifecycle.delivery.route import Variant
 from ml_lifecycle.delivery.strategies import Step, next_step, step_at, steps_of, watch_at
-from ml_lifecycle.spec.model import Delivery
+from ml_lifecycle.spec.delivery import Delivery
 
 LABELS = {"labels": {"margin": 0.02}}
 

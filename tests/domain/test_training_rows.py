@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from small_model import DAY, START, land, write_model
+from small_model import DAY, HOUR, START, land, write_model
 from training_world import attempt_at
 
 from ml_lifecycle.adapters import as_of, sorting
@@ -29,7 +29,7 @@ from ml_lifecycle.stages.feature_tables import INSTANT, build_tables, features_o
 from ml_lifecycle.stages.features import build_training_set
 from ml_lifecycle.stages.ingest import ingest
 from ml_lifecycle.stages.train import plan_training
-from ml_lifecycle.stages.training_rows import Spans
+from ml_lifecycle.stages.training_rows import Spans, labelled_rows
 from ml_lifecycle.training.pod import run_attempt
 
 DAYS = 7
@@ -104,10 +104,18 @@ def whole(world: World) -> tuple[dict[str, bytes], pl.DataFrame]:
     known = (
         pl.read_parquet(lake.full_path(tables.tables["labels"]))
         .with_columns(times)
-        .filter(pl.col(labels.known_at) < END, pl.col(labels.column).is_not_null())
-        .sort(labels.event_time, *labels.keys, labels.known_at, maintain_order=True)
+        .filter(pl.col(labels.known_at) < END)
+        .sort(
+            labels.event_time,
+            *labels.keys,
+            labels.known_at,
+            pl.col(labels.column).is_not_null(),
+            maintain_order=True,
+        )
     )
-    parts = [known_last(part.collect(), labels) for part in spans.split(known.lazy())]
+    newest = [known_last(part.collect(), labels) for part in spans.split(known.lazy())]
+    parts = [part.drop_nulls(labels.column) for part in newest]
+    assert any((part[labels.column].is_null() & part["machine_id"].is_not_null()).any() for part in newest)
     rows = pl.concat(parts)
     moment = pl.col(labels.event_time).alias("event_timestamp")
     with local_tables(lake, tables) as path:
@@ -191,10 +199,52 @@ def test_missing_values_are_counted_in_all_rows(
     (message,) = said
     tables = build_tables(folder, lake, world.snapshot)
     spans = Spans.of(folder.spec, END)
-    labels = lake.scan([tables.tables["labels"]]).filter(pl.col("failed").is_not_null())
-    asked = pl.concat(spans.split(labels.filter(pl.col("known_at") < END))).collect()
+    labels = lake.scan([tables.tables["labels"]])
+    parts = spans.split(labels.filter(pl.col("known_at") < END))
+    asked = pl.concat(known_last(part.collect(), folder.spec.labels) for part in parts).drop_nulls("failed")
     lacking = asked["machine_id"].is_null() | (asked["machine_id"] == "m07")
     assert f"'age' is int and has no value in {lacking.sum()} of {asked.height} rows, which" in message
+
+
+def test_a_label_that_was_withdrawn_is_unknown_from_then_on(tmp_path: Path, world: World) -> None:
+    labels, spans = world.folder.spec.labels, Spans.of(world.folder.spec, END)
+    tables = build_tables(world.folder, world.lake, world.snapshot)
+    early, late = spans.train.start + DAY, spans.holdout.start + DAY
+    rows = [  # machine, event, known, label
+        ("withdrawn", early, early + HOUR, True),
+        ("withdrawn", early, early + 2 * HOUR, None),
+        ("restored", early, early + HOUR, True),
+        ("restored", early, early + 2 * HOUR, None),
+        ("restored", early, early + 3 * HOUR, False),
+        ("withdrawn once the holdout had begun", early, early + HOUR, True),
+        ("withdrawn once the holdout had begun", early, spans.holdout.start, None),
+        ("null at once", early, early + HOUR, True),
+        ("null at once", early, early + HOUR, None),
+        ("held out", late, late + HOUR, False),
+        ("held out and withdrawn", late, late + HOUR, True),
+        ("held out and withdrawn", late, late + 2 * HOUR, None),
+        ("held out and withdrawn later", late, late + HOUR, True),
+        ("held out and withdrawn later", late, END, None),
+    ]
+    columns = ["machine_id", labels.event_time, labels.known_at, labels.column]
+    lake = world.at(tmp_path / "lake")
+
+    def found(frame: pl.DataFrame) -> list[tuple[str, bool]]:
+        write_parquet(lake, tables.tables["labels"], frame)
+        with labelled_rows(lake, tables, labels, spans, END) as labelled:
+            return labelled.rows.select("machine_id", labels.column).collect().rows()
+
+    frame = pl.DataFrame(rows, columns, orient="row")
+    assert found(frame) == [
+        ("null at once", True),
+        ("restored", False),
+        ("withdrawn once the holdout had begun", True),
+        ("held out", False),
+        ("held out and withdrawn later", True),
+    ]
+    gone = frame.filter(pl.col("machine_id").is_in(["withdrawn", "held out"]))
+    with pytest.raises(FeatureError, match="every label in the training span was withdrawn"):
+        found(gone)
 
 
 EMPTY: Mapping[str, Callable[[pl.Expr, Spans], pl.Expr]] = {

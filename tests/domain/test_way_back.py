@@ -19,7 +19,9 @@ from waiting import wait_until
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.cli import main
+from ml_lifecycle.delivery import checks
 from ml_lifecycle.delivery.audit import verify
+from ml_lifecycle.delivery.checks import Clock
 from ml_lifecycle.delivery.sagemaker_found import Note, keep_note
 from ml_lifecycle.errors import ReleaseChecksError
 from ml_lifecycle.ledger.ledger import Ledger
@@ -152,6 +154,25 @@ def test_what_would_be_served_is_checked_where_a_server_is_named(
     assert main(world.rollback_command()) == 1
     assert "version 2 stays live" in capsys.readouterr().err
     assert world.live().version == "2"
+
+
+def test_what_is_waited_for_is_told_meanwhile(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world, passed = place.world(1, 2), [0.0]
+
+    def sleep(seconds: float) -> None:
+        told.append(capsys.readouterr().err)
+        passed[0] += seconds
+
+    told: list[str] = []
+    clock = Clock(lambda: NOW, lambda: passed[0], sleep)
+    monkeypatch.setattr(checks, "Clock", lambda now: clock)
+    main([*world.rollback_command(), "--server", "http://127.0.0.1:1"])
+    assert passed[0] >= 60
+    silent = f"for http://127.0.0.1:1 to come to revision {world.live().revision}: "
+    assert f"waiting up to 60 s {silent}" in told[0]
+    assert sum(silent in text for text in told) == 1
 
 
 def test_a_wrong_token_is_said_before_anything_is_changed(

@@ -31,7 +31,7 @@ ROWS: dict[tuple[object, ...], dict[str, object]] = {
 }
 NOBODY: dict[str, object] = {"hour": 7}  # of a view without keys; no other has anything of them
 
-LookedUp = tuple[Mapping[str, list[object]], Mapping[str, int], Sequence[int]]
+LookedUp = tuple[Mapping[str, list[object]], Mapping[str, int], Sequence[int], Mapping[str, float]]
 RECEIVED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -62,7 +62,8 @@ class MemoryReader:
         stale = {"wind": origins.count("STALE")} if "STALE" in origins else {}
         unknown = [number for number, row in enumerate(found) if row in ({}, NOBODY)]
         values = {name: [row.get(name) for row in found] for name in ("carrier", "wind", "hour")}
-        return values, stale, unknown
+        ages = {"flights": 7200.0} if len(unknown) < len(origins) else {}
+        return values, stale, unknown, ages
 
     def close(self) -> None:
         self.closed.append(self.registry)
@@ -258,6 +259,11 @@ def test_what_is_missing_or_too_old_is_counted(publisher: Publisher, client: htt
     assert lacking % ("wind", "stale", 1) in text
     assert lacking % ("carrier", "missing", 2) in text
     assert 'feature="hour"' not in text
+    age = 'ml_lifecycle_feature_age_seconds_%s{endpoint="late",%sview="flights"} %.1f'
+    assert age % ("bucket", 'le="3600.0",', 0) in text
+    assert age % ("bucket", 'le="21600.0",', 1) in text
+    assert age % ("sum", "", 7200) in text
+    assert age % ("count", "", 1) in text
 
 
 def test_unknown_keys_are_answered_from_missing_values_and_show(

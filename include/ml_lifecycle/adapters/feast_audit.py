@@ -11,7 +11,7 @@ import polars as pl
 from feast import FeatureStore, FeatureView
 
 from ml_lifecycle.adapters.feast_repo import Features, historical_features
-from ml_lifecycle.adapters.feast_store import source_columns
+from ml_lifecycle.adapters.feast_store import source_columns, time_columns
 from ml_lifecycle.personal import masked
 
 _RELATIVE = 1e-6  # Float32 values are rounded once more on their way through the online store
@@ -67,7 +67,7 @@ def _sample(
     source = view.batch_source
     in_source = source_columns(source)
     rows = pl.scan_parquet(store.config.repo_path / source.path).filter(
-        pl.col(source.timestamp_field) <= moment
+        pl.col(time_columns(source)[0]) <= moment
     )
     found = (
         rows.select(pl.col(in_source.get(key, key)).alias(key) for key in keys)

@@ -32,7 +32,7 @@ from ml_lifecycle.adapters.feast_online import (
     table_name,
 )
 from ml_lifecycle.adapters.feast_retrieval import AsOfRetrievalJob
-from ml_lifecycle.adapters.feast_store import source_columns
+from ml_lifecycle.adapters.feast_store import source_columns, time_columns
 from ml_lifecycle.adapters.feast_values import values_of, with_messages
 from ml_lifecycle.adapters.newest import changed, newest
 from ml_lifecycle.adapters.online_file import PackedRow
@@ -92,14 +92,14 @@ def rows_of(view: FeatureView, table: pl.LazyFrame, known_by: datetime | None = 
     :param known_by: when the rows were created, for a source that does not say it itself
     """
     source, in_source = view.batch_source, source_columns(view.batch_source)
-    keys, created = _key_types(view), source.created_timestamp_column
+    keys, (event, created) = _key_types(view), time_columns(source)
     rows = table.select(
         *(_cast(pl.col(in_source.get(key, key)), dtype).alias(key) for key, dtype in keys.items()),
         *(
             _cast(pl.col(in_source.get(name, name)), DTYPES.get(kind)).alias(name)
             for name, kind in fields_of(view)
         ),
-        pl.col(source.timestamp_field).cast(_TIMESTAMP).alias(EVENT),
+        pl.col(event).cast(_TIMESTAMP).alias(EVENT),
         (pl.col(created) if created else pl.lit(known_by)).cast(_TIMESTAMP).alias(CREATED),
     ).drop_nulls([*keys, EVENT])
     return rows if keys else rows.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
@@ -147,13 +147,14 @@ def materialise(
     with contextlib.closing(bulk_writer(config)) as writer:
         for view in stored_views(store):
             source, in_source = view.batch_source, source_columns(view.batch_source)
+            event, created = time_columns(source)
             job = offline.pull_latest_from_table_or_query(
                 config=config,
                 data_source=source,
                 join_key_columns=[in_source.get(key, key) for key in _key_types(view)],
                 feature_name_columns=[in_source.get(field.name, field.name) for field in view.features],
-                timestamp_field=source.timestamp_field,
-                created_timestamp_column=source.created_timestamp_column or None,
+                timestamp_field=event,
+                created_timestamp_column=created,
                 start_date=start,
                 end_date=end,
             )

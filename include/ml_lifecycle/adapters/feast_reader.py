@@ -33,6 +33,7 @@ from ml_lifecycle.adapters.feast_repo import repo_config
 from ml_lifecycle.errors import FeatureError
 
 _MICROSECOND = timedelta(microseconds=1)
+_ABSENT = -(2**63)  # the age of a row that is not there
 
 Key = tuple[object, ...]
 
@@ -54,11 +55,13 @@ class Found(NamedTuple):
     :param values: one list a feature, rows in the keys' order, None where there is no value
     :param stale: how many values of each feature were there and too old
     :param unknown: numbers of the rows whose keys no view has a row of
+    :param ages: stored view → the age of its oldest row that was read, in seconds at the moment asked about
     """
 
     values: dict[str, list[object]]
     stale: dict[str, int]
     unknown: list[int]
+    ages: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -155,19 +158,18 @@ class OnlineReader:
     def look_up(
         self, entities: Mapping[str, Sequence[object]], as_of: datetime | Sequence[datetime] | None = None
     ) -> Found:
-        """As :meth:`read`, with what was too old, and which keys are unknown."""
+        """As :meth:`read`, with what was too old, which keys are unknown, and how old what was read is."""
         rows = self.rows(entities)
         columns = zip(*(row.values for row in rows), strict=True) if rows else itertools.repeat(())
         values = {name: [*column] for name, column in zip(self._plan.features, columns, strict=False)}
         unknown = self._unknown(rows)
         if as_of is None:
-            return Found(values, {}, unknown)
+            return Found(values, {}, unknown, {})
         # What counts at a moment was known before it: as in training, Feast is asked an instant earlier.
-        if isinstance(as_of, datetime):
-            known = [microseconds(as_of) - 1] * len(rows)
-        else:
-            known = [microseconds(moment) - 1 for moment in as_of]
-        return Found(values, self._expire(values, rows, known), unknown)
+        moments = [as_of] * len(rows) if isinstance(as_of, datetime) else as_of
+        known = [microseconds(moment) - 1 for moment in moments]
+        stale, ages = self._expire(values, rows, known)
+        return Found(values, stale, unknown, ages)
 
     def _unknown(self, rows: Sequence[Row]) -> list[int]:
         """Rows that no view has anything of; views without keys have the same of everybody."""
@@ -214,23 +216,26 @@ class OnlineReader:
 
     def _expire(
         self, values: dict[str, list[object]], rows: Sequence[Row], known: Sequence[int]
-    ) -> dict[str, int]:
-        """Take out what was too old; returns how many values of each feature."""
+    ) -> tuple[dict[str, int], dict[str, float]]:
+        """Take out what was too old; returns how many values of each feature, and the ages."""
         stale: dict[str, int] = {}
+        oldest: dict[str, float] = {}
         expired: list[set[int]] = []
         for at, served in enumerate(self._plan.views):
+            read = zip((row.events[at] for row in rows), known, strict=True)
+            ages = [_ABSENT if event is None else moment - event for event, moment in read]
+            age, lifetime = max(ages, default=_ABSENT), served.lifetime_us
             old: list[int] = []
-            if (lifetime := served.lifetime_us) is not None:
-                for number, (row, moment) in enumerate(zip(rows, known, strict=True)):
-                    event = row.events[at]
-                    if event is not None and event < moment - lifetime:
-                        old.append(number)
+            if age > _ABSENT:
+                oldest[served.view.name] = max(age, 0) / 1e6
+                if lifetime is not None and age > lifetime:
+                    old = [number for number, one in enumerate(ages) if one > lifetime]
             gone = [_take_out(values, name, old, stale) for name in served.features] if old else []
             expired.append(set().union(*gone))
         # Feast has computed them from values that were too old.
         for name, sources in self._plan.derived.items():
             _take_out(values, name, sorted(set().union(*(expired[at] for at in sources))), stale)
-        return stale
+        return stale, oldest
 
 
 def _take_out(

@@ -17,7 +17,7 @@ import polars as pl
 from feast import FeatureView
 
 from ml_lifecycle.adapters.feast_repo import Features, historical_features, open_store
-from ml_lifecycle.adapters.feast_store import source_columns
+from ml_lifecycle.adapters.feast_store import source_columns, time_columns
 
 _ASKED, _MOMENT = "__asked", "event_timestamp"
 
@@ -99,7 +99,7 @@ class OfflineRows:
         source, rows = view.batch_source, self._rows[view.batch_source.name]
         for key, asked in self._asked_by(view).items():
             rows = rows.filter(pl.col(key) == pl.lit(self._asked[asked][row], self._asked[asked].dtype))
-        event, created = source.timestamp_field, source.created_timestamp_column or None
+        event, created = time_columns(source)
         rows = rows.sort([event, *([created] if created else [])], maintain_order=True, nulls_last=False)
         return [
             Event(
@@ -137,7 +137,7 @@ class OfflineRows:
         """A table's rows that may say something about an asked one."""
         first = self._asked[_MOMENT].min()
         if view.ttl and isinstance(first, datetime):
-            rows = rows.filter(pl.col(view.batch_source.timestamp_field) >= first - 2 * view.ttl)
+            rows = rows.filter(pl.col(time_columns(view.batch_source)[0]) >= first - 2 * view.ttl)
         if keys := self._asked_by(view):
             asked = self._asked.lazy().select(pl.col(name).alias(key) for key, name in keys.items())
             rows = rows.join(asked.unique(), on=[*keys], how="semi", maintain_order="left")

@@ -44,9 +44,10 @@ from feast.types import (
     UnixTimestamp,
 )
 
-from ml_lifecycle.adapters.feast_store import source_columns
+from ml_lifecycle.adapters.feast_store import source_columns, time_columns
 from ml_lifecycle.errors import FeatureError
-from ml_lifecycle.spec.feature_tags import TAG, ColumnType, Tag
+from ml_lifecycle.records import ColumnType
+from ml_lifecycle.spec.feature_tags import TAG, Tag
 
 _REGISTRY = "registry.pb"
 _TIMESTAMP = pl.Datetime("us", "UTC")
@@ -167,9 +168,8 @@ class Features:
     @staticmethod
     def order_of(view: FeatureView) -> list[str]:
         """The columns of the view's table by which of two rows one counts: event, then created."""
-        source = view.batch_source
-        created = source.created_timestamp_column
-        return [source.timestamp_field, *([created] if created else [])]
+        event, created = time_columns(view.batch_source)
+        return [event, *([created] if created else [])]
 
     def join_keys(self) -> tuple[str, ...]:
         """The entity columns the service needs, in the order of their first use."""
@@ -190,9 +190,7 @@ class Features:
             in_source = source_columns(source)
             columns = needed.setdefault(source.name, {})
             columns |= {str(in_source.get(name, name)): dtype for name, dtype in (keys | fields).items()}
-            columns[source.timestamp_field] = _TIMESTAMP
-            if source.created_timestamp_column:
-                columns[source.created_timestamp_column] = _TIMESTAMP
+            columns |= dict.fromkeys(self.order_of(view), _TIMESTAMP)
         return needed
 
     def lifetime(self, table: str) -> timedelta | None:
@@ -205,7 +203,7 @@ class Features:
 
         The newest of each key are what an online store has to hold at that moment.
         """
-        event, lifetime = pl.col(self._views_of(table)[0].batch_source.timestamp_field), self.lifetime(table)
+        event, lifetime = pl.col(self.order_of(self._views_of(table)[0])[0]), self.lifetime(table)
         rows = rows.filter(event <= moment)
         return rows if lifetime is None else rows.filter(event >= moment - lifetime)
 

@@ -179,6 +179,13 @@ def source_columns(source: DataSource) -> dict[str, str]:
     return {name: column for column, name in source.field_mapping.items()}
 
 
+def time_columns(source: DataSource) -> tuple[str, str | None]:
+    """The source's columns of event and created times; Feast takes either name of a mapped one."""
+    in_source, created = source_columns(source), source.created_timestamp_column
+    event = in_source.get(source.timestamp_field, source.timestamp_field)
+    return event, in_source.get(created, created) or None
+
+
 def _table(view: FeatureView, names: dict[str, str], config: RepoConfig) -> Table:
     """What a view's features are looked up in; ``names`` are theirs in the result."""
     source = view.batch_source
@@ -190,7 +197,7 @@ def _table(view: FeatureView, names: dict[str, str], config: RepoConfig) -> Tabl
         if column.name != DUMMY_ENTITY_ID
     }
     features = {result: in_source.get(name, name) for name, result in names.items()}
-    event, created = source.timestamp_field, source.created_timestamp_column or None
+    event, created = time_columns(source)
     columns = [*keys.values(), *features.values(), event, *([created] if created else [])]
     rows = _scan(source, config, columns)
     return Table(f"feature view {view.name!r}", rows, keys, features, event, created, view.ttl or None)

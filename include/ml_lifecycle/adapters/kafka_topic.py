@@ -66,6 +66,7 @@ class Topic:
     def __init__(self, config: Mapping[str, Any], name: str, what: str) -> None:
         self.name = name
         self._what = what
+        self._brokers = config.get("bootstrap.servers")
         self._said: list[KafkaError] = []
         own = {
             "group.id": "ml-lifecycle",  # a consumer must have one; ours is in no group
@@ -188,9 +189,14 @@ class Topic:
             # Of a refused login or certificate only the callback hears; who asked sees no answer.
             reason = next((said for said in self._said if said.code() in _REFUSALS), error)
             if reason.code() in _REFUSALS:
-                raise SourceError(f"{where} cannot be read: {reason.str()}") from raised
+                raise SourceError(
+                    f"{where} cannot be read: {reason.str()}. Look at the connection's extra (sasl.*, "
+                    "ssl.*), and at what the brokers let its user read and describe"
+                ) from raised
             if error.code() == KafkaError._AUTO_OFFSET_RESET:
                 raise SourceNotReadyError(
                     f"{where}: records were deleted while they were being read; the next try says which"
                 ) from raised
-            raise SourceNotReadyError(f"{where} cannot be read now: {error.str()}") from raised
+            raise SourceNotReadyError(
+                f"{where} cannot be read now: {error.str()}; asked were {self._brokers}"
+            ) from raised

@@ -47,7 +47,7 @@ class Landing(Record):
 
 
 # Of what is fetched, what says how it is read and what is done in need, and not which rows there are.
-_MANNERS = {"overlap", "overlap_numbers", "chunk_rows", "unreadable", "lost"}
+_MANNERS = {"overlap", "overlap_numbers", "next_optional", "chunk_rows", "unreadable", "lost"}
 
 
 def landed_folder(name: str, source: Source) -> str:

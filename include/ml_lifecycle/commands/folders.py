@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -52,13 +54,16 @@ def _schema_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> int:
+    from ml_lifecycle.adapters.local_files import replace_file
     from ml_lifecycle.spec.schema import json_schema
 
     text = json.dumps(json_schema(arguments.file), indent=2, ensure_ascii=False) + "\n"
     if arguments.output is None:
         sys.stdout.write(text)
-    else:
+    elif arguments.output.exists() and not arguments.output.is_file():  # /dev/stdout, say
         arguments.output.write_text(text, encoding="utf-8")
+    else:
+        replace_file(os.path.realpath(arguments.output), io.BytesIO(text.encode()))
     return 0
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,15 +99,16 @@ def _rollback(arguments: argparse.Namespace) -> int:
     target = _target(arguments, lake, model)
     request = arguments.request or f"command-line/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
     print(f"if this is interrupted, finish it by the same command with --request {request}", file=sys.stderr)
-    release = rollback(
-        model,
-        target,
-        database,
-        Clock(now=lambda: datetime.now(UTC)),
-        request=request,
-        requested_by=arguments.by or getpass.getuser(),
-        reason=arguments.reason,
-    )
+    with _waits_told():
+        release = rollback(
+            model,
+            target,
+            database,
+            Clock(now=lambda: datetime.now(UTC)),
+            request=request,
+            requested_by=arguments.by or getpass.getuser(),
+            reason=arguments.reason,
+        )
     where = f"{environment}/{release.endpoint}"
     if release.kind == "withdraw":
         print(f"{where} serves nothing any more: revision {release.revision}, {release.state}")
@@ -117,6 +121,20 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
         set_alias(arguments.mlflow, release.model, "champion", release.version)
     return 0
+
+
+@contextmanager
+def _waits_told() -> Iterator[None]:
+    """What is waited for, on stderr: a server that is down is waited for a minute."""
+    log, shown = logging.getLogger("ml_lifecycle.delivery"), logging.StreamHandler()
+    level = log.level
+    log.addHandler(shown)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(shown)
+        log.setLevel(level)
 
 
 def _target(arguments: argparse.Namespace, lake: Lake, model: Released) -> Target:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,19 +17,26 @@ if TYPE_CHECKING:
 _MOST = 1_000_000
 
 
-def _list_arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="the model folder")
     lake_argument(parser)
 
 
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments(parser)
+    parser.add_argument(
+        "--limit", type=_count, default=20, help="show so many, the newest; default: %(default)s"
+    )
+
+
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
-    _list_arguments(parser)
+    _arguments(parser)
     parser.add_argument("before", help="a snapshot's digest, or its beginning")
     parser.add_argument("after", help="another's")
 
 
 def _collect_arguments(parser: argparse.ArgumentParser) -> None:
-    _list_arguments(parser)
+    _arguments(parser)
     parser.add_argument("--newest", type=_count, default=3, help="keep so many; default: %(default)s")
     parser.add_argument(
         "--days",
@@ -67,12 +75,14 @@ def _list(arguments: argparse.Namespace) -> int:
     kept = history(lake, model)
     if not kept:
         print(f"{model} has no snapshot in {lake.url}")
-    for one in kept:
+    for one in kept[: arguments.limit]:
         tables = ", ".join(f"{name} {table.rows:,}" for name, table in one.snapshot.tables.items())
         notes = [f"trained version {version}" for version in one.versions]
         notes += [] if one.validated else ["not validated"]
         shown = f"  ({', '.join(notes)})" if notes else ""
         print(f"{one.snapshot.digest[:12]}  as of {one.as_of:%Y-%m-%d %H:%M}  {tables}{shown}")
+    if (older := len(kept) - arguments.limit) > 0:
+        print(f"{older:,} older ones are left out: --limit {len(kept)} shows all", file=sys.stderr)
     return 0
 
 

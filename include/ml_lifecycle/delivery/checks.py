@@ -80,10 +80,14 @@ def not_followed(client: Client, route: Route) -> str | None:
     return f"it serves revision {serving['route_revision']}{refused}"
 
 
-def wait_for(look: Callable[[], T], seconds: float, clock: Clock) -> T:
-    """Look until there is nothing to say any more; at the deadline, what there is."""
+def wait_for(look: Callable[[], T], seconds: float, clock: Clock, tell: Callable[[T], None]) -> T:
+    """Look until there is nothing to say any more; at the deadline, what there is.
+
+    :param tell: gets what there is before each pause
+    """
     deadline = clock.monotonic() + seconds
     while (found := look()) and clock.monotonic() < deadline:
+        tell(found)
         clock.sleep(_POLL_SECONDS)
     return found
 

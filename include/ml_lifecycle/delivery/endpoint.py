@@ -17,7 +17,7 @@ from ml_lifecycle.delivery.strategies import Step, next_step, step_at, steps_of
 from ml_lifecycle.delivery.targets import Target
 from ml_lifecycle.errors import ReleaseChecksError, RollbackTargetError, ServerUnavailableError
 from ml_lifecycle.records import Evidence, Release
-from ml_lifecycle.spec.model import Delivery
+from ml_lifecycle.spec.delivery import Delivery
 
 # So long people who go back wait for what they go back to; it takes a fraction of a second.
 _WAY_BACK_SECONDS = 10.0

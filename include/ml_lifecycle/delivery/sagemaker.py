@@ -7,6 +7,7 @@ anywhere and called again, :meth:`SageMakerEndpoint.follow` finds what is there 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from ml_lifecycle.serving.pinned import METADATA, Pinned
 from ml_lifecycle.spec.sagemaker import SageMaker
 
 # A change takes minutes; AWS allows a few calls a second to all of an account.
+_log = logging.getLogger(__name__)
 _POLL_SECONDS = 5.0
 _NAME = 32  # so that with revision, role and digest it has no more than SageMaker's 63 characters
 
@@ -84,6 +86,7 @@ class SageMakerEndpoint:
         keep_note(self.lake, Note(route.endpoint, name, self.api.region))
         seconds = max(seconds, self.settings.timeout.total_seconds())
         way, deadline = _Way(self, route.endpoint, name, route.revision), clock.monotonic() + seconds
+        told = None
         try:
             while (waits_for := way.step()) is not None:
                 if clock.monotonic() >= deadline:
@@ -91,6 +94,9 @@ class SageMakerEndpoint:
                         f"endpoint {name} did not come to revision {route.revision} within {seconds:g} s: "
                         f"{waits_for}"
                     ]
+                if waits_for != told:
+                    _log.info("waiting up to %g s for endpoint %s: %s", seconds, name, waits_for)
+                    told = waits_for
                 clock.sleep(_POLL_SECONDS)
         except LifecycleError as error:
             return [f"endpoint {name}: {error}"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ml_lifecycle.delivery.route import Variant
-from ml_lifecycle.spec.model import Delivery
+from ml_lifecycle.spec.delivery import Delivery
 from ml_lifecycle.spec.watch import Watch
 
 Role = Literal["standby", "shadow", "canary", "champion"]

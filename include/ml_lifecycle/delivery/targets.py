@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +11,8 @@ from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.delivery.checks import Client, Clock, Golden, not_followed, run_checks, wait_for
 from ml_lifecycle.delivery.route import Route, Variant
 from ml_lifecycle.errors import LifecycleError
+
+_log = logging.getLogger(__name__)
 
 
 class Target(Protocol):
@@ -82,9 +85,17 @@ class ModelServers:
             return [(who, state) for who, state in states if state is not None]
 
         what = f"come to revision {route.revision}" if route.variants else f"withdraw {route.endpoint}"
+        told: set[str] = set()
+
+        def tell(late: list[tuple[str, str]]) -> None:
+            for who, state in late:
+                if who not in told:
+                    _log.info("waiting up to %g s for %s to %s: %s", seconds, who, what, state)
+                    told.add(who)
+
         return [
             f"{who} did not {what} within {seconds:g} s: {state}"
-            for who, state in wait_for(look, seconds, clock)
+            for who, state in wait_for(look, seconds, clock, tell)
         ]
 
     def check(

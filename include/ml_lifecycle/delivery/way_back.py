@@ -14,7 +14,7 @@ from ml_lifecycle.delivery.release_history import ReleaseHistory
 from ml_lifecycle.delivery.route import Route, Variant, read_pointer, read_revision
 from ml_lifecycle.errors import IntegrityError, LifecycleError, ServerUnavailableError
 from ml_lifecycle.ledger.database import Database
-from ml_lifecycle.spec.model import Delivery
+from ml_lifecycle.spec.delivery import Delivery
 
 
 class UnknownEndpointError(LifecycleError):

@@ -9,6 +9,7 @@ times are timezone-aware UTC; intervals are half open, ``start <= t < end``.
 
 from ml_lifecycle.records.data import (
     ColumnSpec,
+    ColumnType,
     InputRules,
     RuleResult,
     Snapshot,
@@ -43,6 +44,7 @@ from ml_lifecycle.records.scoring import (
 __all__ = [
     "Approval",
     "ColumnSpec",
+    "ColumnType",
     "Evaluation",
     "Evidence",
     "Finding",

@@ -116,6 +116,9 @@ class InputRules:
     pattern: str | None = None
 
 
+ColumnType = Literal["float", "int", "string", "bool"]
+
+
 @dataclass(frozen=True)
 class ColumnSpec:
     """A named, typed model input. Nullable floats are NaN; a null string is the empty string.
@@ -126,7 +129,7 @@ class ColumnSpec:
     """
 
     name: str
-    type: Literal["float", "int", "string", "bool"]
+    type: ColumnType
     nullable: bool = False
     personal: bool = False
     rules: Annotated[InputRules | None, Field(exclude_if=lambda rules: rules is None)] = None

@@ -29,11 +29,11 @@ class Reader(Protocol):
 
     def look_up(
         self, entities: Mapping[str, Sequence[object]], as_of: Sequence[datetime]
-    ) -> tuple[Mapping[str, list[object]], Mapping[str, int], Sequence[int]]:
+    ) -> tuple[Mapping[str, list[object]], Mapping[str, int], Sequence[int], Mapping[str, float]]:
         """Features of the rows ``entities`` name, without those too old at each row's ``as_of``.
 
-        Beside them how many values of each feature were there and too old, and the numbers of the rows whose
-        keys the store does not know at all.
+        Beside them how many values of each feature were there and too old, the numbers of the rows whose
+        keys the store does not know at all, and by view the age of the oldest row, in seconds.
         """
         ...
 
@@ -45,8 +45,9 @@ class Reader(Protocol):
 ReaderFactory = Callable[[bytes, str, str], Reader]
 
 
-Counted = Callable[[int, Mapping[str, int], Mapping[str, int]], None]
-"""Takes what a read came to: its rows, and by feature how many values were missing, and too old."""
+Counted = Callable[[int, Mapping[str, int], Mapping[str, int], Mapping[str, float]], None]
+"""Takes what a read came to: its rows, by feature how many values were missing, and too old, and by view the
+age of the oldest row."""
 
 
 def feast_reader(registry: bytes, service: str, online_store: str, cache_seconds: float = 0.0) -> Reader:
@@ -57,7 +58,9 @@ def feast_reader(registry: bytes, service: str, online_store: str, cache_seconds
     return reader
 
 
-def _uncounted(rows: int, missing: Mapping[str, int], stale: Mapping[str, int]) -> None:
+def _uncounted(
+    rows: int, missing: Mapping[str, int], stale: Mapping[str, int], ages: Mapping[str, float]
+) -> None:
     pass
 
 
@@ -171,7 +174,7 @@ class Resolver:
         """
         try:
             with self._used():
-                found, stale, unknown = self.open().look_up(entities, as_of)
+                found, stale, unknown, ages = self.open().look_up(entities, as_of)
         except ServingError:
             raise
         except LifecycleError as error:
@@ -190,7 +193,7 @@ class Resolver:
         values = [found[column.name] for column in columns]
         missing = {column.name: one.count(None) for column, one in zip(columns, values, strict=True)}
         fresh = {name: count - stale.get(name, 0) for name, count in missing.items()}
-        self._counted(rows, {name: count for name, count in fresh.items() if count}, stale)
+        self._counted(rows, {name: count for name, count in fresh.items() if count}, stale, ages)
         if unknown and self._variant.not_found == "refuse":
             given = {key: column[unknown[0]] for key, column in entities.items()}
             others = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""

@@ -30,7 +30,7 @@ from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.offline_store import RetrievalMetadata
 
-from ml_lifecycle.adapters.feast_store import source_columns
+from ml_lifecycle.adapters.feast_store import source_columns, time_columns
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.spark.on_demand import OnDemandFeatures
@@ -212,7 +212,8 @@ class SparkFeatures:
         keys = list(self._features.keys_of(view))
         named = [field.name for field in view.schema if field.name not in keys]
         rows = self._tables[source.name]
-        created, event = source.created_timestamp_column, F.col(source.timestamp_field)
+        moment, created = time_columns(source)
+        event = F.col(moment)
         same = Window.partitionBy(*(F.col(in_source.get(key, key)) for key in keys), event)
         newest = [*([F.col(created).desc_nulls_last()] if created else []), F.col(POSITION).desc()]
         ranked = rows.withColumn("__rank", F.row_number().over(same.orderBy(*newest)))

@@ -27,7 +27,7 @@ from feast import FeatureView, RepoConfig
 from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.feast_repo import Features
-from ml_lifecycle.adapters.feast_store import source_columns
+from ml_lifecycle.adapters.feast_store import source_columns, time_columns
 from ml_lifecycle.adapters.lake import Lake, safe_name
 from ml_lifecycle.adapters.parquet import writing_parquet
 from ml_lifecycle.adapters.tables import write_parquet
@@ -126,10 +126,9 @@ def _root(folder: ModelFolder, snapshot: Snapshot, as_of: datetime) -> str:
 
 def _columns(features: Features, view: FeatureView) -> list[str]:
     """What a view has of its table."""
-    source, in_source = view.batch_source, source_columns(view.batch_source)
+    in_source = source_columns(view.batch_source)
     names = [*features.keys_of(view), *(field.name for field in view.features)]
-    moments = [source.timestamp_field, source.created_timestamp_column]
-    return [*dict.fromkeys([*(in_source.get(name, name) for name in names), *filter(None, moments)])]
+    return [*dict.fromkeys([*(in_source.get(name, name) for name in names), *features.order_of(view)])]
 
 
 def _newest(
@@ -146,7 +145,8 @@ def _newest(
     from ml_lifecycle.spark.tables import quoted
 
     source, in_source = view.batch_source, source_columns(view.batch_source)
-    event, created = quoted(source.timestamp_field), source.created_timestamp_column
+    moment, created = time_columns(source)
+    event = quoted(moment)
     keys = {f"key{n}": quoted(in_source.get(key, key)) for n, key in enumerate(features.keys_of(view))}
     rows = table.where(event.isNotNull()).select(
         *(key.alias(name) for name, key in keys.items()),

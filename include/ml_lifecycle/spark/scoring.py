@@ -18,9 +18,8 @@ import pyarrow as pa
 from ml_lifecycle import errors
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.errors import FeatureError, LifecycleError
-from ml_lifecycle.records import Training
+from ml_lifecycle.records import ColumnType, Training
 from ml_lifecycle.spark.passing import passing_rows
-from ml_lifecycle.spec.feature_tags import ColumnType
 from ml_lifecycle.spec.model import ModelSpec
 from ml_lifecycle.stages.feature_tables import INSTANT, build_tables, features_of
 from ml_lifecycle.stages.score import BATCH_ROWS, finish

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from ml_lifecycle.errors import FeatureError
-from ml_lifecycle.records import InputRules
+from ml_lifecycle.records import ColumnType, InputRules
 from ml_lifecycle.rules.inputs import translated
 from ml_lifecycle.spec.contract import Contract, ContractField
 from ml_lifecycle.spec.problems import suggest
 
 TAG = "contract"
-
-ColumnType = Literal["float", "int", "string", "bool"]
 
 # What a model can take a field's values as. Truth values may become numbers, and numbers floats.
 _HELD_BY: Mapping[str, tuple[ColumnType, ...]] = {

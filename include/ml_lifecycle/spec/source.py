@@ -38,7 +38,9 @@ class Http(Strict):
     :param parameters: what is asked for in the URL, always
     :param rows: where the list of rows is in an answer, such as ``data.items``; empty for the answer itself
     :param next: where the next page is said, as a URL or, with ``next_parameter``, as what that gets; there
-        is no next one where it is null, empty or not there: a misspelt one is never there
+        is no next one where it is null, empty or not there. A first page with rows must have it, or a
+        misspelt one would look like the last page
+    :param next_optional: a first page may lack it too, of an API that leaves it out where one page is all
     :param page_parameter: gets 1, 2, 3 … until a page is empty, where answers do not say what is next
     :param cursor: column that rises with every row that is new or updated: a time or a whole number. What
         ``cursor_parameter`` gets is the newest less ``overlap``; without a cursor all rows are fetched each
@@ -51,6 +53,7 @@ class Http(Strict):
     parameters: dict[Text, str] = Field(default_factory=dict)
     rows: str = ""
     next: Text | None = None
+    next_optional: bool = False
     next_parameter: Text | None = None
     page_parameter: Text | None = None
     cursor: Text | None = None
@@ -72,6 +75,8 @@ class Http(Strict):
             raise FieldError("page_parameter", "or next, not both")
         if self.next_parameter is not None and self.next is None:
             raise FieldError("next_parameter", "needs next: where what it gets is said")
+        if self.next_optional and self.next is None:
+            raise FieldError("next_optional", "needs next: what an answer may lack")
         if (self.cursor is None) != (self.cursor_parameter is None):
             raise FieldError("cursor", "and cursor_parameter go together")
         return self

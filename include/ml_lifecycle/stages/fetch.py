@@ -13,8 +13,8 @@ import httpx
 import polars as pl
 from sqlalchemy import Engine
 
-from ml_lifecycle.adapters.cursors import Cursor, before, newest_cursor
-from ml_lifecycle.adapters.databases import chunks
+from ml_lifecycle.adapters.cursors import Cursor, before, newest_cursor, same_kind
+from ml_lifecycle.adapters.databases import chunks, one_cursor
 from ml_lifecycle.adapters.http_api import read_pages
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.landed import Landing, Landings
@@ -69,15 +69,25 @@ def _fetch(how: Sql | Http, landings: Landings, origin: Engine | httpx.Client, w
     newest = landings.newest(known)
     since = None if newest is None else before(newest, how.overlap, how.overlap_numbers, column)
     seen = None if since is None else _seen(landings, known, since)
-    fetched = 0
+    fetched, came = 0, False
     for rows in _chunks(how, origin, since, what):
-        found = newest_cursor(rows, how.cursor, what)
+        came, found = True, newest_cursor(rows, how.cursor, what)
+        if newest is not None:
+            same_kind(newest, found, column, _DECLARED[type(how)])
         new = rows if seen is None else _unlike(rows, seen)
         newest = found if newest is None or found > newest else newest  # type: ignore[operator]
         if new.height:
             landings.add(new, newest)
         fetched += new.height
+    if newest is not None and not came and isinstance(origin, Engine) and isinstance(how, Sql):
+        # Not even the newest row of the last time: deleted, or of a type that is compared otherwise now.
+        row = one_cursor(origin, how, what)
+        if row is not None:
+            same_kind(newest, newest_cursor(row, how.cursor, what), column, _DECLARED[Sql])
     return fetched
+
+
+_DECLARED: Mapping[type, str] = {Sql: "query", Http: "path or parameters"}
 
 
 def _seen(landings: Landings, known: Sequence[Landing], since: Cursor) -> pl.DataFrame | None:

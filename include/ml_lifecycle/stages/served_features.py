@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import polars as pl
 
 from ml_lifecycle.errors import FeatureError
-from ml_lifecycle.records import ColumnSpec
-from ml_lifecycle.spec.feature_tags import ColumnType
+from ml_lifecycle.records import ColumnSpec, ColumnType
 
 # A model's input types, and what a missing value is in those that have one.
 _TYPES: Mapping[ColumnType, pl.DataType] = {

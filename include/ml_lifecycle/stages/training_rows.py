@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.local_files import no_room_said
 from ml_lifecycle.adapters.sorting import sorted_batches
 from ml_lifecycle.adapters.tables import TIMESTAMP
 from ml_lifecycle.errors import FeatureError
@@ -36,6 +37,7 @@ class Spans:
 
     train: Interval
     holdout: Interval
+    column: str
     event_time: str
     known_at: str
 
@@ -55,17 +57,17 @@ class Spans:
                 f"{format_duration(data.holdout)} and labels that take {format_duration(labels.delay)} "
                 f"they end at {train_end.isoformat()}; train later, or hold out less"
             )
-        return cls(Interval(start, train_end), holdout, labels.event_time, labels.known_at)
+        return cls(Interval(start, train_end), holdout, labels.column, labels.event_time, labels.known_at)
 
     def split(self, labels: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
-        """Training and holdout rows.
+        """Training and holdout rows, those without a label too.
 
         :raises FeatureError: one of them is empty. Retry: no.
         """
         event, known = pl.col(self.event_time), pl.col(self.known_at)
         in_training = (event >= self.train.start) & (event < self.train.end) & (known < self.holdout.start)
         in_holdout = (event >= self.holdout.start) & (event < self.holdout.end)
-        counted = labels.select(
+        counted = labels.filter(pl.col(self.column).is_not_null()).select(
             in_training.sum().alias("training"),
             in_holdout.sum().alias("holdout"),
             event.min().alias("first"),
@@ -86,7 +88,8 @@ class LabelledRows:
     """Label, moment and keys of all rows, those of the training first, each part ordered by time and keys.
 
     Of several labels for one moment and keys there is the one known last: before the holdout begins, or, in
-    the holdout, before the moment of the training. As the monitor counts them.
+    the holdout, before the moment of the training. As the monitor counts them. None where that is null: a
+    label that was withdrawn is unknown again.
 
     :param asked: of Parquet files with what the features are looked up by
     """
@@ -108,44 +111,52 @@ def labelled_rows(
     """The rows of a training as of a moment; they lie on the local disk within the block.
 
     :raises FeatureError: the table of labels lacks a column, or a span has no row. Retry: no.
+    :raises NoSpaceError: the local disk is full. Retry: yes, when there is room.
     """
     with (
         local_tables(lake, tables, [labels.table]) as path,
-        tempfile.TemporaryDirectory(prefix="labelled-rows-") as name,
+        tempfile.TemporaryDirectory(prefix="labelled-rows-") as folder,
     ):
-        kept, asked = Path(name, "kept"), Path(name, "asked")
+        kept, asked = Path(folder, "kept"), Path(folder, "asked")
         kept.mkdir()
         asked.mkdir()
         heights, files = [], 0
-        for part in spans.split(_known_labels(path / f"{labels.table}.parquet", labels, as_of)):
+        known = _known_labels(path / f"{labels.table}.parquet", labels, as_of)
+        for name, part in zip(("training", "holdout"), spans.split(known), strict=True):
             heights.append(0)
             by = [labels.event_time, *labels.keys]
             for batch in sorted_batches(part, by):  # what is alike in all of these is in one batch
-                rows = _known_last(batch, by, labels.known_at).select(
+                rows = _known_last(batch, by, labels).select(
                     labels.column, pl.col(labels.event_time).alias(MOMENT), *map(pl.col, labels.keys)
                 )
                 file = f"{files:06d}.parquet"
-                rows.write_parquet(kept / file, compression="lz4")
-                rows.select(*labels.keys, pl.col(MOMENT) - INSTANT).write_parquet(
-                    asked / file, compression="lz4"
-                )
+                with no_room_said(name):
+                    rows.write_parquet(kept / file, compression="lz4")
+                    rows.select(*labels.keys, pl.col(MOMENT) - INSTANT).write_parquet(
+                        asked / file, compression="lz4"
+                    )
                 heights[-1] += rows.height
                 files += 1
+            if not heights[-1]:
+                raise FeatureError(
+                    f"every label in the {name} span was withdrawn: null is what is known last"
+                )
         yield LabelledRows(pl.scan_parquet(kept / "*.parquet"), asked, *heights)
 
 
-def _known_last(rows: pl.DataFrame, by: Sequence[str], known_at: str) -> pl.DataFrame:
-    """Of rows that are alike in the columns by which they are sorted, the one known last: a label revised.
+def _known_last(rows: pl.DataFrame, by: Sequence[str], labels: Labels) -> pl.DataFrame:
+    """Of rows that are alike in the columns by which they are sorted, the one known last, if it has a label.
 
-    A missing key is nobody's, so such rows are not alike.
+    A missing key is nobody's, so such rows are not alike. Of what was known at once a label counts, not null.
     """
+    given = pl.col(labels.column).is_not_null()
     end = pl.int_range(pl.len()) == pl.len() - 1
     last = pl.any_horizontal(pl.col(by).ne_missing(pl.col(by).shift(-1)), pl.col(by).is_null(), end)
-    return rows.sort(*by, known_at, maintain_order=True).filter(last)
+    return rows.sort(*by, labels.known_at, given, maintain_order=True).filter(last).filter(given)
 
 
 def _known_labels(path: Path, labels: Labels, as_of: datetime) -> pl.LazyFrame:
-    """The labels known before ``as_of``."""
+    """The labels known before ``as_of``; null in rows that withdraw one, or never had it."""
     table = pl.scan_parquet(path)
     present = table.collect_schema().names()
     needed = [labels.event_time, labels.known_at, labels.column, *labels.keys]
@@ -157,7 +168,7 @@ def _known_labels(path: Path, labels: Labels, as_of: datetime) -> pl.LazyFrame:
     return (
         table.select(needed)
         .with_columns(pl.col(labels.event_time, labels.known_at).cast(TIMESTAMP))
-        .filter(pl.col(labels.known_at) < as_of, pl.col(labels.column).is_not_null())
+        .filter(pl.col(labels.known_at) < as_of)
     )
 
 

@@ -36,38 +36,57 @@ def source_origins(spec: ModelSpec) -> Origins:
 
 
 def _engine(conn_id: str) -> Engine:
-    """By the connection's own hook; without one, by its URL."""
+    """By the connection's own hook; without one, by its URL.
+
+    :raises ConnectionIncompleteError: there is no such database, or its driver is not installed. Retry: no.
+    """
+    from sqlalchemy.exc import ArgumentError
+
     from ml_lifecycle.adapters.databases import engine_of
 
     try:
         hook = BaseHook.get_hook(conn_id)
-    except AirflowException:  # no provider that is installed knows its type
+    except (AirflowException, AttributeError):  # no provider knows its type; "generic" is one without a hook
         hook = LifecycleDatabaseHook(conn_id)
     if hasattr(hook, "get_sqlalchemy_engine"):
         engine: Engine = hook.get_sqlalchemy_engine()
         return engine
-    return engine_of(LifecycleDatabaseHook(conn_id).url())
+    try:
+        return engine_of(LifecycleDatabaseHook(conn_id).url())
+    except (ArgumentError, ImportError) as error:
+        raise ConnectionIncompleteError(
+            f"connection {conn_id!r} leads to no database that can be opened: {error}. Install the Airflow "
+            'provider of its type, or give it an SQLAlchemy URL in its extra, {"url": "…"}, and its driver'
+        ) from error
 
 
 def _client(conn_id: str) -> httpx.Client:
     """As Airflow's HTTP hook reads a connection: host, schema and port; login and password; headers as extra.
 
-    :raises ConnectionIncompleteError: it has no host. Retry: no.
+    :raises ConnectionIncompleteError: it has no host, or one that is none. Retry: no.
     """
     import httpx
 
     connection = BaseHook.get_connection(conn_id)
     host = connection.host or ""
     if not host:
-        raise ConnectionIncompleteError(f"connection {conn_id!r} needs a host: the API's address")
+        raise ConnectionIncompleteError(
+            f"connection {conn_id!r} needs a host: the API's address, such as https://shop.example/v1"
+        )
     address = host if "://" in host else f"{connection.schema or 'http'}://{host}"
     if connection.port:
         address = f"{address}:{connection.port}"
     headers: Mapping[str, str] = connection.extra_dejson.get("headers") or {}
     auth = (connection.login, connection.password or "") if connection.login else None
-    return httpx.Client(
-        base_url=address, headers=headers, auth=auth, timeout=_TIMEOUT_SECONDS, follow_redirects=False
-    )
+    try:
+        return httpx.Client(
+            base_url=address, headers=headers, auth=auth, timeout=_TIMEOUT_SECONDS, follow_redirects=False
+        )
+    except httpx.InvalidURL as error:
+        raise ConnectionIncompleteError(
+            f"connection {conn_id!r} has an address that is none: {error}; write one such as "
+            "https://shop.example/v1 as its host"
+        ) from error
 
 
 def _brokers(conn_id: str) -> Mapping[str, Any]:
