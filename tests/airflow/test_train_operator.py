@@ -369,11 +369,9 @@ def wait_for(holds: Callable[[], bool], attempt: Future[None]) -> None:
     wait_until(holds_while_it_goes_on, seconds=300)
 
 
-@pytest.mark.proof
 def test_pods_behind_a_closed_port_are_said_to_be_away(
     world: World, pods: Pods, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """KubernetesPodOperator asks five times, for fifteen seconds."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     monkeypatch.setenv("AIRFLOW_CONN_ML_LIFECYCLE_PODS", connection_json(f"http://127.0.0.1:{port}", "token"))

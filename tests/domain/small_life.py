@@ -46,11 +46,13 @@ from ml_lifecycle.records import (
 from ml_lifecycle.spec.folder import load_folder
 from ml_lifecycle.stages import (
     approve,
+    compact,
     deploy,
     evaluate,
     features,
     ingest,
     monitor,
+    monitor_online,
     online_features,
     register,
     replay_features,
@@ -230,6 +232,8 @@ def _score(place: Place) -> Record:
 def _monitor(place: Place) -> Record:
     snapshot = place.record(Snapshot, "ingest")
     window = monitor.window_of(snapshot.run.interval, place.spec.monitoring.window)
+    # Two weeks late: by then even the few parts of a quiet day are compacted.
+    compact.compact(place.production, place.spec.endpoint, place.now + 14 * DAY)
     found = monitor.monitor(
         place.spec,
         place.lake,
@@ -238,6 +242,9 @@ def _monitor(place: Place) -> Record:
         lambda digest: trained_as(digest, place.spec, place.lake, place.database, PRODUCTION),
         features.read_labels(place.folder, place.lake, snapshot),
         place.now,
+        online=monitor_online.look_at(
+            place.folder, place.lake, place.online_stores["production"], place.as_of
+        ),
         offline=replay_features.Offline(place.folder, snapshot),
     )
     record_window(place.database, "small", place.spec.endpoint, found.window, to_json(found), place.now)
@@ -300,8 +307,11 @@ def begin(root: Path) -> None:
 
 
 def go_live(root: Path) -> None:
-    """The first run's version becomes champion and answers a day of traffic."""
-    serve_a_day(Place(root, 1))
+    """The first run's version is champion and answers a day of traffic; then the folder's code changes."""
+    place = Place(root, 1)
+    serve_a_day(place)
+    code = place.folder.path / "features.py"
+    code.write_text(f"{code.read_text()}\n\n# Another version of it.\n")
 
 
 def serve_a_day(place: Place) -> None:

@@ -118,9 +118,10 @@ def test_times_of_other_units_are_compared_in_microseconds(dtype: pl.DataType) -
         (pl.Series([1, 2]), pl.Series([float("inf"), 2.0]), [None, 1]),
         (pl.Series([1, 2]), pl.Series(["abc", "2"]), [None, 1]),
         (pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])), pl.Series(["c", "b"]), [None, 1]),
+        (pl.Series(["1", "2"], dtype=pl.Enum(["1", "2"])), pl.Series([0, 2]), [None, 1]),
         (pl.Series([None, None]), pl.Series([1, 2]), [None, None]),
     ],
-    ids=["32 bits", "64 bits", "unsigned", "fractions", "infinity", "text", "enum", "none at all"],
+    ids=["32 bits", "64 bits", "unsigned", "fractions", "infinity", "text", "enum", "digits", "none at all"],
 )
 def test_a_key_that_no_entity_row_can_have_is_in_nobodys_way(
     asked: pl.Series, held: pl.Series, found: list[int | None]
@@ -131,6 +132,18 @@ def test_a_key_that_no_entity_row_can_have_is_in_nobodys_way(
     for part_rows in (1, 2):
         joined = pl.concat(join_as_of(rows, "at", tables, part_rows=part_rows))
         assert joined["value"].to_list() == found
+
+
+@pytest.mark.parametrize("dtype", [pl.Date(), pl.Datetime("ms"), pl.Boolean(), pl.Int8()])
+def test_keys_that_a_table_holds_as_text_are_found(dtype: pl.DataType) -> None:
+    """As a view's table does whose entity is declared STRING."""
+    keys = pl.Series("key", [0, 1, None], pl.Int8).cast(pl.Int64).cast(dtype)
+    rows = pl.DataFrame({"key": keys.cast(pl.String), "event": [START] * 3, "value": [1, 2, 3]})
+    table = Table("view", rows.lazy(), {"key": "key"}, {"found": "value"}, "event")
+    asked = pl.DataFrame({"key": keys, "moment": [START] * 3})
+    found = pl.concat(join_as_of(asked.lazy(), "moment", [table]))
+    assert found["found"].to_list() == [1, 2, None]
+    assert found.schema["key"] == dtype
 
 
 def test_columns_that_are_missing_or_there_twice_are_named() -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from faults import Death, FaultKit
 from hypothesis import given, settings
@@ -212,6 +219,36 @@ def test_what_is_torn_stays_and_is_told_and_the_rest_is_compacted(lake: Lake) ->
     assert window(lake).read(["prediction_id"]).height == 117
 
 
+def without_footer(part: bytes) -> bytes:
+    """Its length is what it was."""
+    size = int.from_bytes(part[-8:-4], "little")
+    return part[: -8 - size] + b"\xff" * size + part[-8:]
+
+
+def panicking(part: bytes) -> bytes:
+    """A changed bit or two make Polars panic, which is no Exception."""
+    table = pq.read_table(BytesIO(part))
+    marked = table.schema.field("endpoint").with_metadata({"_PL_ENUM_VALUES2": "not a length"})
+    buffer = BytesIO()
+    pq.write_table(table.cast(table.schema.set(table.schema.names.index("endpoint"), marked)), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("damage", [without_footer, panicking])
+def test_whatever_is_wrong_with_a_part_the_others_are_read_and_compacted(
+    lake: Lake, damage: Callable[[bytes], bytes]
+) -> None:
+    paths = write_day(lake, 20)
+    lake.write_bytes(paths[7], damage(lake.read_bytes(paths[7])))
+    log = window(lake)
+    assert log.read(["prediction_id", "endpoint"]).height == 57
+    assert sorted(log.unreadable) == [paths[7]]
+    assert compact_log(lake).parts == 19
+    compact_log(lake, MUCH_LATER)
+    assert parts_of(lake) == [paths[7]]
+    assert len(ids(lake)) == 57
+
+
 def test_parts_stay_while_their_compacted_file_is_not_what_it_was(lake: Lake) -> None:
     write_day(lake, 40)
     compact_log(lake)
@@ -248,6 +285,35 @@ def test_killed_anywhere_and_again_it_goes_on(faults: FaultKit, tmp_path: Path, 
         compact_and_delete(root)
         assert (parts_of(lake), read(lake)) == ([], expected)
         assert sorted(compacted(lake)) == after
+
+
+def expire_the_day(root: Path) -> list[str]:
+    return expire(Lake(str(root / "lake")), ENDPOINT, NEXT.date())
+
+
+@pytest.mark.full
+def test_killed_while_a_day_goes_it_is_gone_the_next_time_and_nothing_is_read_twice(
+    faults: FaultKit, tmp_path: Path
+) -> None:
+    """Some of it compacted with its parts still there, some not; the next day stays."""
+    begun, root = tmp_path / "begun", tmp_path / "place"
+    lake = Lake(str(begun / "lake"))
+    write_day(lake, 17)
+    compact_log(lake)
+    write_day(lake, 2, start=17)
+    kept = write_part(lake, "one", 99, make_rows("one", range(500, 501), NEXT))
+    for gap in itertools.count():
+        shutil.copytree(begun, root)
+        outcome = faults.run(root, expire_the_day, root, death=Death(gap))
+        lake = Lake(str(root / "lake"))
+        with suppress(FileNotFoundError):  # an index whose file is gone
+            assert Counter(ids(lake)) <= Counter(names(*range(57)))
+        assert expire_the_day(root) in ([DAY.date().isoformat()], [])
+        assert [*lake.list("predictions"), *lake.list("predictions_compacted")] == [kept]
+        shutil.rmtree(root)
+        if outcome.stopped_at is None:
+            break
+    assert gap > 17
 
 
 def test_on_s3_it_is_the_same(s3: S3Store, lake: Lake) -> None:
@@ -327,6 +393,27 @@ def test_what_was_found_before_holds_after_and_is_not_made_again(tmp_path: Path)
     window = Interval(MONITORED, MONITORED + timedelta(hours=25))
     later = world.monitor(known_labels(rows), the_run=run(window))
     assert (later.predictions, later.metrics) == (1500, first.metrics)
+
+
+@pytest.mark.parametrize("name", ["notes", "2026-13-45", "20260302", ".ipynb_checkpoints"])
+def test_a_folder_that_is_no_day_is_in_nobodys_way(lake: Lake, name: str) -> None:
+    write_day(lake, 20)
+    other = Path(lake.root, "predictions", ENDPOINT, name, "some.parquet")
+    other.parent.mkdir()
+    other.write_bytes(b"of somebody else")
+    assert compact_log(lake).parts == 20
+    assert [part.number for part in sorted_parts(lake)] == list(range(20))
+    assert expire(lake, ENDPOINT, date(2027, 1, 1)) == [DAY.date().isoformat()]
+    assert other.exists()
+
+
+def test_a_damaged_index_is_named(lake: Lake) -> None:
+    write_day(lake, 20)
+    compact_log(lake)
+    (index, *_) = compacted(lake, ".json")
+    lake.write_bytes(index, b"{")
+    with pytest.raises(IntegrityError, match=f"{index} is damaged"):
+        window(lake)
 
 
 def test_whole_days_that_are_too_old_go(lake: Lake) -> None:

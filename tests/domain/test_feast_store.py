@@ -6,13 +6,16 @@ import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String
 
@@ -236,6 +239,42 @@ def test_times_may_be_named_as_they_are_mapped(tmp_path: Path) -> None:
     assert found[0].isna().tolist() == [False, False, True]
     assert [ratings.tolist()[:2] for ratings in found] == [[0.5, 1.0]] * 2
     assert pulled == [[0.5, 1.0]] * 2
+
+
+def test_entity_rows_may_be_a_frame_of_whatever_types(tmp_path: Path) -> None:
+    """Each row finds what is its own: texts that come again, are missing, or are categories; and any zone."""
+    rows = [
+        {"driver_id": key, "event_timestamp": hours(1), "created": hours(1), "rating": rating, "note": key}
+        for key, rating in (("a", 0.5), ("b", 0.75), ("7", 0.25))
+    ]
+    write(tmp_path, "trips", rows)
+    made = store(tmp_path, trips())
+    keys = ["a", None, "b", float("nan"), "c", "a", "7", "7"]
+    times = pd.Series([hours(2)] * len(keys))
+    zones = pd.Series([hours(2).astimezone(ZoneInfo(z)) for z in ("Asia/Tokyo", "UTC") * 4], dtype=object)
+    plain = pd.DataFrame({"driver_id": keys, "event_timestamp": times, "beside": ["x", "y"] * 4})
+    frames = {
+        "object": plain,
+        "category": plain.astype({"driver_id": "category", "beside": "category"}),
+        "string": plain.astype({"driver_id": "string"}),
+        "duplicated index": plain.set_axis([0, 0, 1, 1] * 2),
+        "without a zone": plain.assign(event_timestamp=times.dt.tz_localize(None)),
+        "another zone": plain.assign(event_timestamp=times.dt.tz_convert("Asia/Tokyo")),
+        "several zones": plain.assign(event_timestamp=zones),
+    }
+    for kind, frame in frames.items():
+        job = made.get_historical_features(entity_df=frame, features=["trips:rating", "trips:note"])
+        found = job.to_df()
+        assert found["note"].tolist() == ["a", None, "b", None, None, "a", "7", "7"], kind
+        assert found["rating"].fillna(0).tolist() == [0.5, 0, 0.75, 0, 0, 0.5, 0.25, 0.25], kind
+        assert found["beside"].tolist() == ["x", "y"] * 4, kind
+        pd.testing.assert_frame_equal(found, RetrievalJob.to_df(job))
+        found.loc[0, ["beside", "rating"]] = "y", 0.0  # nobody else's, and not read-only
+        assert job.to_df()["beside"].tolist() == frame["beside"].tolist() == ["x", "y"] * 4
+    mixed = plain.assign(driver_id=["a", 7] * 4)
+    job = made.get_historical_features(entity_df=mixed, features=["trips:rating"])
+    with pytest.raises(pa.ArrowException, match="driver_id"):
+        job.to_df()
 
 
 def test_whatever_cannot_be_joined_is_said(tmp_path: Path) -> None:

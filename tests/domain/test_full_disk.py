@@ -6,19 +6,24 @@ filled before each stage: wholly, and then leaving room for some of what the sta
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from small_disk import SmallDisk, small_disk
-from small_model import DAY, START, land, write_model
+from small_model import DAY, START, land, readings, write_model
 from standing import Standing
 from training_world import attempt_at, collect
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.predictions import SCHEMA
+from ml_lifecycle.adapters.tables import write_parquet
 from ml_lifecycle.errors import LifecycleError
 from ml_lifecycle.ledger.database import Database
 from ml_lifecycle.ledger.ledger import Ledger
@@ -26,11 +31,16 @@ from ml_lifecycle.ledger.requests import RequestKey
 from ml_lifecycle.records import Interval, Run
 from ml_lifecycle.spec.folder import load_folder
 from ml_lifecycle.stages.approve import make_evidence, record_decision, request_approval
+from ml_lifecycle.stages.compact import compact
 from ml_lifecycle.stages.evaluate import evaluate
-from ml_lifecycle.stages.features import build_training_set
+from ml_lifecycle.stages.features import build_training_set, read_labels
 from ml_lifecycle.stages.ingest import ingest
+from ml_lifecycle.stages.monitor import monitor
 from ml_lifecycle.stages.online_features import materialise
 from ml_lifecycle.stages.register import register
+from ml_lifecycle.stages.replay_features import Offline
+from ml_lifecycle.stages.score import score_plan
+from ml_lifecycle.stages.score_partitions import plan_scoring
 from ml_lifecycle.stages.train import log_training, plan_training
 from ml_lifecycle.stages.validate import validate
 from ml_lifecycle.training.pod import run_attempt
@@ -72,6 +82,53 @@ def _request(life: Life) -> Any:
     return evidence
 
 
+def _monitor(life: Life) -> Any:
+    folder, snapshot, training = life.folder, life.records["ingest"], life.records["log"]
+    run = replace(RUN, interval=Interval(NOW - DAY, NOW))
+    labels = read_labels(folder, life.lake, snapshot)
+    return monitor(
+        folder.spec,
+        life.lake,
+        life.lake,
+        run,
+        lambda digest: training,
+        labels,
+        NOW,
+        offline=Offline(folder, snapshot),
+    )
+
+
+def log_a_day(lake: Lake) -> None:
+    """What an endpoint has answered by the end of the last day, as its server logs it."""
+    rows = readings(NOW - DAY, NOW)
+    asked = [json.dumps(row) for row in rows.select("load", "mode").to_dicts()]
+    logged = pl.DataFrame(
+        {
+            "prediction_id": [f"p{number}" for number in range(rows.height)],
+            "row": [0] * rows.height,
+            "received_at": rows["read_at"] + timedelta(minutes=1),
+            "event_time": rows["read_at"] + timedelta(minutes=1),
+            "entity_keys": [json.dumps({"machine_id": one}) for one in rows["machine_id"]],
+            "endpoint": ["small"] * rows.height,
+            "route_revision": [1] * rows.height,
+            "variant": ["champion"] * rows.height,
+            "returned": [True] * rows.height,
+            "model_version": ["1"] * rows.height,
+            "model_digest": ["of version 1"] * rows.height,
+            "features": asked,
+            "features_from": ["request"] * rows.height,
+            "outputs": [
+                json.dumps({"label": one > 0.5, "probabilities": [1 - one, one]}) for one in rows["load"]
+            ],
+            "score": rows["load"],
+            "latency_ms": [1.0] * rows.height,
+            "status": [200] * rows.height,
+        },
+        schema=SCHEMA,
+    )
+    write_parquet(lake, f"predictions/small/{NOW - DAY:%Y-%m-%d}/part-1.parquet", logged)
+
+
 KEY = RequestKey("small__promote", "candidate__v1", "approve")
 STAGES: dict[str, Callable[[Life], Any]] = {
     "ingest": lambda life: ingest(life.folder.spec, life.lake, RUN, contracts=life.folder.contracts),
@@ -92,6 +149,14 @@ STAGES: dict[str, Callable[[Life], Any]] = {
     "materialise": lambda life: materialise(
         life.folder, life.lake, life.records["ingest"], life.online_store
     ),
+    "plan scoring": lambda life: plan_scoring(
+        life.folder, life.lake, life.records["ingest"], life.records["log"].path, "1"
+    ),
+    "score": lambda life: score_plan(
+        life.folder, life.lake, life.records["plan scoring"], life.records["log"]
+    ),
+    "compact": lambda life: compact(life.lake, "small", NOW + 30 * DAY),
+    "monitor": _monitor,
 }
 
 
@@ -104,6 +169,7 @@ def life(tmp_path: Path) -> Iterator[Life]:
         land(Lake(str(tmp_path)), days=7)
         life = Life(tmp_path, disk)
         (tmp_path / "disk" / "lake").mkdir()
+        log_a_day(life.lake)
         life.database.migrate()
         life.standing()  # MLflow makes its tables
         yield life

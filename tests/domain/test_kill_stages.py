@@ -213,10 +213,10 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _steady(record: dict[str, Any] | None) -> dict[str, Any]:
-    """Without how long a training took, MLflow's random id, and how much a materialisation had left to do."""
+    """Without how long a training took, MLflow's random id, and what a materialisation found left to do."""
     unsteady = {"resources", "mlflow_run_id"}
     if record is not None and record["schema"] == Materialisation.schema:
-        unsteady |= {"rows", "since"}
+        unsteady |= {"rows", "since", "healed"}
     return {name: value for name, value in (record or {}).items() if name not in unsteady}
 
 

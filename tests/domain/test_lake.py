@@ -3,6 +3,7 @@
 import os
 import threading
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ml_lifecycle.adapters.lake import (
     safe_name,
     sha256,
 )
+from ml_lifecycle.adapters.local_files import no_room_said
 from ml_lifecycle.adapters.parquet import ROW_GROUP_ROWS, writing_parquet
 from ml_lifecycle.adapters.tables import write_parquet
 from ml_lifecycle.errors import IntegrityError, NoSpaceError, ServerUnavailableError, UnsafeNameError
@@ -114,6 +116,15 @@ def test_files_are_got_whole_or_refused(lake: Lake, tmp_path: Path) -> None:
         lake.get_file("a/nothing", local, "0000")
     with pytest.raises(NoSpaceError, match="no room for /dev/full"):
         lake.get_file("a/large", "/dev/full", sha256(content))
+
+
+@pytest.mark.parametrize("write", [pl.DataFrame.write_ipc, pl.DataFrame.write_parquet])
+def test_a_full_disk_is_told_whatever_writes(write: Callable[[pl.DataFrame, str], None]) -> None:
+    """Polars raises errors of its own, or none with a number."""
+    with pytest.raises(NoSpaceError, match="no room for it: No space left on device"), no_room_said("it"):
+        write(pl.DataFrame({"number": range(10_000)}), "/dev/full")
+    with pytest.raises(FileNotFoundError), no_room_said("it"):
+        write(pl.DataFrame({"number": range(10)}), "/nowhere/file")
 
 
 def test_only_what_is_half_written_is_swept(lake: Lake) -> None:

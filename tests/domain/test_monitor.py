@@ -15,6 +15,7 @@ import pytest
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.predictions import SCHEMA, PredictionWindow
+from ml_lifecycle.errors import NoSpaceError
 from ml_lifecycle.governor import retraining_run_id
 from ml_lifecycle.profiles.profile import SCORE_COLUMN, Profile
 from ml_lifecycle.profiles.profiling import make_profile
@@ -642,3 +643,28 @@ def test_a_window_has_one_retraining_run():
     assert retraining_run_id("late", shifted) != retraining_run_id("late", WINDOW)
     elsewhere = Interval(WINDOW.start.astimezone(), WINDOW.end.astimezone())
     assert retraining_run_id("late", elsewhere) == retraining_run_id("late", WINDOW)
+
+
+class FullLake(Lake):
+    """Has no room for what is kept of stretches, of one kind."""
+
+    kind = ""
+
+    def write_bytes(self, path: str, data: bytes) -> str:
+        if "/stretches/" in path and self.kind in path:
+            raise NoSpaceError("no room")
+        return super().write_bytes(path, data)
+
+
+@pytest.mark.parametrize("kind", ["traffic", "answers", "profile", "replay"])
+def test_a_full_disk_is_no_finding(world: World, kind: str) -> None:
+    """It would stay one for ever: the window would not be measured again when there is room."""
+    rows = traffic(600, seed=2)
+    world.log(log_rows(rows))
+    lake, world.lake = world.lake, FullLake(world.lake.url)
+    world.lake.kind = kind
+    with pytest.raises(NoSpaceError):
+        world.monitor(known_labels(rows))
+    world.lake = lake
+    found = world.lake.read_json(world.monitor(known_labels(rows)).report_path)["findings"]
+    assert [one for one in found if one["error"]] == []

@@ -189,10 +189,7 @@ def named(batch: Batch) -> Batch:
     return Batch(f"{batch.name}{next(NUMBERS)}", *list(vars(batch).values())[1:])
 
 
-# Without shrinking, for which Great Expectations is too slow.
-@settings(max_examples=25, phases=[Phase.explicit, Phase.generate])
-@given(frame=frames(), older=frames(), contract=contracts())
-def test_any_contract_on_any_rows(
+def agree_on(
     expectations: Expectations, frame: pl.DataFrame, older: pl.DataFrame, contract: Contract
 ) -> None:
     columns = column_types(frame)
@@ -207,7 +204,24 @@ def test_any_contract_on_any_rows(
         compare(named(beside), expectations)
 
 
-@settings(max_examples=15, phases=[Phase.explicit, Phase.generate])
+# Without shrinking, for which Great Expectations is too slow.
+PHASES = [Phase.explicit, Phase.generate]
+
+
+@settings(max_examples=8, phases=PHASES)
+@given(frame=frames(), older=frames(), contract=contracts())
+def test_any_contract_on_any_rows(expectations: Expectations, **drawn: Any) -> None:
+    agree_on(expectations, **drawn)
+
+
+@pytest.mark.full
+@settings(max_examples=40, phases=PHASES)
+@given(frame=frames(), older=frames(), contract=contracts())
+def test_many_contracts_on_many_rows(expectations: Expectations, **drawn: Any) -> None:
+    agree_on(expectations, **drawn)
+
+
+@settings(max_examples=15, phases=PHASES)
 @given(data=st.data(), share=st.sampled_from((0, 0.25, 0.5)), kind=st.sampled_from(("integer", "string")))
 def test_values_of_another_table(
     expectations: Expectations, data: st.DataObject, share: float, kind: str

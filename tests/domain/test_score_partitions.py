@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
@@ -17,7 +18,7 @@ from ml_lifecycle.records import Interval, Run, Snapshot
 from ml_lifecycle.spec.folder import ModelFolder, load_folder
 from ml_lifecycle.stages.ingest import ingest
 from ml_lifecycle.stages.score_partitions import lake_partitions, plan_scoring, planned_partitions
-from ml_lifecycle.stages.scoring_rows import ScoringRows, build_scoring_rows, slice_rows
+from ml_lifecycle.stages.scoring_rows import ScoringRows, build_scoring_rows, entity_rows, slice_rows
 
 DAYS = 3
 ENDS = START + DAYS * DAY
@@ -61,6 +62,19 @@ def test_slices_read_one_by_one_are_the_rows_joined_at_once(world: World, rows: 
             parts = [reading.read(part) for part in slice_rows(*world, window, rows)]
         assert len(parts) > 1 or rows > whole.height
         assert pl.concat(parts).equals(whole, null_equal=True)
+
+
+@pytest.mark.parametrize("there", ['convert_time_zone("Asia/Kolkata")', "replace_time_zone(None)"])
+def test_moments_may_be_told_in_any_zone_or_none(tmp_path: Path, world: World, there: str) -> None:
+    """As those of labels may; without a zone they are UTC."""
+    shutil.copytree(world[0].path, tmp_path / "small")
+    file = tmp_path / "small" / "features.py"
+    told = f'"entities": readings.select("machine_id", asked.dt.{there})'
+    file.write_text(file.read_text().replace('"entities": readings.select("machine_id", asked)', told))
+    elsewhere = (load_folder(tmp_path / "small"), *world[1:])
+    window = Interval(START + 5 * HOUR, START + 9 * HOUR)
+    assert slice_rows(*elsewhere, window, 30) == slice_rows(*world, window, 30)
+    assert entity_rows(*elsewhere, window).equals(entity_rows(*world, window))
 
 
 def test_a_window_without_rows_has_no_slices(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ml_lifecycle.adapters.sorting import sorted_batches
+from ml_lifecycle.errors import NoSpaceError
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 moments = st.sampled_from([None, *(START + timedelta(hours=hour) for hour in range(3))])
@@ -46,4 +48,18 @@ def test_what_lies_on_disk_meanwhile_is_gone(tmp_path: Path, monkeypatch: pytest
     assert next(batches)["key"].to_list()[0] == 1
     assert list(tmp_path.iterdir())
     batches.close()  # type: ignore[attr-defined]  # it is a generator
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file may grow beyond some bytes: to its writer the same."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    rows = pl.LazyFrame({"key": range(10_000)})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, limits[1]))
+    try:
+        with pytest.raises(NoSpaceError, match=f"no room for {tmp_path}"):
+            list(sorted_batches(rows, ["key"], part_rows=5_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())

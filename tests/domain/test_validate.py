@@ -431,12 +431,14 @@ def test_data_docs_are_built_from_stored_reports(lake: Lake, tmp_path: Path) -> 
     site = tmp_path / "site"
     assert main(["validation", "docs", "demo", "--lake", lake.root, "--into", str(site)]) == 0
     assert "events.rows" in (site / "index.html").read_text()
-    pages = {page.name: page.read_text() for page in site.rglob("validations/**/*.html")}
-    assert "less than or equal to" in pages["events.rows.html"]
-    assert "119 unexpected values found" in pages["events.rows.html"]
-    assert "10 unexpected values found" in pages["events.rows.html"]  # of the 10th to the 19th
-    assert "events.id" in pages["events.references.id.html"]
-    assert not any("$PARAMETER" in page or "$mostly" in page for page in pages.values())
+    pages = [(page.name, page.read_text()) for page in site.rglob("validations/**/*.html")]
+    for shown in ("less than or equal to", "119 unexpected values", "10 unexpected values"):  # 10th to 19th
+        assert [shown in page for name, page in pages if name == "events.rows.html"] == [True, True]
+    assert ["events.id" in page for name, page in pages if name == "events.references.id.html"] == [
+        True,
+        True,
+    ]
+    assert not any("$PARAMETER" in page or "$mostly" in page for _, page in pages)
 
 
 def test_data_docs_need_a_validation(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,13 +45,19 @@ def server(tmp_path_factory: pytest.TempPathFactory, built: dict[str, Built]) ->
     publish("refuses", "binary", 1, "1", columns=RULED, broken_rules="refuse")
     publish("secret", "binary", 1, "1", columns=SECRET, broken_rules="refuse")
     publish("packed", "regression", 1, "1", columns=ruled(NUMERIC, NUMBER, None), broken_rules="refuse")
+    publish("packed-secret", "regression", 1, "1", columns=ruled(NUMERIC, NUMBER, None, personal=True))
     publish("says", "regression", 1, "1", columns=ruled(NUMERIC, InputRules("numbers.a", "float"), None))
     port = free_port()
     running = Server(publish.lake, "--grpc-port", str(port))
     try:
         with running.client() as client:
             wait_until(
-                lambda: all(map(client.ready, ("plain", "reports", "refuses", "secret", "packed", "says")))
+                lambda: all(
+                    map(
+                        client.ready,
+                        ("plain", "reports", "refuses", "secret", "packed", "packed-secret", "says"),
+                    )
+                )
             )
         yield running, port
     finally:
@@ -191,6 +197,31 @@ def test_personal_values_are_masked(http: httpx.Client) -> None:
     assert error.endswith("(allowed_values of flights.carrier in the model's contract), got ***")
     error = infer(http, "secret", rows(("AA", 777.0, 1))).json()["error"]
     assert error.endswith("(range of weather.wind in the model's contract), got ***")
+
+
+@pytest.mark.parametrize(
+    ("carrier", "wind", "hour", "kind"),
+    [
+        (4242, 1.0, 1, "INT64"),
+        ("AA", "4242", 1, "INT64"),
+        ("AA", 1.0, "4242", "INT64"),
+        ("AA", 1.0, 4242, "INT8"),
+    ],
+)
+def test_personal_values_of_a_wrong_type_are_masked(
+    http: httpx.Client, carrier: Any, wind: Any, hour: Any, kind: str
+) -> None:
+    request = rows((carrier, wind, hour))
+    request["inputs"][2]["datatype"] = kind
+    answer = infer(http, "secret", request)
+    assert (answer.status_code, "***" in answer.json()["error"]) == (400, True)
+    assert "4242" not in answer.text
+
+
+def test_personal_values_of_a_packed_tensor_are_masked(http: httpx.Client) -> None:
+    tensor: dict[str, Any] = {"name": "rows", "datatype": "FP32", "shape": [1, 2], "data": ["4242", 0.5]}
+    error = infer(http, "packed-secret", {"inputs": [tensor]}).json()["error"]
+    assert error == "column 'a' (from the request), row 0: expected a number, got ***"
 
 
 def binary(wind: float, hour: int) -> tuple[bytes, dict[str, str]]:

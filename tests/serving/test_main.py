@@ -58,6 +58,17 @@ def test_the_start_line_names_every_port(publisher: Publisher, start: Callable[.
     server = start(publisher.lake, "--grpc-port", "0")
     host, _, port = server.grpc.partition(":")
     assert host == "127.0.0.1"
+    socket.create_connection((host, int(port)), timeout=10).close()
+    assert server.stop() == 0
+
+
+@pytest.mark.full
+def test_who_connects_and_says_nothing_does_not_keep_it(
+    publisher: Publisher, start: Callable[..., Server]
+) -> None:
+    """gRPC waits 20 s for a first word."""
+    server = start(publisher.lake, "--grpc-port", "0")
+    host, _, port = server.grpc.partition(":")
     with socket.create_connection((host, int(port)), timeout=10):
         assert server.stop() == 0
 

@@ -114,6 +114,8 @@ def join_as_of(
     for rows in _slices(entities, slice_rows or rows_within(SLICE_BYTES, width)):
         moments = rows.select(time).to_series()
         order = _Order.of(moments)
+        if order is not None:
+            moments = moments.gather(order.by_moment)
         found = [lookup.find(rows, moments, order) for lookup in lookups]
         yield pl.concat([rows, *found], how="horizontal")
 
@@ -201,11 +203,12 @@ class _Lookup:
         self._lifetime = table.lifetime
         self._held = held
         self._keys = {f"__key{number}": key for number, key in enumerate(table.keys)}
+        self._kinds = {key: _compared(schema[column], entities[key]) for key, column in table.keys.items()}
         self._event = in_microseconds(table.event, schema[table.event])
         self._within = _within(self._event, reach, table.lifetime)
         named = zip(self._keys, table.keys.items(), strict=True)
         self._columns = [
-            *(_as_key(column, schema[column], entities[key]).alias(name) for name, (key, column) in named),
+            *(_as_key(column, schema[column], self._kinds[key]).alias(name) for name, (key, column) in named),
             *(pl.col(column).alias(feature) for feature, column in table.features.items()),
             self._event.alias(_EVENT),
         ]
@@ -238,12 +241,11 @@ class _Lookup:
         return part.sort(self._order, maintain_order=True, nulls_last=False)
 
     def find(self, rows: pl.DataFrame, moments: pl.Series, order: _Order | None) -> pl.DataFrame:
-        """The features of each row, in the rows' order."""
-        asked = pl.DataFrame(
-            [*(rows[key].alias(name) for name, key in self._keys.items()), moments.alias(_MOMENT)]
-        )
+        """The features of each row, in the rows' order; ``moments`` are theirs, sorted."""
+        keys = [rows[key].cast(self._kinds[key]).alias(name) for name, key in self._keys.items()]
         if order is not None:
-            asked = asked[order.by_moment]
+            keys = [key.gather(order.by_moment) for key in keys]
+        asked = pl.DataFrame([*keys, moments.alias(_MOMENT)])
         first, last = asked.select(first=pl.col(_MOMENT).min(), last=pl.col(_MOMENT).max()).row(0)
         counting = [n for n, part in enumerate(self._parts) if part.counts(first, last, self._lifetime)]
         best: pl.DataFrame | None = None
@@ -286,11 +288,19 @@ class _Lookup:
         )
 
 
+def _compared(dtype: pl.DataType, wanted: pl.DataType) -> pl.DataType:
+    """What a table's key and that of entity rows are compared as: the latter's type, unless text is none."""
+    unread = dtype == pl.String and (wanted.is_temporal() or wanted == pl.Boolean)
+    return dtype if unread else wanted
+
+
 def _as_key(column: str, dtype: pl.DataType, wanted: pl.DataType) -> pl.Expr:
-    """A table's key in the type of the entity rows'; null where no entity row can have it."""
+    """A table's key in the type it is compared in; null where no entity row can have it."""
     key = pl.col(column)
     if dtype.is_float() and wanted.is_integer():
         key = pl.when(key == key.floor()).then(key)
+    if isinstance(wanted, pl.Enum):  # of numbers it would take the text of that number
+        key = key.cast(pl.String, strict=False)
     return key.cast(wanted, strict=False)
 
 

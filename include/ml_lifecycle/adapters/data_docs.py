@@ -49,13 +49,18 @@ def stored_reports(lake: Lake, model: str, last: int) -> list[StoredReport]:
     return sorted(reports, key=lambda report: report.as_of)[-last:]
 
 
-def _with_named_sets(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report with sets that are handed over when a suite runs as their names: pages know no such sets."""
+def _shown(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report as pages can show it.
+
+    They know no sets that are handed over when a suite runs, and make a gap of a share of all rows.
+    """
     shown = deepcopy(dict(report))
     for outcome in shown["results"]:
         given = outcome["expectation_config"]["kwargs"]
         if isinstance(named := given.get("value_set"), dict):
             given["value_set"] = list(named.values())
+        if given.get("mostly") == 1:
+            del given["mostly"]
     return shown
 
 
@@ -74,7 +79,7 @@ def build_data_docs(reports: Iterable[StoredReport], folder: Path) -> Path:
         for name, value in report.batches.items():
             if not value:
                 continue  # no rule of it could be computed
-            result = expectationSuiteValidationResultSchema.load(_with_named_sets(value))
+            result = expectationSuiteValidationResultSchema.load(_shown(value))
             result.meta["run_id"] = run
             key = ValidationResultIdentifier(ExpectationSuiteIdentifier(name), run, name)
             context.validation_results_store.set(key, result)

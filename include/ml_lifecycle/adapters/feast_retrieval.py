@@ -16,7 +16,7 @@ from feast import FileSource, OnDemandFeatureView
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
-from feast.saved_dataset import SavedDatasetStorage
+from feast.saved_dataset import SavedDatasetStorage, ValidationReference
 from feast.types import from_feast_to_pyarrow_type
 
 from ml_lifecycle.adapters.parquet import COMPRESSION, COMPRESSION_LEVEL, ROW_GROUP_ROWS
@@ -70,6 +70,17 @@ class AsOfRetrievalJob(RetrievalJob):  # type: ignore[misc]  # Feast has no type
             part = copy.copy(self)
             part._slices = partial(iter, [one])
             yield part.to_arrow()
+
+    def to_df(
+        self, validation_reference: ValidationReference | None = None, timeout: int | None = None
+    ) -> pd.DataFrame:
+        """The result as a pandas frame.
+
+        Feast's base copies it once more, which only columns need that would lie in Arrow's memory, read-only.
+        """
+        rows = self.to_arrow(validation_reference, timeout)
+        frame = rows.to_pandas()
+        return frame if all(map(_is_copied, rows.schema.types)) else frame.copy()
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         return pa.concat_tables(self._slices())
@@ -138,6 +149,12 @@ class AsOfRetrievalJob(RetrievalJob):  # type: ignore[misc]  # Feast has no type
         if path.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=uri)
         self.write(path)
+
+
+def _is_copied(kind: pa.DataType) -> bool:
+    """Whether pyarrow copies such a column into a frame; the codes of categories it does not."""
+    types = pa.types
+    return bool(types.is_primitive(kind) or types.is_string(kind) or types.is_large_string(kind))
 
 
 @contextmanager

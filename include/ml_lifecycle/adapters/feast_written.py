@@ -121,7 +121,7 @@ class OnlineWriter:
         """
         rows, events = {}, dict(written.newest)
         with self._available():
-            self._note([_BEGUN], written)
+            self._note([_BEGUN], replace(written, newest={}))  # those are known once it is done
             for view in stored_views(self._store):
                 now, *before = (
                     rows_of(view, one[view.name], written.as_of) for one in (newest, known) if one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -16,19 +17,30 @@ PIECE = 2**20
 # EFBIG: a limit on the size of files, as ulimit -f sets one.
 _NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
+_NUMBER_IN_WORDS = re.compile(r"\(os error (\d+)\)")
+
 
 @contextmanager
 def no_room_said(target: str | os.PathLike[str]) -> Iterator[None]:
     """:raises NoSpaceError: what is written within found the disk full. Retry: yes, when there is room."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
+    except Exception as error:
+        number = _errno(error)
+        if number not in _NO_ROOM:
             raise
         raise NoSpaceError(
-            f"no room for {os.fspath(target)}: {error.strerror}. "
+            f"no room for {os.fspath(target)}: {os.strerror(number)}. "
             "Nothing was changed; make room, then try again"
         ) from error
+
+
+def _errno(error: Exception) -> int:
+    """An error's number, 0 if it has none; Polars' tell it in words, whatever their type."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    said = _NUMBER_IN_WORDS.search(str(error))
+    return int(said[1]) if said is not None else 0
 
 
 def replace_file(full: str, content: BinaryIO) -> None:

@@ -32,6 +32,7 @@ import polars as pl
 from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.errors import IntegrityError
 from ml_lifecycle.records import Record, digest_of, from_json
 
 T = TypeVar("T")
@@ -45,10 +46,12 @@ STRETCH_BYTES = 64 * 2**20
 BATCH_BYTES = 16 * 2**20
 """Of the parts read at once; JSON text grows tenfold and more when it is unpacked."""
 
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+"""What reading a damaged part raises. A panic is no Exception: it would end whoever reads."""
+
 PARTS = "predictions"
 COMPACTED = "predictions_compacted"
 
-_DAY_NAME = re.compile(r"\d{4}-\d\d-\d\d")
 _PART_NAME = re.compile(r"(?P<first>\d{8}T\d{12})-(?P<server>.+)-(?P<number>\d{6,})-[0-9a-z]+\.parquet")
 
 
@@ -159,12 +162,13 @@ def list_day(lake: Lake, endpoint: str, day: str) -> LoggedDay:
     """List a day.
 
     :raises LakeFileMissingError: it was deleted meanwhile: it is older than the log is kept. Retry: yes.
+    :raises IntegrityError: an index is damaged. Retry: no.
     """
     parts = lake.sizes(f"{PARTS}/{endpoint}/{day}")  # before the indexes
     folder = f"{COMPACTED}/{endpoint}"
     paths = [path for path in lake.list(f"{folder}/{day}") if path.endswith(".json")]
     indexes = {
-        path.removeprefix(f"{folder}/").removesuffix(".json"): from_json(StretchIndex, json.loads(data))
+        path.removeprefix(f"{folder}/").removesuffix(".json"): _index(lake, path, data)
         for path, data in zip(paths, lake.read_all(paths), strict=True)
     }
     replaced: dict[str, Sequence[str]] = {}
@@ -173,6 +177,13 @@ def list_day(lake: Lake, endpoint: str, day: str) -> LoggedDay:
             named = (f"{PARTS}/{endpoint}/{day}/{part}" for part in part_table(lake, index)["name"])
             replaced[name] = [path for path in named if parts.pop(path, None) is not None]
     return LoggedDay(day, parts, indexes, replaced)
+
+
+def _index(lake: Lake, path: str, data: bytes) -> StretchIndex:
+    try:
+        return from_json(StretchIndex, json.loads(data))
+    except ValueError as error:
+        raise IntegrityError(f"{lake.uri(path)} is damaged: {error}") from error
 
 
 def part_table(lake: Lake, index: StretchIndex) -> pl.DataFrame:
@@ -237,10 +248,17 @@ def _parsed(path: str, size: int, place: tuple[str, int, int] | None) -> Iterato
         yield Part(path, found["server"], int(found["number"]), first, size, place)
 
 
-def days(lake: Lake, endpoint: str) -> list[str]:
-    """The days that the log has folders of, in order."""
-    names = {name for root in (PARTS, COMPACTED) for name in lake.folders(f"{root}/{endpoint}")}
-    return sorted(name for name in names if _DAY_NAME.fullmatch(name))
+def days(lake: Lake, endpoint: str, roots: Sequence[str] = (PARTS, COMPACTED)) -> list[str]:
+    """The days that the log has folders of, in order; a folder that is none is somebody else's."""
+    names = {name for root in roots for name in lake.folders(f"{root}/{endpoint}")}
+    return sorted(filter(_is_day, names))
+
+
+def _is_day(name: str) -> bool:
+    try:
+        return date.fromisoformat(name).isoformat() == name
+    except ValueError:
+        return False
 
 
 def scan_parts(lake: Lake, parts: Iterable[Part]) -> pl.LazyFrame:

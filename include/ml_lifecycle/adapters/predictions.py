@@ -12,7 +12,13 @@ from datetime import UTC, timedelta
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.prediction_parts import BATCH_BYTES, STRETCH_BYTES, Stretch, list_day
+from ml_lifecycle.adapters.prediction_parts import (
+    BATCH_BYTES,
+    STRETCH_BYTES,
+    UNREADABLE,
+    Stretch,
+    list_day,
+)
 from ml_lifecycle.personal import told
 from ml_lifecycle.records import Interval
 
@@ -141,7 +147,7 @@ class PredictionWindow:
                 try:
                     if paths:
                         yield collect(paths)
-                except (pl.exceptions.PolarsError, OSError):
+                except (*UNREADABLE, OSError):
                     yield from self._one_by_one(paths, collect)
 
     def _one_by_one(
@@ -150,7 +156,7 @@ class PredictionWindow:
         for path in paths:
             try:
                 yield collect([path])
-            except pl.exceptions.PolarsError as error:
+            except UNREADABLE as error:
                 self.unreadable[path] = told(error)
 
 

@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from ml_lifecycle.adapters.as_of import rows_within
+from ml_lifecycle.adapters.local_files import no_room_said
 
 # Sorting takes a few times as much.
 _PART_BYTES = 96 * 2**20
@@ -28,6 +29,8 @@ def sorted_batches(
     """The rows by some columns, nulls first; those that are alike in them stay in the table's order.
 
     The rows of all batches and their order do not depend on the size; a batch may be empty.
+
+    :raises NoSpaceError: the local disk is full. Retry: yes, when there is room.
     """
     schema = rows.collect_schema()
     size = part_rows or rows_within(_PART_BYTES, schema.dtypes())
@@ -67,9 +70,12 @@ def _sorted_run(
 
 
 def write_run(path: str, run: pl.DataFrame, cuts: Sequence[int]) -> None:
-    """Put rows on disk, those between two cuts as one Arrow batch."""
+    """Put rows on disk, those between two cuts as one Arrow batch.
+
+    :raises NoSpaceError: the disk is full. Retry: yes, when there is room.
+    """
     (rows,) = run.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks().to_batches()
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
+    with no_room_said(path), pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
         for first, last in pairwise([0, *cuts, run.height]):
             writer.write_batch(rows.slice(first, last - first))
 

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.prediction_parts import Part, alike, cut, scan_parts
+from ml_lifecycle.adapters.prediction_parts import UNREADABLE, Part, alike, cut, scan_parts
 from ml_lifecycle.delivery.judging import Observed, add_up
 from ml_lifecycle.delivery.sides import Apart, PairedScores, PairedShare
 from ml_lifecycle.delivery.step_log import (
@@ -201,11 +201,11 @@ def _collect(
         batch = [named[path] for path in paths]
         try:
             frames.append(_read(lake, batch, where, columns))
-        except pl.exceptions.PolarsError:
+        except UNREADABLE:
             for part in batch:
                 try:
                     frames.append(_read(lake, [part], where, columns))
-                except pl.exceptions.PolarsError:
+                except UNREADABLE:
                     unreadable.append(part.path)
     return pl.concat(frames), unreadable
 

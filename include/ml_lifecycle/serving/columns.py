@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_lifecycle.personal import MASK
 from ml_lifecycle.records import ColumnSpec
 from ml_lifecycle.serving.errors import BadRequestError
 from ml_lifecycle.serving.types import Values
@@ -162,9 +163,10 @@ def pack(values: Sequence[Any], specs: Sequence[ColumnSpec]) -> NDArray[np.float
     width = len(specs)
     if not set(map(type, values)) <= _NUMBERS:
         place, odd = next((at, value) for at, value in enumerate(values) if type(value) not in _NUMBERS)
+        spec = specs[place % width]
         raise BadRequestError(
-            f"column {specs[place % width].name!r} (from the request), row {place // width}: "
-            f"expected a number, got {shown(odd)}"
+            f"column {spec.name!r} (from the request), row {place // width}: "
+            f"expected a number, got {as_told(spec, odd)}"
         )
     return np.array(values, dtype=np.float64).reshape(-1, width)
 
@@ -234,7 +236,7 @@ def _whole(spec: ColumnSpec, values: NDArray[np.floating], origin: Origin) -> ND
         row = int(odd.argmax())
         raise BadRequestError(
             f"column {spec.name!r} ({where_from(origin)}), row {row}: expected a whole number of 64 bits, "
-            f"got {float(values[row])!r}"
+            f"got {as_told(spec, float(values[row]))}"
         )
     return values.astype(np.int64)
 
@@ -289,7 +291,7 @@ def _check_types(spec: ColumnSpec, values: Sequence[Any], origin: Origin) -> Non
         raise _null(spec, row, origin)
     raise BadRequestError(
         f"column {spec.name!r} ({where_from(origin)}), row {row}: expected {_EXPECTED[spec.type]}, "
-        f"got {shown(value)}"
+        f"got {as_told(spec, value)}"
     )
 
 
@@ -311,6 +313,11 @@ def _null(spec: ColumnSpec, row: int, origin: Origin) -> BadRequestError:
         f"column {spec.name!r} ({where_from(origin)}) is null in row {row}, and the model takes no null "
         f"there{hint}"
     )
+
+
+def as_told(spec: ColumnSpec, value: object) -> str:
+    """A value of a column, for an error: what is personal stands in none, of whatever type it was sent."""
+    return MASK if spec.personal else shown(value)
 
 
 def where_from(origin: Origin) -> str:

@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_lifecycle.delivery.route import Variant
-from ml_lifecycle.personal import MASK
 from ml_lifecycle.records import InputRules
 from ml_lifecycle.rules.inputs import ColumnRules
-from ml_lifecycle.serving.columns import Matrix, Table, where_from
+from ml_lifecycle.serving.columns import Matrix, Table, as_told, where_from
 from ml_lifecycle.serving.errors import BrokenRulesError
 from ml_lifecycle.serving.types import Broken
-from ml_lifecycle.shown import shown
 
 
 class InputChecks:
@@ -113,7 +111,7 @@ def _told(rules: ColumnRules, rule: str, mask: NDArray[np.bool_], table: Table) 
     given = table.given[rules.column.name]
     value = given[row].item() if isinstance(given, np.ndarray) else given[row]
     missing = value is None or value != value
-    got = "null" if missing else MASK if rules.column.personal else shown(value)
+    got = "null" if missing else as_told(rules.column, value)
     return (
         f"column {rules.column.name!r} ({where_from(table.origin)}), row {row}: expected "
         f"{rules.expected(rule)} ({rule} of {rules.rules.contract} in the model's contract), got {got}"

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ml_lifecycle.delivery.route import Variant
-from ml_lifecycle.serving.columns import Features, pack
+from ml_lifecycle.records import ColumnSpec
+from ml_lifecycle.serving.columns import Features, as_told, pack
 from ml_lifecycle.serving.errors import BadRequestError
 from ml_lifecycle.serving.packed import Packed
 from ml_lifecycle.serving.types import DATATYPES, Tensor, Values, announced
@@ -100,7 +101,7 @@ class Signature:
                 raise BadRequestError(
                     f"input {tensor.name!r} has shape {list(tensor.shape)}, a column is [rows] or [rows, 1]"
                 )
-            check_range(tensor)
+            check_range(tensor, column)
         order = tuple(given[column.name] for column in self.columns)
         kinds = tuple((tensor.name, tensor.datatype) for tensor in inputs)
         if all(kind not in _NARROW for _, kind in kinds):
@@ -158,14 +159,16 @@ _NARROW = {
 }
 
 
-def check_range(tensor: Tensor) -> None:
+def check_range(tensor: Tensor, column: ColumnSpec) -> None:
     """Whole numbers of a JSON tensor must fit its datatype; INT64's are checked where arrays are made."""
     if tensor.datatype not in _NARROW or isinstance(tensor.data, np.ndarray):
         return
     low, high = _NARROW[tensor.datatype]
     for row, value in enumerate(tensor.data):
         if type(value) is int and not low <= value <= high:
-            raise BadRequestError(f"input {tensor.name!r}, row {row}: {shown(value)} is no {tensor.datatype}")
+            raise BadRequestError(
+                f"input {tensor.name!r}, row {row}: {as_told(column, value)} is no {tensor.datatype}"
+            )
 
 
 def few(names: Sequence[str]) -> str:

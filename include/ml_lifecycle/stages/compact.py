@@ -84,7 +84,7 @@ def compact(
     :raises LakeFileMissingError: somebody deleted parts meanwhile. Retry: yes.
     """
     done = Compaction()
-    for day in reversed(lake.folders(f"{PARTS}/{endpoint}")):
+    for day in reversed(days(lake, endpoint, [PARTS])):
         listed = list_day(lake, endpoint, day)
         done += Compaction(deleted=_delete_replaced(lake, listed, now - grace))
         for stretch in _compactable(listed, now, stretch_bytes):
@@ -135,38 +135,24 @@ def _rewrite(
 def _read(lake: Lake, paths: Sequence[str]) -> tuple[Mapping[str, int], pl.DataFrame]:
     """The rows of parts, and how many each has; without those that cannot be read."""
     found = dict(zip(paths, lake.read_all(paths), strict=True))
-    try:
-        return _rows(found)
-    except pl.exceptions.PolarsError:
-        whole = {path: data for path, data in found.items() if _is_whole(data)}
-    try:
-        return _rows(whole)
-    except pl.exceptions.PolarsError:  # they do not fit together
-        return {}, pl.DataFrame()
+    rows = _rows(found)
+    if rows is None:
+        rows = _rows({path: data for path, data in found.items() if _rows({path: data}) is not None})
+    return rows or ({}, pl.DataFrame())  # else they do not fit together
 
 
-def _rows(parts: Mapping[str, bytes]) -> tuple[Mapping[str, int], pl.DataFrame]:
-    import pyarrow as pa
+def _rows(parts: Mapping[str, bytes]) -> tuple[Mapping[str, int], pl.DataFrame] | None:
+    """None if they cannot be read together."""
     import pyarrow.parquet as pq
 
     if not parts:
-        return {}, pl.DataFrame()
+        return None
     try:
         counts = {path: pq.read_metadata(BytesIO(data)).num_rows for path, data in parts.items()}
-    except pa.ArrowInvalid as error:
-        raise pl.exceptions.ComputeError(str(error)) from error
-    rows = pl.scan_parquet(list(parts.values())).collect().rechunk()
-    if rows.height != sum(counts.values()):
-        raise pl.exceptions.ComputeError(f"{rows.height} rows where {sum(counts.values())} should be")
-    return counts, rows
-
-
-def _is_whole(data: bytes) -> bool:
-    try:
-        pl.read_parquet(BytesIO(data))
-    except pl.exceptions.PolarsError:
-        return False
-    return True
+        rows = pl.scan_parquet(list(parts.values())).collect().rechunk()
+    except (Exception, pl.exceptions.PanicException):  # noqa: BLE001 - damaged bytes raise whatever you like
+        return None
+    return (counts, rows) if rows.height == sum(counts.values()) else None
 
 
 def _write(lake: Lake, path: str, rows: pl.DataFrame) -> CompactedFile:

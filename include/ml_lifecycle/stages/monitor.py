@@ -286,8 +286,8 @@ def _quality(window: _Window, known: KnownLabels) -> tuple[Quality | None, tuple
     served = served_rows(window.log, training.model_digest, spec.task, window.kept, stretches)
     try:
         quality = measure_quality(spec, window.lake, training, served, known, window.mature)
-    except OSError:
-        raise  # the lake is unreachable: a retry helps
+    except (OSError, NoSpaceError):
+        raise  # the lake is unreachable or full: a retry helps
     except Exception as error:  # noqa: BLE001 - a label that fits no class or key must not hide the drift
         rows, text = window.traffic.versions[0].rows, told(error)
         return None, tuple(Finding(metric, None, None, rows, error=text) for metric in METRICS[spec.task])

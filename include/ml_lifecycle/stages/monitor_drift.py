@@ -14,6 +14,7 @@ from ml_lifecycle.adapters import evidently
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.prediction_parts import Stretch
 from ml_lifecycle.adapters.predictions import MOMENT, PredictionWindow, as_text
+from ml_lifecycle.errors import NoSpaceError
 from ml_lifecycle.personal import told
 from ml_lifecycle.profiles.drift import drift_findings
 from ml_lifecycle.profiles.profile import (
@@ -74,8 +75,8 @@ def measure(
             *schema_findings(training.columns, sample["features"].to_list()),
             *drift_findings(reference, profile),
         )
-    except OSError:
-        raise  # the lake is unreachable: a retry helps
+    except (OSError, NoSpaceError):
+        raise  # the lake is unreachable or full: a retry helps
     except Exception as error:  # noqa: BLE001 - a broken reference or log is a finding, quality is still told
         return Drift((Finding("profile", None, None, 0, error=told(error)),))
     return Drift(found, profile, sample)
@@ -228,8 +229,8 @@ def write_report(
         training_set = from_json(TrainingSet, lake.read_json(training.training_set_path))
         reference = _training_sample(lake, training_set, training, known_segments(training, segments))
         report = evidently.drift_report(reference, sample, training.columns, findings)
-    except OSError:
-        raise  # the lake is unreachable: a retry helps
+    except (OSError, NoSpaceError):
+        raise  # the lake is unreachable or full: a retry helps
     except Exception as error:  # noqa: BLE001 - the page is to look at; its absence must not cost the findings
         text = f"no drift page: {told(error)}"
         return None, [Finding("evidently", None, None, sample.height, error=text)]

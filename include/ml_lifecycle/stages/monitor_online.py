@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import AwareDatetime
 
 from ml_lifecycle.adapters.lake import Lake, LakeFileMissingError
-from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.errors import LifecycleError, NoSpaceError
 from ml_lifecycle.personal import told
 from ml_lifecycle.records import Finding, Record, Snapshot, from_json
 from ml_lifecycle.spec.folder import ModelFolder
@@ -117,7 +117,7 @@ def _audit(folder: ModelFolder, lake: Lake, online_store: str, written: Written)
         return audit_online(folder, lake, snapshot, online_store, written.as_of, _SAMPLE)
     except LakeFileMissingError as error:  # the snapshot was let go of
         return str(error)
-    except OSError:
+    except (OSError, NoSpaceError):
         raise
     except Exception as error:  # noqa: BLE001 - it runs the user's code; all else must still be measured
         return told(error)

@@ -19,6 +19,7 @@ from ml_lifecycle.adapters import evidently
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.prediction_parts import Stretch
 from ml_lifecycle.adapters.predictions import SCHEMA, PredictionWindow
+from ml_lifecycle.errors import NoSpaceError
 from ml_lifecycle.evaluation.bands import ROWS, bounds
 from ml_lifecycle.evaluation.estimation import MIN_KNOWN, estimate, misses
 from ml_lifecycle.evaluation.totals import Totals
@@ -269,8 +270,8 @@ def _estimates(
             known = _holdout_answers(spec, lake, training)
         outputs = _outputs(spec.task, young, len(training.classes))
         estimates, wrong = estimate(outputs, known, names, seed=0), misses(known, names, seed=0)
-    except OSError:
-        raise  # the lake is unreachable: a retry helps
+    except (OSError, NoSpaceError):
+        raise  # the lake is unreachable or full: a retry helps
     except Exception as error:  # noqa: BLE001 - what cannot be estimated must not cost what is measured
         text = told(error)
         yield from (Finding(f"estimated_{name}", None, None, n, error=text) for name in names)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.predictions import PredictionWindow
-from ml_lifecycle.errors import LifecycleError
+from ml_lifecycle.errors import LifecycleError, NoSpaceError
 from ml_lifecycle.personal import masked, told
 from ml_lifecycle.records import Finding, Training
 from ml_lifecycle.spec.model import ModelSpec
@@ -75,8 +75,8 @@ def replay(
         found = [_first(one, number, features, models) for number, one in enumerate(rows)]
     except FileNotFoundError as error:  # there is a lake, and somebody took something out of it
         return Replayed(_failed(error, offline))
-    except OSError:
-        raise  # the lake is unreachable: a retry helps
+    except (OSError, NoSpaceError):
+        raise  # the lake is unreachable or full: a retry helps
     except Exception as error:  # noqa: BLE001 - it runs the user's code; all else must still be measured
         return Replayed(_failed(error, offline))
     return _tell(rows, found, features)

@@ -17,6 +17,7 @@ import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
 from ml_lifecycle.adapters.tables import TIMESTAMP
+from ml_lifecycle.errors import NoSpaceError
 from ml_lifecycle.personal import personal_columns
 from ml_lifecycle.records import Snapshot, Training
 from ml_lifecycle.spec.folder import ModelFolder
@@ -118,7 +119,7 @@ class OfflineFeatures:
                 continue
             try:
                 other = self._by(folder, suspects)
-            except OSError:
+            except (OSError, NoSpaceError):
                 raise
             except Exception:  # noqa: BLE001 - it explains nothing, and need not
                 continue
@@ -199,7 +200,7 @@ class _FeaturesBy:
             else:  # not kept: nobody else asks for them
                 frames = self._frames(self._now.snapshot)
             return self._compare(frames, asked)
-        except OSError:
+        except (OSError, NoSpaceError):
             raise
         except Exception:
             if today:
@@ -292,7 +293,7 @@ class _FeaturesBy:
             try:
                 self._compare(self._frames(snapshots[digest]), numbers)
                 self.unsettled.difference_update(numbers)
-            except OSError:
+            except (OSError, NoSpaceError):
                 raise
             except Exception:  # noqa: BLE001 - this code need not fit the columns that there were then
                 self.unsettled.update(numbers)

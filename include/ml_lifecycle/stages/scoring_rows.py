@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from ml_lifecycle.adapters.as_of import in_microseconds
 from ml_lifecycle.adapters.lake import Lake
-from ml_lifecycle.adapters.tables import TIMESTAMP
 from ml_lifecycle.errors import FeatureError
 from ml_lifecycle.records import ColumnSpec, Interval, RowSlice, Snapshot
 from ml_lifecycle.spec.folder import ModelFolder, load_module
@@ -79,9 +79,10 @@ def _entities(folder: ModelFolder, lake: Lake, snapshot: Snapshot, window: Inter
             f"tables() of features.py has no table {table!r} (features.entities in model.yaml), so it is not "
             f"known what to predict; it returns {sorted(made)}"
         )
-    moment = pl.col(MOMENT)
-    rows: pl.LazyFrame = made[table].filter(moment >= window.start, moment < window.end)
-    return rows.select(*labels.keys, moment.cast(TIMESTAMP))
+    rows: pl.LazyFrame = made[table]
+    moment = in_microseconds(MOMENT, rows.collect_schema().get(MOMENT))  # whatever zone they are in
+    within = rows.filter(moment >= window.start, moment < window.end)
+    return within.select(*labels.keys, moment)
 
 
 def build_scoring_rows(

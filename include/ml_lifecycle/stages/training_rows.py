@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from ml_lifecycle.adapters.lake import Lake
+from ml_lifecycle.adapters.local_files import no_room_said
 from ml_lifecycle.adapters.sorting import sorted_batches
 from ml_lifecycle.adapters.tables import TIMESTAMP
 from ml_lifecycle.errors import FeatureError
@@ -110,6 +111,7 @@ def labelled_rows(
     """The rows of a training as of a moment; they lie on the local disk within the block.
 
     :raises FeatureError: the table of labels lacks a column, or a span has no row. Retry: no.
+    :raises NoSpaceError: the local disk is full. Retry: yes, when there is room.
     """
     with (
         local_tables(lake, tables, [labels.table]) as path,
@@ -128,10 +130,11 @@ def labelled_rows(
                     labels.column, pl.col(labels.event_time).alias(MOMENT), *map(pl.col, labels.keys)
                 )
                 file = f"{files:06d}.parquet"
-                rows.write_parquet(kept / file, compression="lz4")
-                rows.select(*labels.keys, pl.col(MOMENT) - INSTANT).write_parquet(
-                    asked / file, compression="lz4"
-                )
+                with no_room_said(name):
+                    rows.write_parquet(kept / file, compression="lz4")
+                    rows.select(*labels.keys, pl.col(MOMENT) - INSTANT).write_parquet(
+                        asked / file, compression="lz4"
+                    )
                 heights[-1] += rows.height
                 files += 1
             if not heights[-1]:
