@@ -53,7 +53,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, route: Route) -> Iterator[M
     publish(lake, route)
     server = Server(lake)
     with server.client() as client:
-        assert wait_for(lambda: not_followed(client, route), 15, CLOCK) is None
+        assert wait_for(lambda: not_followed(client, route), 15, CLOCK, print) is None
         yield client
     server.stop()
 

@@ -197,7 +197,9 @@ def test_editors_get_what_the_loader_checks() -> None:
     assert schema["$id"] == "urn:airflow-ml-lifecycle:model:1"
     labels = schema["$defs"]["Labels"]
     assert labels["description"] == "What is predicted, and when it becomes known."
-    assert labels["properties"]["column"]["description"] == "the label's column in it"
+    assert labels["properties"]["column"]["description"] == (
+        "the label's column in it; a label whose newest revision is null is unknown from then on"
+    )
     assert labels["properties"]["delay"]["default"] == "0s"
     assert schema["properties"]["delivery"]["default"]["check_timeout"] == "1m"
     assert schema["properties"]["name"]["patternErrorMessage"].startswith("must be lower-case letters")
