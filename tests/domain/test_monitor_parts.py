@@ -145,6 +145,20 @@ def test_kept_or_not_a_window_has_the_same_findings(tmp_path: Path) -> None:
     assert found["kept"] == found["anew"]
 
 
+def test_a_torn_part_is_torn_for_whoever_reads_it(world: World) -> None:
+    """Two threads read a window: what one has met does not decide what the other, at its own pace, reads."""
+    part = world.log(log_rows(traffic(50, seed=6)))
+    log = PredictionWindow(world.served, "late", WINDOW)
+    other = log.beside()
+    part.write_bytes(bytes(len(part.read_bytes())))
+    assert log.read(["score"]).is_empty()
+    assert [name.rpartition("/")[2] for name in log.unreadable] == [part.name]
+    assert other.unreadable == {}
+    assert other.read(["score"]).is_empty()
+    assert other.unreadable == log.unreadable
+    assert other.beside().unreadable == log.unreadable
+
+
 def test_what_is_kept_of_days_long_past_is_deleted(world: World) -> None:
     old = "monitoring/late/stretches/2013-08-01/a-0000-traffic.parquet"
     world.lake.write_bytes(old, b"")

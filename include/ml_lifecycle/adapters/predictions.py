@@ -7,6 +7,7 @@ read as in schema 1, as JSON text, so that versions with other columns can stand
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from datetime import UTC, timedelta
 
 import polars as pl
@@ -79,6 +80,12 @@ class PredictionWindow:
         while day <= (window.end - timedelta(microseconds=1)).astimezone(UTC).date():
             self.stretches += list_day(lake, endpoint, day.isoformat()).stretches(stretch_bytes)
             day += timedelta(days=1)
+
+    def beside(self) -> PredictionWindow:
+        """The same rows, for another thread: what that cannot read it leaves out and names by itself."""
+        other = copy(self)
+        other.unreadable = {**self.unreadable}
+        return other
 
     @property
     def parts(self) -> int:

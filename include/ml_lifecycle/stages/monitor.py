@@ -105,11 +105,14 @@ def monitor(
         if lake.exists(f"{path}/manifest.json"):
             return replace(from_json(Monitoring, lake.read_json(f"{path}/manifest.json")), run=run)
         window = _Window(spec, lake, log, kept, traffic, training, mature_until(spec.labels, run))
+        apart = log.beside()
         with ThreadPoolExecutor(1) as beside:  # much of both is NumPy's work, on one core
-            drift = beside.submit(_drift, window)
+            kept_apart = KeptFindings(lake, spec.name, apart)
+            drift = beside.submit(_drift, replace(window, log=apart, kept=kept_apart))
             quality, failed = _quality(window, known)
             replayed = monitor_replay.replay(spec, lake, environment_lake, log, kept, reference_for, offline)
     found = _Measured((*_traffic(window), *failed, *drift.result().findings), drift.result(), quality)
+    log.unreadable |= apart.unreadable
     pages, failures = _write_reports(spec, lake, path, training, found)
     if label_error is not None:
         failures.append(Finding("labels", None, None, 0, error=label_error))
@@ -296,7 +299,7 @@ def _quality(window: _Window, known: KnownLabels) -> tuple[Quality | None, tuple
 
 def _unreadable(log: PredictionWindow) -> Iterator[Finding]:
     if log.unreadable:
-        listed = "; ".join(f"{path}: {error}" for path, error in list(log.unreadable.items())[:3])
+        listed = "; ".join(f"{path}: {error}" for path, error in sorted(log.unreadable.items())[:3])
         text = f"{len(log.unreadable)} of {log.parts} parts of the log cannot be read: {listed}"
         yield Finding("unreadable_parts", None, float(len(log.unreadable)), log.parts, error=text)
 
