@@ -67,7 +67,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis server of the tests' own."""
     program = shutil.which("redis-server")
     if program is None:
-        pytest.skip("no redis-server")
+        pytest.skip("no redis-server on this machine: apt-get install redis-server")
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

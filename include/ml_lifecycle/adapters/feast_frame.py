@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,15 @@ class _Texts:
     numbers: pa.Array
     texts: pa.Array
 
+    @cached_property
+    def _step(self) -> int:
+        """How many rows' texts fit into an array, whichever they are."""
+        longest: int = pc.max(pc.binary_length(self.texts)).as_py()
+        return max(1, _ARRAY_BYTES // max(1, longest))
+
     def part(self, first: int, rows: int) -> pa.ChunkedArray:
-        longest = pc.max(pc.binary_length(self.texts)).as_py()
-        step = max(1, _ARRAY_BYTES // max(1, longest))
         end = first + rows
-        chunks = [self.numbers.slice(at, min(step, end - at)) for at in range(first, end, step)]
+        chunks = [self.numbers.slice(at, min(self._step, end - at)) for at in range(first, end, self._step)]
         return pa.chunked_array([self.texts.take(chunk) for chunk in chunks], pa.string())
 
     def key(self) -> pl.Series:

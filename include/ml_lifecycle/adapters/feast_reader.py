@@ -166,8 +166,10 @@ class OnlineReader:
         if as_of is None:
             return Found(values, {}, unknown, {})
         # What counts at a moment was known before it: as in training, Feast is asked an instant earlier.
-        moments = [as_of] * len(rows) if isinstance(as_of, datetime) else as_of
-        known = [microseconds(moment) - 1 for moment in moments]
+        if isinstance(as_of, datetime):
+            known = [microseconds(as_of) - 1] * len(rows)
+        else:
+            known = [microseconds(moment) - 1 for moment in as_of]
         stale, ages = self._expire(values, rows, known)
         return Found(values, stale, unknown, ages)
 

@@ -28,8 +28,9 @@ from ml_lifecycle.records import digest_of
 from ml_lifecycle.serving.pinned import METADATA, Pinned
 from ml_lifecycle.spec.sagemaker import SageMaker
 
-# A change takes minutes; AWS allows a few calls a second to all of an account.
 _log = logging.getLogger(__name__)
+
+# A change takes minutes; AWS allows a few calls a second to all of an account.
 _POLL_SECONDS = 5.0
 _NAME = 32  # so that with revision, role and digest it has no more than SageMaker's 63 characters
 
